@@ -1,0 +1,36 @@
+# `make demo` and `make test` need Python 3.10 to 3.12 and nothing else; they share one virtual environment.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test test-all lint lock clean
+
+demo: $(INSTALLED)
+	$(BIN)/python -m rearkit run recipes/mnist.toml
+
+test: $(INSTALLED) lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(INSTALLED) lint
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
+	touch $@
+
+# After a change of the dependencies: install the newest that their ranges allow, and pin what came.
+lock:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet '.[demo,dev]'
+	.venv-lock/bin/python -m pip freeze --exclude rearkit > constraints.txt
+	rm -r .venv-lock
+
+clean:
+	rm -rf $(VENV) .venv-lock build *.egg-info

@@ -1,0 +1,106 @@
+"""Decoding of `rearkit_alitok.backbone.AliTokAR`, a place at a time, over a static cache.
+
+What it does otherwise than the training forward, with the same result to rounding: linear layers are packed
+(`rearkit.PackedLinear`); keys and values lie in buffers of full length, and the single query needs no mask; the weights
+of the queries' and keys' norms are multiplied into the rotary table once. ``benchmarks/sampling_alitok.py`` measures
+the speed. As in rearkit's own backbone, on a CPU a row's result has the same bits in any batch: rows are padded to an
+even number, and attention is spelt out.
+
+Shapes: R rows (B, padded), T places, D width, H heads, h = D/H, V codes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rearkit import PackedLinear
+
+if TYPE_CHECKING:
+    from rearkit_alitok.backbone import AliTokAR, Attention, Block
+
+ALIGN = 16  # floats: a cache line, and AVX-512's vector
+
+
+class Decoder:
+    """A backbone's weights ready for decoding, and the keys and values of one batch.
+
+    Args:
+        backbone: its weights are taken as they are now.
+        batch: B.
+
+    Attributes:
+        keys: (layers, R, H, T, h), filled up to `length` places; ``values`` likewise.
+    """
+
+    def __init__(self, backbone: AliTokAR, batch: int) -> None:
+        self.batch, self.rows, self.length = batch, batch + batch % 2, 0
+        weight, places = backbone.embeddings.weight, 1 + backbone.space.num_tokens
+        self.blocks = [DecodingBlock(block, backbone.rotary_2Tp.to(weight.device)) for block in backbone.blocks]
+        self.norm, self.head = backbone.norm, PackedLinear(backbone.output)
+        self.keys = weight.new_empty(len(self.blocks), self.rows, backbone.num_heads, places, backbone.head_dim)
+        self.values = torch.empty_like(self.keys)
+        # Beyond the places so far, scores stay at -inf, so that a softmax over the whole row is one over those places.
+        width = -(-places // ALIGN) * ALIGN
+        self.scores = weight.new_full((self.rows * backbone.num_heads, 1, width), -torch.inf)
+
+    def advance(self, x_BD: Tensor) -> Tensor:
+        """Append a place, (B, D), the embedding of what stands there; return logits, (B, V)."""
+        x_RD = x_BD if self.batch == self.rows else torch.cat([x_BD, x_BD[-1:]])
+        for block, keys, values in zip(self.blocks, self.keys, self.values, strict=True):
+            x_RD = x_RD + block.proj(self._attend(block, block.norm1(x_RD), keys, values))
+            normed_RD = block.norm2(x_RD)
+            x_RD = x_RD + block.w2(F.silu(block.w1(normed_RD)) * block.w3(normed_RD))
+        self.length += 1
+        return self.head(self.norm(x_RD))[: self.batch]
+
+    def _attend(self, block: DecodingBlock, x_RD: Tensor, keys_RHTh: Tensor, values_RHTh: Tensor) -> Tensor:
+        """Attend from the newest place to itself and to those before it: (R, D) to (R, D)."""
+        R, H, _, h = keys_RHTh.shape
+        end = self.length + 1
+        qkv_R3Hh = block.qkv(x_RD).view(R, 3, H, h)
+        q_RHh, k_RHh = block.rotated(qkv_R3Hh[:, :2], self.length).unbind(1)
+        keys_RHTh[:, :, self.length] = k_RHh
+        values_RHTh[:, :, self.length] = qkv_R3Hh[:, 2]
+        if x_RD.device.type != "cpu":
+            keys, values = keys_RHTh[:, :, :end], values_RHTh[:, :, :end]
+            return F.scaled_dot_product_attention(q_RHh[:, :, None], keys, values, scale=1.0).reshape(R, H * h)
+        keys, values = keys_RHTh.flatten(0, 1)[:, :end], values_RHTh.flatten(0, 1)[:, :end]
+        torch.bmm(q_RHh.reshape(R * H, 1, h), keys.transpose(1, 2), out=self.scores[:, :, :end])
+        return torch.bmm(self.scores.softmax(-1)[:, :, :end], values).view(R, H * h)
+
+
+class DecodingBlock:
+    """What a block does to one place, apart from attention itself: norms, packed linear layers, rotation."""
+
+    def __init__(self, block: Block, rotary_2Tp: Tensor) -> None:
+        attn, mlp = block.attn, block.mlp
+        self.norm1, self.norm2, self.eps = block.norm1, block.norm2, attn.q_norm.eps
+        self.qkv, self.proj = PackedLinear(attn.qkv), PackedLinear(attn.proj)
+        self.w1, self.w3, self.w2 = PackedLinear(mlp.w1), PackedLinear(mlp.w3), PackedLinear(mlp.w2)
+        self.own_T2h, self.neighbour_T2h = turning(attn, rotary_2Tp)
+
+    def rotated(self, qk_R2Hh: Tensor, place: int) -> Tensor:
+        """Normalise queries (scaled by 1/√h) and keys, (R, 2, H, h), and turn them to a place."""
+        normed_R2Hh = F.rms_norm(qk_R2Hh, qk_R2Hh.shape[-1:], eps=self.eps)
+        neighbours_R2Hh = normed_R2Hh.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+        own_21h, neighbour_21h = self.own_T2h[place][:, None], self.neighbour_T2h[place][:, None]
+        return torch.addcmul(normed_R2Hh * own_21h, neighbours_R2Hh, neighbour_21h)
+
+
+def turning(attn: Attention, rotary_2Tp: Tensor) -> tuple[Tensor, Tensor]:
+    """Fold norm weights, and the queries' 1/√h, into a rotary table.
+
+    Returns:
+        twice (T, 2, h), for queries and keys: what to multiply a channel by, and what its neighbour in the pair, before
+        both are added: ``x·w·cos ∓ x'·w'·sin``.
+    """
+    weight_2h = torch.stack([attn.q_norm.weight * attn.q_norm.weight.shape[0] ** -0.5, attn.k_norm.weight]).float()
+    swapped_2h = weight_2h.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    cosine_Th, sine_Th = rotary_2Tp.repeat_interleave(2, -1)
+    sign_h = torch.tensor([-1.0, 1.0], device=sine_Th.device).repeat(sine_Th.shape[1] // 2)
+    own_T2h, neighbour_T2h = cosine_Th[:, None] * weight_2h, (sine_Th * sign_h)[:, None] * swapped_2h
+    return own_T2h.type_as(attn.q_norm.weight), neighbour_T2h.type_as(attn.q_norm.weight)

@@ -1,0 +1,90 @@
+"""TiTok (Yu et al. 2024, "An image is worth 32 tokens for reconstruction and generation"): tokens without a grid.
+
+Shapes: B batch, R image side, g patches a side, N tokens, V codes, Z their width, K pixel codes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rearkit import MaskGITVQGANDecoder, VectorQuantizer
+from rearkit_titok.settings import TiTokSettings
+from rearkit_titok.vit import Decoder, Encoder
+
+
+class TiTok(nn.Module):
+    """The tokenizer; see `rearkit.contracts.FittableTokenizer`."""
+
+    aimed: Tensor
+
+    def __init__(self, settings: TiTokSettings) -> None:
+        super().__init__()
+        self.image_size, self.num_tokens = settings.image_size, settings.num_tokens
+        self.codebook_size, self.embedding_dim = settings.codebook_size, settings.embedding_dim
+        width = settings.vit[0]
+        self.latent_tokens = nn.Parameter(width**-0.5 * torch.randn(settings.num_tokens, width))
+        self.encoder = Encoder(settings)
+        self.quantize = VectorQuantizer(
+            settings.codebook_size, settings.embedding_dim, settings.codebook_decay, normalised=True
+        )
+        self.register_buffer("aimed", torch.tensor(False), persistent=False)  # a fit's own checkpoint has it
+        self.decoder = Decoder(settings)
+        self.pixel_quantize = nn.ModuleDict(
+            {"embedding": nn.Embedding(settings.pixel_codebook_size, settings.pixel_embedding_dim)}
+        )
+        self.pixel_decoder = MaskGITVQGANDecoder(
+            settings.pixel_embedding_dim,
+            settings.pixel_hidden_channels,
+            settings.pixel_channel_mult,
+            settings.pixel_res_blocks,
+            settings.pixel_norm_groups,
+        )
+
+    def encode(self, images_B3RR: Tensor) -> Tensor:
+        """(B, 3, R, R) float32 in [0, 1] to (B, N) int64."""
+        return self.quantize.nearest(self.features(images_B3RR)[:, :, 0].transpose(1, 2))
+
+    def decode(self, tokens_BN: Tensor) -> Tensor:
+        """(B, N) int64 to (B, 3, R, R) float32, clamped to [0, 1]."""
+        return self.paint(self.pixel_logits(self.codebook()[tokens_BN])).clamp(0, 1)
+
+    def codebook(self) -> Tensor:
+        """(V, Z) float32, every row of length 1."""
+        return self.quantize.codebook()
+
+    def features(self, images_B3RR: Tensor) -> Tensor:
+        """(B, 3, R, R) in [0, 1] to the encoder's output (B, Z, 1, N), neither scaled nor quantized."""
+        features: Tensor = self.encoder(images_B3RR, self.latent_tokens)
+        return features
+
+    def pixel_logits(self, codes_BNZ: Tensor) -> Tensor:
+        """(B, N, Z) code vectors to (B, K, g, g)."""
+        logits: Tensor = self.decoder(codes_BNZ)
+        return logits
+
+    def paint(self, logits_BKgg: Tensor) -> Tensor:
+        """(B, K, g, g) to (B, 3, R, R), not clamped: at each patch, the pixel codes' mean by softmax is decoded."""
+        weights_BKgg = logits_BKgg.softmax(dim=1)
+        mixed = torch.einsum("bkhw,kz->bzhw", weights_BKgg, self.pixel_quantize["embedding"].weight)
+        image: Tensor = self.pixel_decoder(mixed)
+        return image
+
+    def fit_loss(self, images_B3RR: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Fit codebook and decoder to a random encoder: mean squared and mean absolute error of the reconstruction.
+
+        The encoder stays as it is born, but for where its last layer points (`Encoder.aim`): trained by reconstruction
+        alone, it soon said the same of all images (tried at the sizes of mnist.toml). The published training differs:
+        the whole by cross-entropy to the codes of a trained MaskGIT VQGAN, then the decoder with a perceptual loss and
+        a GAN.
+        """
+        if not self.aimed:
+            self.encoder.aim(images_B3RR, self.latent_tokens)
+            self.aimed.fill_(True)
+        with torch.no_grad():
+            codes_BNZ, tokens_BN = self.quantize(self.features(images_B3RR)[:, :, 0].transpose(1, 2))
+        reconstruction = self.paint(self.pixel_logits(codes_BNZ))
+        squared, absolute = F.mse_loss(reconstruction, images_B3RR), F.l1_loss(reconstruction, images_B3RR)
+        parts = {"squared": squared, "absolute": absolute, "codes_used": self.quantize.share_used(tokens_BN)}
+        return squared + absolute, parts

@@ -1,0 +1,104 @@
+"""rearkit: train visual autoregressive image models that agree with their tokenizer.
+
+The names below are the public API; they are imported on first use, so that ``import rearkit`` is quick and a plugin
+can be written against it without loading what it does not need.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Component": "registry",
+    "hookimpl": "hookspecs",
+    "setting": "options",
+    "settings": "options",
+    "RearkitError": "errors",
+    "Recipe": "recipe",
+    "load_recipe": "recipe_files",
+    "Model": "model",
+    "build": "model",
+    "make": "model",
+    "TokenData": "data.tokens",
+    "ImageSet": "data.loader",
+    "load_images": "data.loader",
+    "fit_tokenizer": "tokenization.fit",
+    "tokenize": "tokenization.tokens",
+    "train": "training.loop",
+    "load_model": "training.stage",
+    "sample": "sampling.sampler",
+    "Sampler": "sampling.sampler",
+    "evaluate": "evaluation.scores",
+    "run": "pipeline",
+    "Objective": "objective",
+    "corrupt": "objective",
+    "capture": "objective",
+    "VectorQuantizer": "tokenizers.quantizer",
+    "MaskGITVQGANDecoder": "tokenizers.maskgit_vqgan",
+    "PackedLinear": "backbones.packed",
+}
+
+if TYPE_CHECKING:
+    from rearkit.backbones.packed import PackedLinear
+    from rearkit.data.loader import ImageSet, load_images
+    from rearkit.data.tokens import TokenData
+    from rearkit.errors import RearkitError
+    from rearkit.evaluation.scores import evaluate
+    from rearkit.hookspecs import hookimpl
+    from rearkit.model import Model, build, make
+    from rearkit.objective import Objective, capture, corrupt
+    from rearkit.options import setting, settings
+    from rearkit.pipeline import run
+    from rearkit.recipe import Recipe
+    from rearkit.recipe_files import load_recipe
+    from rearkit.registry import Component
+    from rearkit.sampling.sampler import Sampler, sample
+    from rearkit.tokenization.fit import fit_tokenizer
+    from rearkit.tokenization.tokens import tokenize
+    from rearkit.tokenizers.maskgit_vqgan import MaskGITVQGANDecoder
+    from rearkit.tokenizers.quantizer import VectorQuantizer
+    from rearkit.training.loop import train
+    from rearkit.training.stage import load_model
+
+__all__ = [
+    "Component",
+    "ImageSet",
+    "MaskGITVQGANDecoder",
+    "Model",
+    "Objective",
+    "PackedLinear",
+    "RearkitError",
+    "Recipe",
+    "Sampler",
+    "TokenData",
+    "VectorQuantizer",
+    "build",
+    "capture",
+    "corrupt",
+    "evaluate",
+    "fit_tokenizer",
+    "hookimpl",
+    "load_images",
+    "load_model",
+    "load_recipe",
+    "make",
+    "run",
+    "sample",
+    "setting",
+    "settings",
+    "tokenize",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"rearkit.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'rearkit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,159 @@
+"""Decoding of `rearkit.backbones.dit_ar.DiTAR`, a place at a time, over a static cache.
+
+What it does otherwise than the training forward, with the same result to rounding (``benchmarks/sampling.py`` has the
+effect of each):
+
+- Modulations depend on class and place only. They are computed for many places ahead, in one product per layer, once
+  for each distinct class: a third of a block's weights is then read every hundred places instead of at every one.
+- Linear layers are packed (`rearkit.backbones.packed`).
+- Keys and values lie in buffers of full length; the single query needs no mask.
+- Only places that predict a token pass the head.
+
+On a CPU, a row's result has the same bits whatever else is in the batch and however many threads compute it, where D is
+a multiple of 16. So rows are padded to an even number, and attention is spelt out over aligned buffers:
+`F.scaled_dot_product_attention` uses scratch memory whose alignment, and with it the rounding, differs from thread to
+thread. On CUDA, that function is used, for its flash kernel.
+
+Shapes: R rows (B, padded), U distinct classes among them, P places ahead; the others as in `dit_ar`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rearkit.backbones.packed import PackedLinear
+
+if TYPE_CHECKING:
+    from rearkit.backbones.dit_ar import Block, DiTAR
+
+MODULATION_ROWS = 512  # rows of one product of modulations: enough for the GEMM, and 190 MB at the published S size
+ALIGN = 16  # floats: a cache line, and AVX-512's vector
+
+
+class Decoder:
+    """A backbone's weights ready for decoding, and the keys and values of one batch.
+
+    Args:
+        backbone: its weights are taken as they are now.
+        classes_B: (B,) int64 in [0, C].
+
+    Attributes:
+        keys: (layers, R, H, T rounded up, D/H), filled up to `length` places; ``values`` likewise.
+    """
+
+    def __init__(self, backbone: DiTAR, classes_B: Tensor) -> None:
+        self.batch, self.rows = len(classes_B), len(classes_B) + len(classes_B) % 2
+        self.heads, self.length = backbone.num_heads, 0
+        table_TD = (backbone.pos_embed + backbone.target_table())[0].detach()
+        self.place_TD, places = table_TD, len(table_TD)
+        self.blocks = [DecodingBlock(block) for block in backbone.blocks]  # type: ignore[arg-type]
+        self.final_eps = backbone.adaln_before_head.norm_final.eps
+        self.head = PackedLinear(backbone.lm_head)
+        self.modulations = Modulations(backbone, self._padded(classes_B))
+        # Zeros, since attention on a CPU multiplies places that are not there yet by a weight of zero.
+        self.keys = table_TD.new_zeros(backbone.num_layers, self.rows, self.heads, _aligned(places), backbone.head_dim)
+        self.values = torch.zeros_like(self.keys)
+
+    def advance(self, x_BD: Tensor, predict: bool = True) -> Tensor:
+        """Append a place.
+
+        Args:
+            x_BD: (B, D), what stands there, without its position.
+            predict: whether to return logits, (B, V); else nothing.
+        """
+        place = self.length
+        x_RD = self._padded(x_BD) + self.place_TD[place]
+        for layer, block in enumerate(self.blocks):
+            shift1, scale1, gate1, shift2, scale2, gate2 = self.modulations.at(place, layer).chunk(6, dim=-1)
+            attended = self._attend(block, torch.addcmul(shift1, block.norm1(x_RD), scale1), layer)
+            x_RD = torch.addcmul(x_RD, gate1, block.proj(attended))
+            hidden = block.fc1(torch.addcmul(shift2, block.norm2(x_RD), scale2))
+            x_RD = torch.addcmul(x_RD, gate2, block.fc2(hidden))
+        self.length += 1
+        if not predict:
+            return x_RD[:0]
+        scale, shift = self.modulations.at(place, len(self.blocks)).chunk(2, dim=-1)
+        normed = F.layer_norm(x_RD, x_RD.shape[1:], eps=self.final_eps)
+        return self.head(torch.addcmul(shift, normed, scale))[: self.batch]
+
+    def _attend(self, block: DecodingBlock, x_RD: Tensor, layer: int) -> Tensor:
+        """Attend from the newest place to itself and to those before it: (R, D) to (R, D)."""
+        R, D = x_RD.shape
+        H, end = self.heads, self.length + 1
+        q_RHd, k_RHd, v_RHd = block.qkv(x_RD).view(R, 3, H, D // H).unbind(1)
+        keys, values = self.keys[layer], self.values[layer]
+        keys[:, :, self.length] = block.k_norm(k_RHd)
+        values[:, :, self.length] = v_RHd
+        q_RHd = block.q_norm(q_RHd)
+        if x_RD.device.type != "cpu":
+            q_RH1d = q_RHd[:, :, None]
+            return F.scaled_dot_product_attention(q_RH1d, keys[:, :, :end], values[:, :, :end]).reshape(R, D)
+        keys, values = (cached.flatten(0, 1)[:, : _aligned(end)] for cached in (keys, values))
+        query = (q_RHd * (D // H) ** -0.5).view(R * H, 1, D // H)
+        scores = torch.bmm(query, keys.transpose(1, 2))
+        scores[:, :, end:] = -torch.inf
+        return torch.bmm(scores.softmax(-1), values).view(R, D)
+
+    def _padded(self, x: Tensor) -> Tensor:
+        """Repeat the last row where the number of rows is odd."""
+        return x if len(x) == self.rows else torch.cat([x, x[-1:]])
+
+
+def _aligned(places: int) -> int:
+    """Round up, so that each row of scores begins at a cache line."""
+    return -(-places // ALIGN) * ALIGN
+
+
+class DecodingBlock:
+    """What a block does to one place, apart from attention: its norms and its packed linear layers."""
+
+    def __init__(self, block: Block) -> None:
+        self.norm1, self.norm2 = block.norm1, block.norm2
+        self.q_norm, self.k_norm = block.attn.q_norm, block.attn.k_norm
+        self.qkv, self.proj = PackedLinear(block.attn.qkv), PackedLinear(block.attn.proj)
+        self.fc1, self.fc2 = PackedLinear(block.mlp.fc1, gelu=True), PackedLinear(block.mlp.fc2)
+
+
+class Modulations:
+    """The modulations of all layers and rows, computed for many places ahead.
+
+    Their scales have 1 added. On a CPU, rows of one class share theirs; elsewhere each row has its own, since to count
+    the distinct ones would make the device wait.
+    """
+
+    def __init__(self, backbone: DiTAR, classes_R: Tensor) -> None:
+        classes_U, self.row_R = classes_R, None
+        if classes_R.device.type == "cpu":
+            classes_U, self.row_R = classes_R.unique(return_inverse=True)
+        self.embedding_UD = backbone.embeddings(backbone.class_ids(classes_U))
+        self.place_TD = backbone.timesteps_embeddings[0].detach()
+        modulated: list[Any] = [*backbone.blocks, backbone.adaln_before_head]
+        self.products = [PackedLinear(module.adaLN_modulation[1]) for module in modulated]
+        self.ahead = max(1, MODULATION_ROWS // len(classes_U))
+        self.computed = range(0)
+        self.of_layer: list[Tensor] = []  # (P, U, 6·D) each, and (P, U, 2·D) for the last norm
+
+    def at(self, place: int, layer: int) -> Tensor:
+        """Modulations of the rows at a place in a layer; the layer past the last is the norm before the head."""
+        if place not in self.computed:
+            self._compute(place)
+        out_UM = self.of_layer[layer][place - self.computed.start]
+        return out_UM if self.row_R is None else out_UM.index_select(0, self.row_R)
+
+    def _compute(self, start: int) -> None:
+        end = min(start + self.ahead, len(self.place_TD))
+        self.of_layer.clear()  # before the next are made, or there would be room for two
+        places = end - start
+        U, D = self.embedding_UD.shape
+        condition = F.silu(self.place_TD[start:end, None] + self.embedding_UD).view(places * U, D)
+        for product in self.products:
+            out_PUM = product(condition).view(places, U, -1)
+            scales = (1, 4) if out_PUM.shape[-1] == 6 * D else (0,)
+            for part in scales:
+                out_PUM[:, :, part * D : (part + 1) * D] += 1
+            self.of_layer.append(out_PUM)
+        self.computed = range(start, end)

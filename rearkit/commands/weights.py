@@ -1,0 +1,20 @@
+"""``convert``: weights from one layout to another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--to", type=click.Choice(["rearkit", "published"]), required=True, help="Layout to write.")
+def convert(source: Path, target: Path, to: str) -> None:
+    """Translate weights SOURCE into TARGET, between rearkit's layout and the published one."""
+    from rearkit.plugins import registry
+    from rearkit.weights import convert
+
+    component = convert(source, target, to, registry().all())
+    click.echo(f"{target}: weights of {component.kind} {component.name} in the layout of {to}")

@@ -1,0 +1,118 @@
+"""``comparison.html``: one self-contained page that shows runs side by side."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from rearkit.comparison.table import Group, Table, make_table
+from rearkit.diagnosis.diagnose import read_diagnosis
+from rearkit.diagnosis.show import charts as diagnosis_charts
+from rearkit.diagnosis.show import summary
+from rearkit.evaluation.charts import Chart, Series, draw
+from rearkit.evaluation.report import sample_grid
+from rearkit.files import write_text
+from rearkit.recipe_files import load_recipe, recipe_to_dict
+from rearkit.stages import RunFolder
+from rearkit.training.logs import read_log
+
+PAGE = "comparison.html"
+CURVES = (
+    ("held_out/cross_entropy", "Held-out cross-entropy", "nats per token, clean context", False),
+    ("held_out/accuracy", "Held-out accuracy", "share of tokens whose likeliest code is right", True),
+)
+
+
+def write_page(groups: Sequence[Group], path: Path, title: str, published_as: str = "published") -> Table:
+    """Write the page of groups of runs, and return its table of scores.
+
+    Args:
+        groups: in the order to show them.
+        path: of the page.
+        title: of the page.
+        published_as: what the groups' published figures are.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader("rearkit", name) for name in ("comparison", "evaluation")]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    table = make_table(groups, published_as)
+    write_text(path, environment.get_template("comparison.html.j2").render(gather(groups, table, title)))
+    return table
+
+
+def gather(groups: Sequence[Group], table: Table, title: str) -> dict[str, Any]:
+    """Collect what the template shows; a part that no run has is empty."""
+    diagnoses = {group.name: [d for f in group.folders if (d := read_diagnosis(f)) is not None] for group in groups}
+    diagnoses = {name: found for name, found in diagnoses.items() if found}
+    return {
+        "title": title,
+        "written": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "runs": sum(len(group.folders) for group in groups),
+        "groups": [group.name for group in groups],
+        "several": any(len(group.folders) > 1 for group in groups),
+        "table": table,
+        "differences": differences(groups),
+        "curves": [_drawn(chart) for chart in _curves(groups)],
+        "samples": [
+            {"label": group.name, "picture": picture}
+            for group in groups
+            if group.folders and (picture := sample_grid(group.folders[0])) is not None
+        ],
+        "diagnosis": [_drawn(chart) for chart in diagnosis_charts(diagnoses)] if diagnoses else [],
+        "diagnosed": list(diagnoses),
+        "diagnosis_rows": summary(diagnoses),
+    }
+
+
+def differences(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
+    """The recipes' keys that differ between groups, with the value of each; seeds, names and places aside."""
+    recipes = [
+        _flat(recipe_to_dict(load_recipe(group.folders[0].path / "recipe.toml"))) for group in groups if group.folders
+    ]
+    keys = list(dict.fromkeys(key for recipe in recipes for key in recipe))
+    own = ("name", "train.seed", "sample.seed")
+    told = [(key, [recipe.get(key, "–") for recipe in recipes]) for key in keys if key not in own]
+    return [(key, values) for key, values in told if len(set(values)) > 1]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, str]:
+    if isinstance(value, Mapping):
+        items = [(str(key), item) for key, item in value.items()]
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        items = [(str(index), item) for index, item in enumerate(value)]
+    else:
+        return {prefix: str(value)}
+    return {key: text for name, item in items for key, text in _flat(item, f"{prefix}.{name}".lstrip(".")).items()}
+
+
+def _curves(groups: Sequence[Group]) -> list[Chart]:
+    """Training curves, means over each group's runs at the steps that all of them logged."""
+    found = []
+    for key, title, unit, share in CURVES:
+        series = []
+        for group in groups:
+            logs = [_logged(folder, key) for folder in group.folders]
+            steps = sorted(set.intersection(*(set(log) for log in logs))) if logs else []
+            if steps:
+                means = tuple(statistics.fmean(log[step] for log in logs) for step in steps)
+                series.append(Series(group.name, tuple(steps), means))
+        if series:
+            found.append(Chart(title, unit, tuple(series), share))
+    return found
+
+
+def _logged(folder: RunFolder, key: str) -> dict[float, float]:
+    return {line["step"]: line[key] for line in read_log(folder.stage("train")) if key in line}
+
+
+def _drawn(chart: Chart) -> dict[str, Any]:
+    return {"chart": chart, "svg": draw(chart)}

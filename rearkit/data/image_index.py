@@ -1,0 +1,212 @@
+"""Where each image of the shards lies, so that any one can be read alone, in any order, by any process.
+
+Reading shards front to back ties the order of samples to the number of ranks and workers. With an index, the order is a
+function of seed and step, as for tokens: every sample of an epoch is seen once whatever the layout, also where that
+changes at a resume. What is held in memory are 20 bytes an image, mapped from a file.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO
+
+import attrs
+import numpy as np
+from webdataset.tariterators import base_plus_ext
+
+from rearkit.console import progress_bar, say
+from rearkit.data.fetching import FetchError, Retry, ShardCache, local_copy
+from rearkit.data.images import IMAGE_SUFFIXES, LOST, PATIENCE, UNFETCHED, BadSamples, checked_label
+from rearkit.errors import DataError
+from rearkit.files import replacing
+
+ROW = np.dtype([("offset", "<i8"), ("size", "<i8"), ("label", "<i4")])
+OPEN_FILES = 64  # of one process; systems allow a thousand
+
+
+@attrs.frozen(eq=False)
+class ImageIndex:
+    """The usable images of some shards.
+
+    Attributes:
+        shards: paths or URLs.
+        starts: (shards + 1,) where each shard's rows start, and where the last end.
+        rows: (images,) of `ROW`.
+    """
+
+    shards: list[str]
+    starts: np.ndarray
+    rows: np.ndarray
+
+    @classmethod
+    def open(cls, path: Path, counts: Mapping[str, int]) -> ImageIndex:
+        """Map an index that `write_index` wrote; ``counts`` is what it returned.
+
+        Raises:
+            DataError: it is missing or damaged.
+        """
+        starts = np.cumsum([0, *counts.values()])
+        try:
+            rows = np.load(path, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: index of images cannot be read ({error}); run the tokens stage again") from None
+        if rows.dtype != ROW or rows.shape != (starts[-1],):
+            raise DataError(f"{path}: index of images is of other shards; run the tokens stage again")
+        return cls(list(counts), starts, rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def shard_of(self, index: int) -> int:
+        """Return the number of the shard that an image is in."""
+        return int(np.searchsorted(self.starts, index, side="right")) - 1
+
+
+class ImageReader:
+    """Reads single images' bytes.
+
+    Args:
+        index: where they are.
+        cache: has remote shards at hand.
+    """
+
+    def __init__(self, index: ImageIndex, cache: ShardCache) -> None:
+        self.index, self.cache = index, cache
+        self._open: OrderedDict[int, int] = OrderedDict()  # shard → descriptor, the latest used last
+        self._process = os.getpid()
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        """Return the bytes of an image file and its class.
+
+        Raises:
+            DataError: it cannot be read; the message is a reason, for `BadSamples`.
+        """
+        row = self.index.rows[index]
+        try:
+            descriptor = self._descriptor(self.index.shard_of(index))
+            content = os.pread(descriptor, int(row["size"]), int(row["offset"]))
+        except FetchError:
+            raise DataError(UNFETCHED) from None
+        except OSError as error:
+            raise DataError(f"shard cannot be read: {error.strerror}") from None
+        if len(content) != row["size"]:
+            raise DataError("shard was cut off since it was indexed")
+        return content, int(row["label"])
+
+    def _descriptor(self, shard: int) -> int:
+        if self._process != os.getpid():  # forked: the descriptors are shared, the list of them is not
+            self._open, self._process = OrderedDict(), os.getpid()
+        if shard not in self._open:
+            self._open[shard] = self.cache.open(self.index.shards[shard])
+            if len(self._open) > OPEN_FILES:
+                os.close(self._open.popitem(last=False)[1])
+        self._open.move_to_end(shard)
+        return self._open[shard]
+
+
+def write_index(
+    path: Path, shards: Mapping[str, int], num_classes: int, bad: BadSamples, retry: Retry
+) -> dict[str, int]:
+    """Index the images of shards; what was indexed before a call was cut off is kept.
+
+    Args:
+        path: the ``.npy`` to write; the parts of it, one a shard, go beside it.
+        shards: paths or URLs with how many samples each should have; 0 where nobody knows.
+        num_classes: C; labels are checked against it.
+        bad: takes what has to be skipped.
+        retry: how often to try to fetch a shard that is remote.
+
+    Returns:
+        how many images of each shard can be used.
+    """
+    parts = [path.with_name(f"{path.stem}-{number:06d}.part.npy") for number in range(len(shards))]
+    with progress_bar("tokens: index of images", len(shards)) as bar:
+        for part, (shard, expected) in zip(parts, shards.items(), strict=True):
+            if part.is_file():
+                found = len(np.load(part))
+                bad.good += found
+                bad.skip(shard, "skipped before the stage was cut off", max(expected - found, 0))
+            else:
+                rows = _index(shard, expected, num_classes, bad, retry)
+                with replacing(part) as temporary, temporary.open("wb") as file:
+                    np.save(file, rows)
+            bar.advance(1)
+    counts = [len(np.load(part, mmap_mode="r")) for part in parts]
+    if not sum(counts):
+        raise DataError("[data.source]: no training images that can be used")
+    with replacing(path) as temporary:
+        whole = np.lib.format.open_memmap(temporary, "w+", ROW, (sum(counts),))
+        for part, end, count in zip(parts, np.cumsum(counts), counts, strict=True):
+            whole[end - count : end] = np.load(part)
+        whole.flush()
+    for part in parts:
+        part.unlink()
+    return dict(zip(shards, counts, strict=True))
+
+
+def _index(shard: str, expected: int, num_classes: int, bad: BadSamples, retry: Retry) -> np.ndarray:
+    try:
+        with local_copy(shard, retry) as path:
+            return _index_file(shard, path, expected, num_classes, bad)
+    except FetchError as error:
+        say(f"data: {shard} is passed over: {error}")
+        bad.skip(shard, UNFETCHED, expected or PATIENCE)
+        return np.empty(0, ROW)
+
+
+def _index_file(shard: str, path: Path, expected: int, num_classes: int, bad: BadSamples) -> np.ndarray:
+    rows: list[tuple[int, int, int]] = []
+    skipped: Counter[str] = Counter()
+    with path.open("rb") as file:
+        if file.read(2) == b"\x1f\x8b":
+            raise DataError(f"{shard}: compressed; images are read out of the middle of a shard, so unpack it first")
+        size, whole = path.stat().st_size, True
+        try:
+            for key, members in _samples(path):
+                try:
+                    rows.append(_row(file, members, size, num_classes))
+                except DataError as error:
+                    skipped[str(error)] += 1
+                    bad.skip(f"{shard} {key}", str(error))
+        except (tarfile.ReadError, OSError):
+            whole = False
+    bad.good += len(rows)
+    seen = len(rows) + skipped.total()
+    silent = (not whole or not seen) and not skipped
+    bad.skip(shard, LOST, max(expected - seen, 1 if silent else 0))
+    return np.array(rows, ROW)
+
+
+def _samples(path: Path) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
+    """Group the members of a shard as WebDataset does: those of one key follow one another."""
+    key, members = None, dict[str, tarfile.TarInfo]()
+    with tarfile.open(path, "r:") as archive:
+        for member in archive:
+            base, suffix = base_plus_ext(member.name)
+            if not member.isfile() or base is None:
+                continue
+            if base != key:
+                if key is not None:
+                    yield key, members
+                key, members = base, {}
+            members[suffix.lower()] = member
+            archive.members = []  # type: ignore[attr-defined]  # or it would hold them all
+    if key is not None:
+        yield key, members
+
+
+def _row(file: IO[bytes], members: Mapping[str, tarfile.TarInfo], size: int, num_classes: int) -> tuple[int, int, int]:
+    image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
+    if image is None:
+        raise DataError("no image in the sample")
+    if "cls" not in members:
+        raise DataError("no label in the sample")
+    label = members["cls"]
+    if max(image.offset_data + image.size, label.offset_data + label.size) > size:
+        raise DataError(LOST)
+    text = os.pread(file.fileno(), label.size, label.offset_data)
+    return image.offset_data, image.size, checked_label(text, num_classes)

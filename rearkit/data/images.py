@@ -1,0 +1,301 @@
+"""Image shards: WebDataset `.tar` files of images (.png, .jpg, …) and classes (.cls), written whole, read with care.
+
+A sample that cannot be used is counted and logged by shard, key and reason, and stops the run past a limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+import webdataset
+from PIL import Image
+from torch import Tensor
+
+from rearkit.console import say
+from rearkit.contracts import ImageSample
+from rearkit.data.fetching import FetchError, Retry, local_copy
+from rearkit.errors import DataError
+from rearkit.files import replacing, storage_errors
+
+IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
+PATIENCE = 100  # bad samples are judged against at least so many, so that one early one does not stop a run
+DEFAULT_RETRY = Retry()
+LOST, UNFETCHED = "lost with a damaged, truncated or empty shard", "lost with a shard that could not be fetched"
+
+
+class BadSamples:
+    """Counts what had to be skipped.
+
+    Args:
+        max_share: largest share of ``expected`` samples that may be skipped.
+        expected: how many samples the shards should hold; 0 where nobody knows.
+        log: file to which each skip is appended as a JSON line, once however often the shard is read.
+    """
+
+    def __init__(self, max_share: float, expected: int, log: Path | None = None) -> None:
+        self.max_share, self.expected, self.log = max_share, expected, log
+        self.reasons: Counter[str] = Counter()
+        self.good = 0
+        self._logged: set[str] = set()
+        if log is not None and log.is_file():
+            self._logged.update(log.read_text(encoding="utf-8").splitlines())
+
+    @property
+    def count(self) -> int:
+        """How many samples were skipped."""
+        return sum(self.reasons.values())
+
+    def skip(self, where: str, reason: str, samples: int = 1) -> None:
+        """Count ``samples`` as skipped.
+
+        Raises:
+            DataError: that is more than the limit.
+        """
+        if samples < 1:
+            return
+        self.reasons[reason] += samples
+        self._note(json.dumps({"where": where, "reason": reason, "samples": samples}))
+        limit = self.max_share * max(self.expected, self.good + self.count, PATIENCE)
+        if self.count > limit:
+            listed = ", ".join(f"{count} × {text}" for text, count in self.reasons.most_common())
+            raise DataError(
+                f"{where}: {reason}; {self.count} samples skipped ({listed}), more than the {self.max_share:.1%} that "
+                f"[data] max_bad_share allows" + (f"; all are listed in {self.log}" if self.log else "")
+            )
+
+    def _note(self, line: str) -> None:
+        if self.log is None or line in self._logged:
+            return
+        self._logged.add(line)
+        with storage_errors(self.log):
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+
+@attrs.frozen(eq=False)
+class ReadImage:
+    """One image as read: uint8 (3, R, R), its class, its key."""
+
+    image: Tensor
+    label: int
+    key: str
+
+
+def write_shards(
+    samples: Iterable[ImageSample], folder: Path, split: str, shard_size: int
+) -> Iterator[tuple[str, int]]:
+    """Write images into shards, each whole or not at all; shards that are there already are kept.
+
+    Yields:
+        path and number of samples of each shard.
+    """
+    chunk: list[ImageSample] = []
+    index = 0
+
+    def flush() -> tuple[str, int]:
+        path = folder / f"{split}-{index:06d}.tar"
+        if not path.is_file():
+            with replacing(path) as temporary, webdataset.TarWriter(str(temporary), mtime=0) as writer:
+                for sample in chunk:
+                    writer.write({"__key__": sample.key, **_encoded(sample), "cls": sample.label})
+        return str(path), len(chunk)
+
+    for sample in samples:
+        chunk.append(sample)
+        if len(chunk) == shard_size:
+            yield flush()
+            index, chunk = index + 1, []
+    if chunk:
+        yield flush()
+
+
+@attrs.frozen
+class ShardHeaders:
+    """What the headers of a shard tell without reading its images.
+
+    Attributes:
+        samples: labelled images; 0 for a shard that is not a local file.
+        whole: whether the shard is neither damaged nor truncated.
+        digest: of the names, sizes and times of its members, by which other content is noticed.
+    """
+
+    samples: int
+    whole: bool
+    digest: str
+
+
+def read_headers(shard: str) -> ShardHeaders:
+    """Read the headers of a shard; of one that is not a local file, nothing is known."""
+    if not Path(shard).is_file():
+        return ShardHeaders(0, True, "")
+    names: set[str] = set()
+    digest = hashlib.sha256()
+    end = 0
+    whole = True
+    try:
+        with tarfile.open(shard) as archive:
+            for member in archive:
+                names.add(member.name)
+                digest.update(f"{member.name} {member.size} {member.mtime}\n".encode("utf-8", "surrogateescape"))
+                end = member.offset_data + member.size
+        whole = Path(shard).stat().st_size >= end > 0
+    except (tarfile.ReadError, OSError):
+        whole = False
+    return ShardHeaders(sum(name.endswith(".cls") for name in names), whole, digest.hexdigest())
+
+
+def read_images(
+    shards: Sequence[str],
+    image_size: int,
+    num_classes: int,
+    bad: BadSamples,
+    expected: Mapping[str, int] | None = None,
+    shuffle: torch.Generator | None = None,
+    retry: Retry = DEFAULT_RETRY,
+) -> Iterator[ReadImage]:
+    """Read images once through, resized and cropped to a square.
+
+    Args:
+        shards: paths or URLs, in the order to read.
+        image_size: R.
+        num_classes: C; labels are checked against it.
+        bad: takes what has to be skipped.
+        expected: how many samples each shard should yield; fewer are counted as skipped.
+        shuffle: shuffles the shards and, within a window, the samples.
+        retry: how often to try to fetch a shard that is remote.
+    """
+    order = list(shards)
+    if shuffle is not None:
+        order = [order[i] for i in torch.randperm(len(order), generator=shuffle).tolist()]
+    counts = expected or {}
+    images = (image for shard in order for image in _read_shard(shard, image_size, num_classes, bad, counts, retry))
+    yield from images if shuffle is None else _shuffled(images, shuffle)
+
+
+def open_image(image: np.ndarray | Path) -> Image.Image:
+    """Make a picture of pixels, or of an image file."""
+    return Image.open(image) if isinstance(image, Path) else Image.fromarray(np.asarray(image))
+
+
+def center_crop(image: Image.Image, size: int) -> Tensor:
+    """Resize the shorter side to ``size`` and crop the middle; uint8 (3, size, size)."""
+    from torchvision.transforms import functional as transforms  # here, since it takes seconds to import
+
+    if image.size != (size, size):
+        image = transforms.resize(image, size, interpolation=transforms.InterpolationMode.BICUBIC, antialias=True)
+        image = transforms.center_crop(image, [size, size])
+    return transforms.pil_to_tensor(image.convert("RGB"))
+
+
+def _read_shard(
+    shard: str, image_size: int, num_classes: int, bad: BadSamples, expected: Mapping[str, int], retry: Retry
+) -> Iterator[ReadImage]:
+    with contextlib.ExitStack() as stack:
+        try:
+            path = stack.enter_context(local_copy(shard, retry))
+        except FetchError as error:
+            say(f"data: {shard} is passed over: {error}")
+            # Where nobody knows how many samples it has, it counts as so many that a loss of shards is noticed.
+            bad.skip(shard, UNFETCHED, expected.get(shard) or PATIENCE)
+            return
+        yield from _read_file(shard, path, image_size, num_classes, bad, expected)
+
+
+def _read_file(
+    shard: str, path: Path, image_size: int, num_classes: int, bad: BadSamples, expected: Mapping[str, int]
+) -> Iterator[ReadImage]:
+    errors: list[Exception] = []
+
+    def note(error: Exception) -> bool:
+        errors.append(error)
+        return len(errors) < PATIENCE  # a stream that only fails is given up
+
+    shards = webdataset.SimpleShardList([str(path)])
+    pipeline = webdataset.DataPipeline(shards, webdataset.tarfile_to_samples(handler=note))
+    seen, before = 0, bad.count
+    for sample in pipeline:
+        seen += 1
+        where = f"{shard} {sample['__key__']}"
+        try:
+            read = _decoded(sample, image_size, num_classes)
+        except DataError as error:
+            bad.skip(where, str(error))
+            continue
+        bad.good += 1
+        yield read
+    # A sample that the damage cut in two was skipped above; the damage itself counts where nothing else tells of it.
+    silent = (errors or not seen) and bad.count == before
+    lost = max(expected.get(shard, 0) - seen, 1 if silent else 0)
+    bad.skip(shard, LOST, lost)
+
+
+def _decoded(sample: Mapping[str, Any], image_size: int, num_classes: int) -> ReadImage:
+    suffix = next((suffix for suffix in IMAGE_SUFFIXES if suffix in sample), None)
+    if suffix is None:
+        raise DataError("no image in the sample")
+    if "cls" not in sample:
+        raise DataError("no label in the sample")
+    label = checked_label(sample["cls"], num_classes)
+    return ReadImage(decoded(sample[suffix], image_size), label, sample["__key__"])
+
+
+def checked_label(text: bytes, num_classes: int) -> int:
+    """Return the class that a ``.cls`` member holds.
+
+    Raises:
+        DataError: it holds none; the message is a reason, for `BadSamples`.
+    """
+    try:
+        label = int(text)
+    except ValueError:
+        raise DataError("label is not a whole number") from None
+    if not 0 <= label < num_classes:
+        raise DataError(f"label out of range 0 to {num_classes - 1}")
+    return label
+
+
+def decoded(content: bytes, size: int) -> Tensor:
+    """Decode an image file, resize and crop it to a square; uint8 (3, size, size).
+
+    Raises:
+        DataError: that cannot be done; the message is a reason, for `BadSamples`.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return center_crop(image.convert("RGB"), size)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise DataError("image cannot be decoded") from None
+
+
+def _encoded(sample: ImageSample) -> dict[str, bytes]:
+    """Bytes of an image file: a file's own, untouched, or the pixels as PNG."""
+    if isinstance(sample.image, Path):
+        return {sample.image.suffix.lower().removeprefix("."): sample.image.read_bytes()}
+    buffer = io.BytesIO()
+    open_image(sample.image).save(buffer, format="png")
+    return {"png": buffer.getvalue()}
+
+
+def _shuffled(images: Iterator[ReadImage], generator: torch.Generator, window: int = 2000) -> Iterator[ReadImage]:
+    held: list[ReadImage] = []
+    for image in images:
+        if len(held) < window:
+            held.append(image)
+            continue
+        index = int(torch.randint(window, (), generator=generator))
+        held[index], image = image, held[index]
+        yield image
+    for index in torch.randperm(len(held), generator=generator).tolist():
+        yield held[index]

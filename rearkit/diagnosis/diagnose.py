@@ -1,0 +1,146 @@
+"""From a run's folder to its diagnosis, ``diagnosis.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+from torch import Tensor
+
+from rearkit.console import say
+from rearkit.data.tokens import TokenData
+from rearkit.devices import resolve_device
+from rearkit.diagnosis.embedding import Awareness, LayerProbe, Recovery, awareness, probe_layers
+from rearkit.diagnosis.exposure import Batches, Prediction, under_own_draws, under_random_codes
+from rearkit.errors import RearkitError
+from rearkit.files import read_json, write_json
+from rearkit.model import Model, as_module
+from rearkit.recipe_files import load_recipe
+from rearkit.sampling.stage import NPZ
+from rearkit.stages import RunFolder
+from rearkit.tokenization.quality import survival
+from rearkit.tokenization.tokens import token_data
+from rearkit.training.stage import trained_model
+
+FILE = "diagnosis.json"
+BATCH = 32
+
+
+@attrs.frozen
+class Diagnosis:
+    """What `diagnose` measures.
+
+    Attributes:
+        images: held-out images it is measured on.
+        random_codes: prediction under contexts with random codes.
+        own_draws: prediction under contexts with the model's own draws.
+        awareness: of the codes' embeddings.
+        probes: one a block.
+        survival_real: share of the held-out images' tokens that come back from decoding and encoding again.
+        survival_generated: likewise of sampled tokens; None where there are no samples.
+    """
+
+    images: int
+    random_codes: tuple[Prediction, ...]
+    own_draws: tuple[Prediction, ...]
+    awareness: Awareness
+    probes: tuple[LayerProbe, ...]
+    survival_real: float
+    survival_generated: float | None
+
+
+class _Batches:
+    """A split's first images, in batches, as often as they are asked for."""
+
+    def __init__(self, data: TokenData, limit: int, device: torch.device) -> None:
+        self.data, self.count, self.device = data, min(limit, len(data)), device
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, self.count, BATCH):
+            tokens_BN, classes_B = self.data.take(range(start, min(start + BATCH, self.count)))
+            yield tokens_BN.to(self.device), classes_B.to(self.device)
+
+
+def diagnose(folder: RunFolder, max_images: int = 1000) -> Diagnosis:
+    """Diagnose a trained run; what was found before of the same weights and samples is read instead.
+
+    Args:
+        folder: of a run whose training is done.
+        max_images: images to measure on, and as many of the training images to fit probes on.
+
+    Raises:
+        RearkitError: there is no trained run, or it has no held-out images.
+    """
+    if folder.done("train") is None:
+        raise RearkitError(f"{folder.path}: no trained run; run: python -m rearkit run RECIPE --out {folder.path}")
+    of = {name: (folder.done(name) or {}).get("digest") for name in ("tokens", "train", "sample")}
+    of |= {"max_images": max_images}
+    known = read_json(folder.path / FILE)
+    if known is not None and known.get("of") == of:
+        return from_plain(known["diagnosis"])
+    say(f"{folder.path.name}: diagnosing")
+    recipe = load_recipe(folder.path / "recipe.toml")
+    held_out, train = token_data(folder, "held-out"), token_data(folder, "train")
+    if held_out is None or train is None:
+        raise RearkitError(f"{folder.path}: a diagnosis needs tokens of training and held-out images, and lacks some")
+    model, device = trained_model(recipe, folder), resolve_device(recipe.device)
+    for module in (as_module(model.backbone), as_module(model.tokenizer)):
+        module.to(device).eval()
+    batches = _Batches(held_out, max_images, device), _Batches(train, max_images, device)
+    found = measure(model, *batches, _sampled_tokens(folder, max_images))
+    write_json(folder.path / FILE, {"of": of, "diagnosis": attrs.asdict(found)})
+    return found
+
+
+def measure(model: Model, held_out: Batches, train: Batches, sampled_BN: Tensor | None) -> Diagnosis:
+    """Diagnose a model.
+
+    Args:
+        model: trained, in eval mode.
+        held_out: of real images to measure on; gone over several times.
+        train: of training images to fit probes on.
+        sampled_BN: (n, N) int64 tokens that the model sampled, or None.
+    """
+    codebook_VZ = model.tokenizer.codebook()
+    real_BN = torch.cat([tokens_BN for tokens_BN, _ in held_out])
+    return Diagnosis(
+        images=len(real_BN),
+        random_codes=tuple(under_random_codes(model.backbone, held_out, model.space.codebook_size)),
+        own_draws=tuple(under_own_draws(model.backbone, held_out)),
+        awareness=awareness(model.backbone, held_out, codebook_VZ),
+        probes=tuple(probe_layers(model.backbone, train, held_out, codebook_VZ)),
+        survival_real=survival(model.tokenizer, real_BN.cpu(), BATCH),
+        survival_generated=None if sampled_BN is None else survival(model.tokenizer, sampled_BN, BATCH),
+    )
+
+
+def read_diagnosis(folder: RunFolder) -> Diagnosis | None:
+    """What `diagnose` left in a run's folder."""
+    known = read_json(folder.path / FILE)
+    return None if known is None else from_plain(known["diagnosis"])
+
+
+def from_plain(values: dict[str, Any]) -> Diagnosis:
+    """Turn what `attrs.asdict` made of a diagnosis back."""
+    probes = [LayerProbe(p["layer"], Recovery(**p["current"]), Recovery(**p["next"])) for p in values["probes"]]
+    return Diagnosis(
+        images=values["images"],
+        random_codes=tuple(Prediction(**one) for one in values["random_codes"]),
+        own_draws=tuple(Prediction(**one) for one in values["own_draws"]),
+        awareness=Awareness(**values["awareness"]),
+        probes=tuple(probes),
+        survival_real=values["survival_real"],
+        survival_generated=values["survival_generated"],
+    )
+
+
+def _sampled_tokens(folder: RunFolder, limit: int) -> Tensor | None:
+    path: Path = folder.stage("sample") / NPZ
+    if folder.done("sample") is None or not path.is_file():
+        return None
+    with np.load(path, allow_pickle=False) as archive:
+        return torch.from_numpy(archive["tokens"][:limit].astype(np.int64))

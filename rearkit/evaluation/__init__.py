@@ -1,0 +1,1 @@
+"""The stage ``evaluate``, and the report."""

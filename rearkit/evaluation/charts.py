@@ -1,0 +1,210 @@
+"""The report's charts: from log lines to small SVG drawings that take their colours from the page.
+
+Charts are drawn in placeholder colours, which become CSS variables (``--series-1``, …) and ``currentColor`` in the SVG:
+one drawing is readable on a light and on a dark page.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+
+import attrs
+
+POINTS = 300  # longer curves are averaged down to about so many points
+SERIES = 6
+STEPS = (1, 2, 2.5, 5, 10)  # between ticks, times a power of ten
+SPARSE = 25  # curves of so few points have them marked
+SIZE = (3.7, 2.2)  # inches, at 72 dots each; the page scales it
+INK = "#010203"
+COLOURS = tuple(f"#0a0b{index:02x}" for index in range(1, SERIES + 1))
+
+NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # one run draws the same page twice
+
+Lines = Sequence[Mapping[str, float]]
+
+WORDS = {
+    "loss": ("Total loss", "nats and regularizers’ terms, weighted"),
+    "cross_entropy": ("Cross-entropy", "nats per token"),
+    "accuracy": ("Accuracy", "share of tokens whose likeliest code is right"),
+    "noise_level": ("Noise level", "mean probability that a context token is replaced"),
+    "lr": ("Learning rate", "AdamW’s step size"),
+    "grad_norm": ("Gradient norm", "Euclidean, before clipping"),
+    "samples_per_second": ("Throughput", "samples per second, since start or resumption"),
+}
+FIT_WORDS = {
+    "loss": ("Total loss", "reconstruction and commitment, weighted"),
+    "reconstruction": ("Reconstruction error", "squared plus absolute, pixels in 0 to 1"),
+    "commitment": ("Commitment", "squared distance of features to their codes"),
+    "codes_used": ("Codes in use", "share of the codebook"),
+}
+SHARES = ("accuracy", "codes_used", "noise_level")
+
+
+@attrs.frozen
+class Series:
+    """One curve: values at steps.
+
+    Attributes:
+        name: what its legend says.
+        steps: ascending.
+        values: one a step.
+        averaged: log lines that a value is the mean of, at most.
+        left_out: values that were infinite or not a number.
+    """
+
+    name: str
+    steps: tuple[float, ...]
+    values: tuple[float, ...]
+    averaged: int = 1
+    left_out: int = 0
+
+
+@attrs.frozen
+class Chart:
+    """Some curves over optimizer steps, or over something else.
+
+    Attributes:
+        title: in plain words.
+        unit: of the values.
+        series: the curves, none of them empty.
+        share: whether the values are shares, shown in percent.
+        over: what the curves are over.
+        over_share: whether that is a share, too.
+    """
+
+    title: str
+    unit: str
+    series: tuple[Series, ...]
+    share: bool = False
+    over: str = "optimizer step"
+    over_share: bool = False
+
+    @property
+    def averaged(self) -> int:
+        """Log lines that a point is the mean of, at most."""
+        return max(series.averaged for series in self.series)
+
+    @property
+    def left_out(self) -> int:
+        """How many values were infinite or not a number."""
+        return sum(series.left_out for series in self.series)
+
+    @property
+    def alt(self) -> str:
+        """The chart in words."""
+        told = (
+            f"{s.name} from {_number(s.values[0], self.share)} at {self._where(s.steps[0])} "
+            f"to {_number(s.values[-1], self.share)} at {self._where(s.steps[-1])}"
+            for s in self.series
+        )
+        return f"{self.title}, {self.unit}: {'; '.join(told)}"
+
+    def _where(self, x: float) -> str:
+        return f"{x:.0%} {self.over}" if self.over_share else f"{self.over.split()[-1]} {x:,.0f}"
+
+
+def training_charts(log: Lines) -> list[Chart]:
+    """Make the charts of a training log, one a measurement; held-out values share the chart of their training twin."""
+    names = list(dict.fromkeys(name for line in log for name in line))
+    charts = []
+    for key, (title, unit) in WORDS.items():
+        pairs = [(key, "training"), (f"held_out/{key}", "held-out")]
+        charts.append(_chart(log, title, unit, pairs, key in SHARES))
+    terms: dict[str, list[tuple[str, str]]] = {}
+    for name in names:
+        if name.startswith("regularizer/"):
+            regularizer, _, term = name.removeprefix("regularizer/").rpartition("/")
+            terms.setdefault(regularizer, []).append((name, term))
+    for index, (regularizer, pairs) in enumerate(terms.items()):
+        charts.insert(2 + index, _chart(log, f"Regularizer {regularizer}", "loss terms, before weighting", pairs))
+    return [chart for chart in charts if chart.series]
+
+
+def fit_charts(history: Lines) -> list[Chart]:
+    """Make the charts of a tokenizer's fit: one for each number that it logged."""
+    names = [name for name in dict.fromkeys(name for line in history for name in line) if name != "step"]
+    charts = []
+    for name in names:
+        title, unit = FIT_WORDS.get(name, (name.replace("_", " ").capitalize(), "as the tokenizer logs it"))
+        charts.append(_chart(history, title, unit, [(name, "training")], name in SHARES))
+    return [chart for chart in charts if chart.series]
+
+
+def draw(chart: Chart) -> str:
+    """Draw a chart as an ``<svg>`` element."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
+
+    style = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "rearkit",
+        "font.size": 10,
+        "axes.edgecolor": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "axes.labelcolor": INK,
+        "axes.linewidth": 0.6,
+        "lines.linewidth": 1.4,
+    }
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=SIZE, layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.grid(axis="y", color=INK, alpha=0.15, linewidth=0.6)
+        axes.tick_params(axis="y", length=0)
+        axes.tick_params(axis="x", width=0.6, length=3)
+        for series, colour in zip(chart.series, COLOURS * len(chart.series), strict=False):
+            marker = "o" if len(series.steps) <= SPARSE else None
+            axes.plot(series.steps, series.values, color=colour, marker=marker, markersize=2.6, clip_on=False)
+        if chart.share:
+            low, high = axes.get_ylim()
+            axes.set_ylim(max(low, 0.0), min(high, 1.0))
+        axes.set_xlabel(chart.over)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=not chart.over_share, steps=STEPS))
+        shares = FuncFormatter(lambda x, _: f"{100 * x:.4g}%")
+        axes.xaxis.set_major_formatter(shares if chart.over_share else EngFormatter(sep=""))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.4g}%" if chart.share else f"{y:.4g}"))
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata=NO_METADATA)
+    return _of_the_page(buffer.getvalue())
+
+
+def _of_the_page(svg: str) -> str:
+    """Cut the XML prologue off, and put the page's colours in."""
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    for index, colour in enumerate(COLOURS, start=1):
+        svg = svg.replace(colour, f"var(--series-{index})")
+    return svg
+
+
+def _chart(log: Lines, title: str, unit: str, pairs: Sequence[tuple[str, str]], share: bool = False) -> Chart:
+    series = (_series(log, key, name) for key, name in pairs)
+    return Chart(title, unit, tuple(one for one in series if one is not None), share)
+
+
+def _series(log: Lines, key: str, name: str) -> Series | None:
+    """The values of a key, one a step (the last that was logged), averaged down where there are many."""
+    logged = {line["step"]: float(line[key]) for line in log if key in line}
+    points = {step: value for step, value in logged.items() if math.isfinite(value)}
+    if not points:
+        return None
+    steps = sorted(points)
+    size = math.ceil(len(steps) / POINTS)
+    groups = [steps[start : start + size] for start in range(0, len(steps), size)]
+    return Series(
+        name,
+        tuple(sum(group) / len(group) for group in groups),
+        tuple(sum(points[step] for step in group) / len(group) for group in groups),
+        averaged=size,
+        left_out=len(logged) - len(points),
+    )
+
+
+def _number(value: float, share: bool) -> str:
+    return f"{value:.1%}" if share else f"{value:.4g}"

@@ -1,0 +1,127 @@
+"""What is suspicious about a set of samples, told beside its scores.
+
+Most scores that can't be reproduced are of a set that was not what its author took it for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import numpy as np
+import torch
+
+from rearkit.evaluation.features import Features
+from rearkit.evaluation.fidelity import FULL_SET, Fidelity
+from rearkit.sampling.manifest import Manifest
+
+DATASETS = ("imagenet", "lsun", "ffhq", "celeba", "cifar", "mnist", "afhq", "coco")
+NARROW = 128  # photographs and drawings alike span more grey levels than this, in thousands of images
+
+
+@attrs.frozen(eq=False)
+class Checked:
+    """What is known of an evaluation.
+
+    Attributes:
+        samples: what a pass over them found.
+        labels: their classes (n,), or None.
+        manifest: theirs, or None.
+        reference: what a pass over the reference's images found, or None.
+        reference_path: its file; None where it is the run's own training images.
+        reference_manifest: its manifest, or None.
+        fidelity: the scores.
+        published: whether they are in the feature space of published scores.
+    """
+
+    samples: Features
+    labels: np.ndarray | None
+    manifest: Manifest | None
+    reference: Features | None
+    reference_path: Path | None
+    reference_manifest: Manifest | None
+    fidelity: Fidelity
+    published: bool
+
+
+def warnings(checked: Checked) -> list[str]:
+    """List what is suspicious, a sentence each."""
+    return [*_set_warnings(checked), *_reference_warnings(checked)]
+
+
+def _set_warnings(checked: Checked) -> Iterator[str]:
+    samples = checked.samples
+    if checked.published and len(samples) != FULL_SET:
+        yield f"{len(samples):,} samples, where published scores are of {FULL_SET:,}: FID depends on the number"
+    _, counts = torch.unique(samples.hashes, dim=0, return_counts=True)
+    if len(counts) < len(samples):
+        yield (
+            f"{len(samples) - len(counts):,} of {len(samples):,} images are exact copies of others in the set "
+            f"(one occurs {int(counts.max())} times): was a seed used twice?"
+        )
+    if samples.highest <= 1:
+        yield f"pixel values lie in {samples.lowest} to {samples.highest}: saved without scaling to 0 to 255?"
+    elif samples.highest - samples.lowest < NARROW:
+        yield f"pixel values span only {samples.lowest} to {samples.highest} of 0 to 255"
+    yield from _class_warnings(checked)
+
+
+def _class_warnings(checked: Checked) -> Iterator[str]:
+    manifest = checked.manifest or {}
+    listed = manifest.get("counts_per_class")
+    if checked.labels is not None and len(checked.labels):
+        counts = np.bincount(checked.labels.clip(min=0), minlength=len(listed or ())).tolist()
+    else:
+        counts = listed or []
+    if counts and max(counts) - min(counts) > (sum(counts) % len(counts) > 0):
+        yield (
+            f"classes are unbalanced: {min(counts):,} to {max(counts):,} samples a class over {len(counts):,} classes"
+        )
+    if listed is not None and listed != counts:
+        yield "the classes in arr_1 are not those that the manifest counts: the set was changed since it was made"
+    elif manifest and manifest.get("num_images") != len(checked.samples):
+        yield (
+            f"the manifest is of {manifest.get('num_images'):,} images, the set has {len(checked.samples):,}: "
+            "it was changed since it was made"
+        )
+
+
+def _reference_warnings(checked: Checked) -> Iterator[str]:
+    if checked.reference is not None and checked.reference.side != checked.samples.side:
+        yield (
+            f"samples are of {checked.samples.side} pixels a side, the reference's images of {checked.reference.side}"
+        )
+    ours, theirs = _source(checked.manifest), _source(checked.reference_manifest)
+    if ours and theirs:
+        if ours != theirs:
+            yield (
+                f"another dataset? The samples' model was trained on {_told(ours)}, the reference is of {_told(theirs)}"
+            )
+    elif ours and checked.reference_path is not None:
+        named, known = _datasets(checked.reference_path.name), _datasets(f"{ours} {_name(checked.manifest)}")
+        if named and known and not named & known:
+            yield (
+                f"another dataset? The samples' model was trained on {_told(ours)}, "
+                f"the reference is called {checked.reference_path.name}"
+            )
+    if checked.fidelity.precision == 0 or checked.fidelity.recall == 0:
+        yield "samples and reference have no part of their manifolds in common: another dataset, or a fault?"
+
+
+def _source(manifest: Manifest | None) -> dict[str, object]:
+    recipe = (manifest or {}).get("recipe", {})
+    source: dict[str, object] = recipe.get("data", {}).get("source", {})
+    return source
+
+
+def _name(manifest: Manifest | None) -> str:
+    return str((manifest or {}).get("recipe", {}).get("name", ""))
+
+
+def _datasets(text: str) -> set[str]:
+    return {name for name in DATASETS if name in text.lower()}
+
+
+def _told(source: dict[str, object]) -> str:
+    return " ".join(str(source[key]) for key in ("name", "train") if key in source)

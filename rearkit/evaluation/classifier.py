@@ -1,0 +1,131 @@
+"""A small classifier trained on a run's own images: a feature space for scores where Inception's weights can't be had.
+
+Scores in its feature space compare runs on one data set with one another. They are not Inception scores, and nothing
+here calls them so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import attrs
+import safetensors
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rearkit.console import progress_bar
+from rearkit.data.loader import to_float
+from rearkit.devices import seed_everything
+from rearkit.errors import WeightsError
+from rearkit.recipe import ClassifierTable
+from rearkit.weights import fit_state_dict, read_state_dict, write_state_dict
+
+FILE = "classifier.safetensors"
+MAX_SHIFT = 16  # training images are shifted by up to 1/16 of their side
+
+
+class Classifier(nn.Module):
+    """Four strided convolutions, a feature layer, a linear head.
+
+    Args:
+        num_classes: C.
+        channels: of the first convolution; the others have twice as many.
+        features: width of the feature layer.
+    """
+
+    def __init__(self, num_classes: int, channels: int, features: int) -> None:
+        super().__init__()
+        self.sizes = {"num_classes": num_classes, "channels": channels, "features": features}
+        wide = 2 * channels
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(3, channels, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(channels, wide, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(wide, wide, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(),
+        )  # fmt: skip
+        self.dropout = nn.Dropout(0.3)
+        self.features = nn.Linear(16 * wide, features)
+        self.head = nn.Linear(features, num_classes)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Float images (B, 3, R, R) in [0, 1] to features (B, features), not negative, and logits (B, C)."""
+        features = F.relu(self.features(self.dropout(self.convolutions(images * 2 - 1))))
+        return features, self.head(features)
+
+
+def train_classifier(
+    images: Tensor, labels: Tensor, num_classes: int, table: ClassifierTable, seed: int, device: torch.device
+) -> Classifier:
+    """Train a classifier on uint8 images (n, 3, R, R) and labels (n,)."""
+    seed_everything(seed, "classifier")
+    classifier = Classifier(num_classes, table.channels, table.features).to(device)
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=table.lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, table.lr, total_steps=table.steps)
+    shift = images.shape[-1] // MAX_SHIFT
+    with progress_bar("evaluate: classifier", table.steps) as bar:
+        for _ in range(table.steps):
+            index = torch.randint(len(images), (table.batch,))
+            down, right = torch.randint(-shift, shift + 1, (2,)).tolist()
+            batch = to_float(images[index].roll((down, right), (2, 3))).to(device)
+            loss = F.cross_entropy(classifier(batch)[1], labels[index].to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            bar.advance(1, f"loss {loss.item():.3f}")
+    return classifier.eval()
+
+
+@torch.no_grad()
+def classify(classifier: Classifier, images: Tensor, batch: int) -> Tensor:
+    """Predict the classes (n,) of uint8 images (n, 3, R, R)."""
+    device = next(classifier.parameters()).device
+    return torch.cat([classifier(to_float(part).to(device))[1].argmax(-1) for part in images.split(batch)]).cpu()
+
+
+def find_classifier(
+    folder: Path, images: Tensor, labels: Tensor, table: ClassifierTable, seed: int, device: torch.device
+) -> Classifier:
+    """Load the classifier that a folder holds of these very images and settings; train and save it where there is none.
+
+    Runs that share it are scored in one feature space.
+
+    Args:
+        folder: where it is, or will be.
+        images: (n, 3, R, R) uint8.
+        labels: (n,) int64; the largest is C - 1.
+        table: its settings.
+        seed: of its training.
+        device: where it is to be.
+    """
+    path = folder / FILE
+    settings = json.dumps([attrs.asdict(table), seed]).encode()  # type: ignore[arg-type]
+    digest = hashlib.sha256(settings + images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            same = json.loads(file.metadata()["classifier"])["trained_on"] == digest
+        if same:
+            return load_classifier(path).to(device)
+    except (OSError, KeyError, TypeError, ValueError, WeightsError, safetensors.SafetensorError):
+        pass  # missing, damaged or of another layout: it is made again
+    classifier = train_classifier(images, labels, int(labels.max()) + 1, table, seed, device)
+    save_classifier(classifier, path, digest)
+    return classifier
+
+
+def save_classifier(classifier: Classifier, path: Path, trained_on: str = "") -> None:
+    """Save weights, with the sizes that they need and a digest of what they were made from."""
+    # A single key, since safetensors writes several in an order that differs from run to run.
+    about = json.dumps({"sizes": classifier.sizes, "trained_on": trained_on})
+    write_state_dict(path, classifier.state_dict(), {"classifier": about})
+
+
+def load_classifier(path: str | Path) -> Classifier:
+    """Load what `save_classifier` saved."""
+    with safetensors.safe_open(path, "pt") as file:
+        sizes = json.loads(file.metadata()["classifier"])["sizes"]
+    classifier = Classifier(**sizes)
+    fit_state_dict(classifier, read_state_dict(path), str(path))
+    return classifier.eval()

@@ -1,0 +1,197 @@
+"""Where the images of an evaluation come from: memory, an ``.npz`` of any size, a run's shards, a tokenizer's output.
+
+All are read in order, a batch at a time, as often as is needed; none but the first is ever whole in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Protocol
+
+import attrs
+import numpy as np
+import torch
+from torch import Tensor
+
+from rearkit.errors import DataError
+from rearkit.files import sha256
+
+ARRAY = "arr_0"
+LABELS = "arr_1"
+DAMAGE = (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
+
+
+class Images(Protocol):
+    """A set of square RGB images."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        ...
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """Yield uint8 (B, 3, R, R), B up to ``size``, from the first image on."""
+        ...
+
+    def digest(self) -> str:
+        """Return a hash that differs where any image does."""
+        ...
+
+
+@attrs.frozen(eq=False)
+class MemoryImages:
+    """Images (n, 3, R, R) uint8 in memory."""
+
+    images: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """See `Images`."""
+        yield from self.images.split(size)
+
+    def digest(self) -> str:
+        """See `Images`."""
+        digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
+        for part in self.images.split(256):
+            digest.update(part.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+@attrs.frozen
+class NpzImages:
+    """The array ``arr_0`` of an ``.npz`` in the ADM layout, compressed or not, read from the front.
+
+    Attributes:
+        path: of the archive.
+        shape: (n, R, R, 3).
+    """
+
+    path: Path
+    shape: tuple[int, int, int, int]
+
+    @classmethod
+    def open(cls, path: str | Path) -> NpzImages:
+        """Look at the header of an archive.
+
+        Raises:
+            DataError: there is no such file, or no ``arr_0`` of uint8 images (n, R, R, 3) in it.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise DataError(f"{path}: no such file")
+        try:
+            with zipfile.ZipFile(path) as archive, archive.open(f"{ARRAY}.npy") as member:
+                shape, fortran, dtype = _header(member)
+        except DAMAGE as error:
+            raise DataError(f"{path}: no .npz with images in {ARRAY} ({error})") from None
+        if len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2]:
+            raise DataError(f"{path}: {ARRAY} has the shape {shape}, but images are (n, side, side, 3)")
+        if dtype != np.uint8:
+            raise DataError(
+                f"{path}: {ARRAY} is of {dtype}, but pixels are uint8 from 0 to 255; convert values in 0 to 1 by "
+                "(255 * x).round().astype('uint8')"
+            )
+        if fortran:
+            raise DataError(f"{path}: {ARRAY} is in Fortran order; save numpy.ascontiguousarray(images)")
+        return cls(path, shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """See `Images`.
+
+        Raises:
+            DataError: the archive is damaged or ends too early.
+        """
+        row = self.shape[1] * self.shape[2] * self.shape[3]
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open(f"{ARRAY}.npy") as member:
+                _header(member)
+                for start in range(0, len(self), size):
+                    count = min(size, len(self) - start)
+                    content = bytearray(_exactly(member, count * row))
+                    array = np.frombuffer(content, np.uint8).reshape(count, *self.shape[1:])
+                    yield torch.from_numpy(array).permute(0, 3, 1, 2)
+        except DAMAGE as error:
+            raise DataError(f"{self.path}: damaged or truncated ({error})") from None
+
+    def digest(self) -> str:
+        """See `Images`: the hash of the archive."""
+        return sha256(self.path)
+
+    def labels(self) -> np.ndarray | None:
+        """Return the classes (n,) int64 in ``arr_1``; None where it has none."""
+        try:
+            with np.load(self.path, allow_pickle=False) as archive:
+                found = archive.get(LABELS)
+        except DAMAGE as error:
+            raise DataError(f"{self.path}: damaged or truncated ({error})") from None
+        whole = found is not None and found.shape == (len(self),) and np.issubdtype(found.dtype, np.integer)
+        return found.astype(np.int64) if found is not None and whole else None
+
+
+@attrs.frozen(eq=False)
+class StreamedImages:
+    """Images that a function yields anew each time it is called.
+
+    Attributes:
+        count: how many it yields.
+        stream: batch size to batches.
+        name: a hash of what they are made from.
+    """
+
+    count: int
+    stream: Callable[[int], Iterator[Tensor]]
+    name: str
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """See `Images`."""
+        return self.stream(size)
+
+    def digest(self) -> str:
+        """See `Images`."""
+        return self.name
+
+
+def take(images: Images, indices: Sequence[int], batch: int = 64) -> Tensor:
+    """Pick images by their numbers, in the order given: uint8 (k, 3, R, R)."""
+    found: dict[int, Tensor] = {}
+    wanted, start = set(indices), 0
+    for part in images.batches(batch):
+        for index in wanted.intersection(range(start, start + len(part))):
+            found[index] = part[index - start].clone()
+        start += len(part)
+        if len(found) == len(wanted):
+            break
+    return torch.stack([found[index] for index in indices])
+
+
+def in_batches(images: Iterator[Tensor], size: int) -> Iterator[Tensor]:
+    """Stack single images into batches of ``size``, the last one smaller."""
+    while held := list(itertools.islice(images, size)):
+        yield torch.stack(held)
+
+
+def _header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Read the header of a ``.npy``: shape, whether in Fortran order, type."""
+    version = np.lib.format.read_magic(member)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(member)
+    return shape, fortran, dtype
+
+
+def _exactly(member: IO[bytes], count: int) -> bytes:
+    content = member.read(count)
+    if len(content) != count:
+        raise EOFError(f"{count - len(content)} bytes are missing")
+    return content

@@ -1,0 +1,112 @@
+"""What a tokenizer keeps of an image, and at what price: rFID, PSNR and SSIM against bits and codes in use."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import attrs
+import torch
+from torch import Tensor
+
+from rearkit.contracts import Tokenizer
+from rearkit.data.loader import psnr, to_float, to_uint8
+from rearkit.evaluation.features import Features
+from rearkit.evaluation.fidelity import frechet
+from rearkit.evaluation.images import Images, StreamedImages
+from rearkit.model import as_module
+
+SSIM_WINDOW = 11  # pixels, with a standard deviation of 1.5 (Wang et al. 2004)
+
+
+@attrs.frozen
+class Reconstruction:
+    """Rate and distortion of a tokenizer.
+
+    Attributes:
+        rfid: Fréchet distance of decoded images to the originals, in the scores' feature space.
+        psnr: mean over images of the peak signal-to-noise ratio, in dB.
+        ssim: mean over images of the structural similarity (Wang et al. 2004), of the RGB channels; 1 is the best.
+        codebook_use: share of the codes that occur.
+        perplexity: exponential of the entropy of the codes: how many equally frequent ones would be as varied.
+        bits_per_pixel: tokens an image times log2 of the codebook's size, over its pixels.
+        num_images: how many images were encoded and decoded.
+        images: what they are.
+    """
+
+    rfid: float
+    psnr: float
+    ssim: float
+    codebook_use: float
+    perplexity: float
+    bits_per_pixel: float
+    num_images: int
+    images: str
+
+
+def measure(
+    tokenizer: Tokenizer,
+    images: Images,
+    real: Features,
+    extract: Callable[[Images], Features],
+    device: torch.device,
+    told: str,
+) -> Reconstruction:
+    """Encode and decode images once, streaming, and hold them against the originals.
+
+    Args:
+        tokenizer: frozen, in eval mode.
+        images: of the tokenizer's size.
+        real: features of these images.
+        extract: passes over images as it was done for ``real``.
+        device: where the tokenizer computes.
+        told: what the images are.
+    """
+    as_module(tokenizer).to(device)
+    sums = {"psnr": 0.0, "ssim": 0.0}
+    counts = torch.zeros(tokenizer.codebook_size, dtype=torch.int64)
+
+    @torch.no_grad()
+    def decoded(size: int) -> Iterator[Tensor]:
+        for part in images.batches(size):
+            tokens_BN = tokenizer.encode(to_float(part).to(device))
+            rebuilt = to_uint8(tokenizer.decode(tokens_BN)).cpu()
+            counts.add_(torch.bincount(tokens_BN.flatten().cpu(), minlength=len(counts)))
+            sums["psnr"] += psnr(to_float(rebuilt), to_float(part)).sum().item()
+            sums["ssim"] += ssim(rebuilt, part).sum().item()
+            yield rebuilt
+
+    found = extract(StreamedImages(len(images), decoded, "decoded"))
+    share = counts[counts > 0].double() / counts.sum()
+    return Reconstruction(
+        rfid=frechet(found.gaussian, real.gaussian),
+        psnr=sums["psnr"] / len(found),
+        ssim=sums["ssim"] / len(found),
+        codebook_use=(counts > 0).double().mean().item(),
+        perplexity=math.exp(-(share * share.log()).sum().item()),
+        bits_per_pixel=tokenizer.num_tokens * math.log2(tokenizer.codebook_size) / tokenizer.image_size**2,
+        num_images=len(found),
+        images=told,
+    )
+
+
+def ssim(images: Tensor, reference: Tensor) -> Tensor:
+    """Structural similarity of each image, (B,) in [-1, 1], of uint8 images (B, 3, R, R); see pytorch-msssim."""
+    import pytorch_msssim
+
+    side = images.shape[-1]
+    window = min(SSIM_WINDOW, side - 1 + side % 2)  # odd, and within the image
+    found: Tensor = pytorch_msssim.ssim(
+        images.float(), reference.float(), data_range=255, size_average=False, win_size=window
+    )
+    return found
+
+
+def reconstruction_lines(found: Reconstruction) -> list[str]:
+    """Say it in words."""
+    return [
+        f"rFID {found.rfid:.2f}, PSNR {found.psnr:.2f} dB, SSIM {found.ssim:.3f} of {found.num_images} {found.images} "
+        "images, decoded from their tokens",
+        f"{found.bits_per_pixel:.3f} bits a pixel; {found.codebook_use:.1%} of the codes in use, "
+        f"perplexity {found.perplexity:.1f}",
+    ]

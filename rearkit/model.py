@@ -1,0 +1,141 @@
+"""From a recipe to the modules that it names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+
+from rearkit import plugins
+from rearkit.contracts import (
+    Backbone,
+    Dataset,
+    NoiseSchedule,
+    Regularizer,
+    RegularizerContext,
+    Tokenizer,
+    TokenSpace,
+)
+from rearkit.errors import RecipeError
+from rearkit.objective import Objective
+from rearkit.recipe import ComponentTable, Recipe
+from rearkit.weights import fit_state_dict, load_weights
+
+
+@attrs.frozen(eq=False)
+class Model:
+    """Everything that a recipe names, built.
+
+    Attributes:
+        recipe: the recipe.
+        num_classes: C.
+        tokenizer: frozen, in eval mode.
+        backbone: what is trained and sampled from.
+        noise: the context-noise schedule.
+        objective: the loss, with the regularizers' training-only heads as its parameters.
+    """
+
+    recipe: Recipe
+    num_classes: int
+    tokenizer: Tokenizer
+    backbone: Backbone
+    noise: NoiseSchedule
+    objective: Objective
+
+    @property
+    def space(self) -> TokenSpace:
+        """What the backbone predicts."""
+        return TokenSpace(self.tokenizer.num_tokens, self.tokenizer.codebook_size, self.num_classes)
+
+
+class PlainContext:
+    """The noise schedule of a recipe without one: nothing is replaced."""
+
+    def rates(self, progress: float, batch: int, generator: torch.Generator) -> torch.Tensor:
+        """Return zeros, (batch,)."""
+        return torch.zeros(batch)
+
+
+def build(recipe: Recipe, tokenizer: Tokenizer | None = None) -> Model:
+    """Build the modules of a recipe, seeded by it.
+
+    Args:
+        recipe: what to build.
+        tokenizer: a tokenizer to use instead of a fresh one (the fitted one of a run, say).
+
+    Raises:
+        RecipeError: components that don't fit each other.
+        WeightsError: weights that the recipe names don't fit it.
+    """
+    num_classes = build_dataset(recipe).num_classes
+    tokenizer = tokenizer or build_tokenizer(recipe)
+    as_module(tokenizer).eval().requires_grad_(False)
+    torch.manual_seed(recipe.train_seed)
+    space = TokenSpace(tokenizer.num_tokens, tokenizer.codebook_size, num_classes)
+    backbone = _build(recipe.backbone, recipe.name, space)
+    context = RegularizerContext(backbone.hidden_size, backbone.num_layers, tokenizer.codebook())
+    regularizers: dict[str, Regularizer] = {}
+    for index, table in enumerate(recipe.regularizers):
+        name = table.name if table.name not in regularizers else f"{table.name}-{index}"
+        regularizers[name] = _build(table, recipe.name, context)
+    if recipe.backbone.weights is not None:
+        found = load_weights(
+            as_module(backbone), recipe.backbone.weights, plugins.find("backbone", recipe.backbone.name)
+        )
+        for regularizer in map(as_module, regularizers.values()):  # published weights bring the heads along
+            names = regularizer.state_dict().keys()
+            if names <= found.keys():
+                fit_state_dict(regularizer, {name: found[name] for name in names}, recipe.backbone.weights)
+    noise = PlainContext() if recipe.noise is None else _build(recipe.noise, recipe.name)
+    return Model(recipe, num_classes, tokenizer, backbone, noise, Objective(regularizers))
+
+
+def build_dataset(recipe: Recipe) -> Dataset:
+    """Build the dataset of a recipe."""
+    dataset: Dataset = _build(recipe.data.source, recipe.name)
+    return dataset
+
+
+def build_tokenizer(recipe: Recipe, load: bool = True) -> Tokenizer:
+    """Build the tokenizer of a recipe: with the weights that it names if ``load``, else freshly initialised."""
+    torch.manual_seed(recipe.seed)
+    tokenizer: Tokenizer = _build(recipe.tokenizer, recipe.name)
+    if load and recipe.tokenizer.weights is not None:
+        load_weights(as_module(tokenizer), recipe.tokenizer.weights, plugins.find("tokenizer", recipe.tokenizer.name))
+    return tokenizer
+
+
+def make(kind: str, name: str, *context: object, **settings: object) -> Any:
+    """Build one component by name, without a recipe.
+
+    Args:
+        kind: one of `rearkit.registry.KINDS`.
+        name: as a recipe would write it.
+        context: what the kind is built with besides its settings; see `rearkit.contracts`.
+        settings: its settings.
+
+    Raises:
+        PluginError: no such component.
+        TypeError: no such setting.
+        ValueError: a setting is out of range, or does not fit the context.
+    """
+    component = plugins.find(kind, name)
+    return component.build(component.settings(**settings), *context)
+
+
+def as_module(component: object) -> nn.Module:
+    """Return a component as the `nn.Module` that its contract says it is."""
+    if not isinstance(component, nn.Module):
+        raise TypeError(f"{type(component).__name__} is not an nn.Module, as its contract demands")
+    return component
+
+
+def _build(table: ComponentTable, recipe_name: str, *context: object) -> Any:
+    component = plugins.find(table.kind, table.name)
+    try:
+        return component.build(table.settings, *context)
+    except ValueError as error:
+        where = {"dataset": "data.source", "regularizer": "regularizers"}.get(table.kind, table.kind)
+        raise RecipeError([f"{recipe_name}: [{where}] {table.name}: {error}"]) from error

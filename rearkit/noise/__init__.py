@@ -1,0 +1,1 @@
+"""Context-noise schedules (article: "noisy context regularization")."""

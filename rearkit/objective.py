@@ -1,0 +1,136 @@
+"""The reAR training objective, usable on any autoregressive module that shows its hidden states.
+
+``loss = cross-entropy(next clean token | noisy context) + Σ weight · regularizer(hidden states, clean tokens)``
+
+(article, section "Method"). The pieces are plain functions of tensors, so that somebody else's training loop and
+somebody else's transformer can use them: `corrupt` before the forward pass, `capture` around it, `Objective` after it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import attrs
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rearkit.contracts import NoiseSchedule, Regularizer
+
+
+@attrs.frozen(eq=False)
+class NoisyContext:
+    """A context with some tokens replaced.
+
+    Attributes:
+        tokens_BN: (B, N) int64, what the model reads.
+        replaced_BN: (B, N) bool, where a random code was put, also where it happened to be the same code.
+        rates_B: (B,) float32, the replacement probability of each sample.
+    """
+
+    tokens_BN: Tensor
+    replaced_BN: Tensor
+    rates_B: Tensor
+
+
+def corrupt(
+    tokens_BN: Tensor, noise: NoiseSchedule, progress: float, codebook_size: int, generator: torch.Generator
+) -> NoisyContext:
+    """Replace each token, with its sample's probability, by a uniform random code. Targets must stay clean.
+
+    Args:
+        tokens_BN: (B, N) int64 in [0, codebook_size), on any device.
+        noise: the schedule that draws the probabilities.
+        progress: share of the training steps taken, in [0, 1].
+        codebook_size: V.
+        generator: randomness, on the CPU, so that a batch is noised alike on every device.
+    """
+    B, N = tokens_BN.shape
+    rates_B = noise.rates(progress, B, generator)
+    replaced_BN = torch.rand(B, N, generator=generator) < rates_B[:, None]
+    random_BN = torch.randint(codebook_size, (B, N), generator=generator)
+    replaced_BN = replaced_BN.to(tokens_BN.device)
+    noisy_BN = torch.where(replaced_BN, random_BN.to(tokens_BN.device), tokens_BN)
+    return NoisyContext(noisy_BN, replaced_BN, rates_B)
+
+
+@attrs.frozen(eq=False, slots=False)  # DeepSpeed's ZeRO stage 3 looks for tensors in a module's output by vars()
+class Loss:
+    """A training loss and what it is made of.
+
+    Attributes:
+        total: scalar, to call ``backward`` on.
+        parts: detached scalars for the log: ``cross_entropy``, ``accuracy`` and each ``regularizer/NAME/TERM``.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+class Objective(nn.Module):
+    """Cross-entropy plus regularizers. It owns the regularizers' heads: give its parameters to the optimizer too.
+
+    Args:
+        regularizers: by the name under which each is logged; none at all makes the plain AR loss.
+    """
+
+    def __init__(self, regularizers: Mapping[str, Regularizer]) -> None:
+        super().__init__()
+        for name, regularizer in regularizers.items():
+            if not isinstance(regularizer, nn.Module):
+                raise TypeError(f"regularizer {name!r} is not an nn.Module")
+        self.regularizers = nn.ModuleDict(dict(regularizers))  # type: ignore[arg-type]
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The blocks whose outputs the regularizers read, sorted."""
+        wanted: set[int] = set()
+        for regularizer in self.regularizers.values():
+            wanted.update(regularizer.layers)  # type: ignore[arg-type]
+        return tuple(sorted(wanted))
+
+    def forward(
+        self, logits: Tensor, hidden: Mapping[int, Tensor], tokens_BN: Tensor, replaced_BN: Tensor, prefix_length: int
+    ) -> Loss:
+        """Compute the loss.
+
+        Args:
+            logits: (B, N or N+1, V); place i predicts token i, and a last place without a target is ignored.
+            hidden: outputs of the blocks `layers`, (B, P + N, D) each.
+            tokens_BN: (B, N) int64, the clean tokens.
+            replaced_BN: (B, N) bool, from `corrupt`.
+            prefix_length: P, places before token 0's own place.
+        """
+        logits_BNV = logits[:, : tokens_BN.shape[1]]
+        total = cross_entropy = F.cross_entropy(logits_BNV.flatten(0, 1).float(), tokens_BN.flatten())
+        accuracy = (logits_BNV.detach().argmax(-1) == tokens_BN).float().mean()
+        parts = {"cross_entropy": cross_entropy.detach(), "accuracy": accuracy}
+        for name, regularizer in self.regularizers.items():
+            terms = regularizer(hidden, tokens_BN, replaced_BN, prefix_length)
+            total = total + float(regularizer.weight) * sum(terms.values())  # type: ignore[arg-type]
+            parts |= {f"regularizer/{name}/{term}": value.detach() for term, value in terms.items()}
+        return Loss(total, parts)
+
+
+@contextlib.contextmanager
+def capture(blocks: Mapping[int, nn.Module]) -> Iterator[dict[int, Tensor]]:
+    """Collect the outputs of modules during a forward pass, for a model that does not return its hidden states.
+
+    ``with capture({0: model.layers[0], 9: model.layers[9]}) as hidden: logits = model(tokens)`` leaves each module's
+    output (its first item, where it returns a tuple) under its number.
+    """
+    hidden: dict[int, Tensor] = {}
+
+    def keep(index: int) -> object:
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
+            hidden[index] = output[0] if isinstance(output, tuple) else output  # type: ignore[assignment]
+
+        return hook
+
+    handles = [block.register_forward_hook(keep(index)) for index, block in blocks.items()]  # type: ignore[arg-type]
+    try:
+        yield hidden
+    finally:
+        for handle in handles:
+            handle.remove()

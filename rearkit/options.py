@@ -1,0 +1,110 @@
+"""How a component or a stage declares its settings: a frozen attrs class whose fields say what they mean.
+
+The same documentation is printed by ``rearkit plugins`` and ``rearkit show``, and the same validators make the
+recipe's error messages, for built-ins and for third parties alike.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import attrs
+from attrs import validators
+
+if sys.version_info >= (3, 11):
+    from typing import dataclass_transform
+else:
+    from typing_extensions import dataclass_transform
+
+T = TypeVar("T", bound=type)
+
+
+def setting(
+    doc: str,
+    *,
+    default: Any = attrs.NOTHING,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    choices: tuple[Any, ...] | None = None,
+    min_len: int | None = None,
+    validator: Callable[..., Any] | None = None,
+    cosmetic: bool = False,
+) -> Any:
+    """Declare one setting.
+
+    Args:
+        doc: one line: meaning, unit, range.
+        default: its value where the recipe says nothing; left out, the recipe must say.
+        ge: the least value allowed; ``gt`` the bound that it must exceed; ``le`` and ``lt`` likewise from above.
+            Bounds apply to each item of a list, and to no value at all where the setting is ``None``.
+        gt: see ``ge``.
+        le: see ``ge``.
+        lt: see ``ge``.
+        choices: the values allowed.
+        min_len: the least length of a list or string.
+        validator: any further attrs validator.
+        cosmetic: true where the value cannot change what a stage computes (how often it logs, or how the work is
+            divided, say), so that changing it does not make the stage run again.
+    """
+    checks: list[Any] = []
+    if choices is not None:
+        checks.append(_one_of(choices))
+    for symbol, bound in (("≥", ge), (">", gt), ("≤", le), ("<", lt)):
+        if bound is not None:
+            checks.append(_bound(symbol, bound))
+    if min_len is not None:
+        checks.append(_at_least(min_len))
+    if validator is not None:
+        checks.append(validator)
+    if isinstance(default, list | dict):
+        raise TypeError("a default must be immutable: give a tuple, or a nested settings class")
+    return attrs.field(
+        default=default,
+        validator=validators.optional(validators.and_(*checks)) if checks else None,
+        metadata={"doc": doc, "cosmetic": cosmetic},
+    )
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(setting,))
+def settings(cls: T) -> T:
+    """Make a settings class: frozen, keyword-only, slotted."""
+    return attrs.frozen(kw_only=True)(cls)
+
+
+HOLDS: dict[str, Callable[[float, float], bool]] = {
+    "≥": operator.ge,
+    ">": operator.gt,
+    "≤": operator.le,
+    "<": operator.lt,
+}
+
+
+def _bound(symbol: str, bound: float) -> Callable[..., Any]:
+    def validate(instance: Any, attribute: Any, value: Any) -> None:
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if not HOLDS[symbol](item, bound):  # false for NaN too
+                raise ValueError(f"expected {symbol} {bound}, got {item}")
+
+    return validate
+
+
+def _at_least(length: int) -> Callable[..., Any]:
+    def validate(instance: Any, attribute: Any, value: Any) -> None:
+        if len(value) < length:
+            raise ValueError(f"expected at least {length} {'character' if isinstance(value, str) else 'value'}(s)")
+
+    return validate
+
+
+def _one_of(choices: tuple[Any, ...]) -> Callable[..., Any]:
+    def validate(instance: Any, attribute: Any, value: Any) -> None:
+        if value not in choices:
+            listed = ", ".join(repr(choice) for choice in choices)
+            raise ValueError(f"expected one of {listed}, got {value!r}")
+
+    return validate

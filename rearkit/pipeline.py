@@ -1,0 +1,142 @@
+"""The flow of a run: data → tokenizer → tokens → train → sample → evaluate, then the report."""
+
+from __future__ import annotations
+
+import filecmp
+import shutil
+import time
+from pathlib import Path
+
+from rearkit import distributed
+from rearkit.console import say
+from rearkit.data import stage as data
+from rearkit.devices import resolve_device
+from rearkit.errors import RearkitError
+from rearkit.evaluation import stage as evaluation
+from rearkit.files import replacing
+from rearkit.recipe import Recipe
+from rearkit.sampling import stage as sampling
+from rearkit.stages import DONE, RunFolder, Stage, check_stages_before, run_stage, save_resolved_recipe
+from rearkit.tokenization import tokenizer, tokens
+from rearkit.training import stage as training
+from rearkit.training.config import check_deepspeed_table
+from rearkit.training.trackers import check_trackers
+
+STAGES: tuple[Stage, ...] = (
+    data.STAGE,
+    tokenizer.STAGE,
+    tokens.STAGE,
+    training.STAGE,
+    sampling.STAGE,
+    evaluation.STAGE,
+)
+NAMES = tuple(stage.name for stage in STAGES)
+DEFAULT_ROOT = Path("runs")
+
+
+def run(recipe: Recipe, out: str | Path | None = None, only: str | None = None) -> RunFolder:
+    """Bring a run up to date, and write its report.
+
+    Args:
+        recipe: what to run.
+        out: the run's folder; left out, ``runs/NAME``.
+        only: a single stage to run; the stages before it must have run.
+
+    Raises:
+        RearkitError: whatever the user can mend.
+    """
+    folder = RunFolder(Path(out) if out is not None else DEFAULT_ROOT / recipe.name)
+    started = time.monotonic()
+    check_inputs(recipe)
+    if distributed.world_size() > 1:
+        distributed.start(distributed.local_device(resolve_device(recipe.device)))
+    distributed.from_main(lambda: _claim(recipe, folder))
+    stages = STAGES if only is None else tuple(stage for stage in STAGES if stage.name == only)
+    if only is not None:
+        distributed.from_main(lambda: check_stages_before(stages[0], STAGES, recipe, folder, _command(out)))
+    worked = sum(run_stage(stage, recipe, folder) for stage in stages) > 0
+    distributed.from_main(lambda: _report(recipe, folder, worked, time.monotonic() - started))
+    return folder
+
+
+def trained_run(recipe: Recipe, out: str | Path | None = None) -> RunFolder:
+    """Find a recipe's run, trained and up to date.
+
+    Raises:
+        RearkitError: it is not, with the command that makes it so.
+    """
+    folder = RunFolder(Path(out) if out is not None else DEFAULT_ROOT / recipe.name)
+    check_stages_before(sampling.STAGE, STAGES, recipe, folder, _command(out))
+    return folder
+
+
+def _command(out: str | Path | None) -> str:
+    return "run: python -m rearkit {} RECIPE" + ("" if out is None else f" --out {out}")
+
+
+def _claim(recipe: Recipe, folder: RunFolder) -> None:
+    folder.claim(recipe)
+    save_resolved_recipe(recipe, folder)
+
+
+def _report(recipe: Recipe, folder: RunFolder, worked: bool, seconds: float) -> None:
+    show_results(folder)
+    report = folder.path / "report.html"
+    if worked or _is_older(report, folder):
+        from rearkit.evaluation.report import write_report  # here, since its charts take seconds to import
+
+        write_report(recipe, folder, STAGES)
+    say(f"{'finished' if worked else 'nothing to do'} in {seconds:.0f} s; report: {report}")
+
+
+def _is_older(report: Path, folder: RunFolder) -> bool:
+    """Tell whether a report is missing, or was not written after the last stage because the run was cut off there."""
+    finished = [path.stat().st_mtime_ns for name in NAMES if (path := folder.stage(name) / DONE).is_file()]
+    return not report.is_file() or report.stat().st_mtime_ns < max(finished, default=0)
+
+
+def show_results(folder: RunFolder) -> None:
+    """Copy what people look for first to the top of the run's folder."""
+    for source in (folder.stage("sample") / sampling.GRID, folder.stage("evaluate") / evaluation.SCORES):
+        target = folder.path / source.name
+        if source.is_file() and not (target.is_file() and filecmp.cmp(source, target, shallow=False)):
+            with replacing(target) as temporary:
+                shutil.copyfile(source, temporary)
+
+
+def check_inputs(recipe: Recipe) -> None:
+    """Look for what a recipe needs, and at what it passes on to DeepSpeed, before anything is built.
+
+    Raises:
+        RearkitError: what is missing, all of it, where it comes from, and what to do.
+    """
+    check_deepspeed_table(recipe.train, resolve_device(recipe.device))
+    check_trackers(recipe.train.trackers)
+    problems = []
+    listed = {need.path: need for need in recipe.needs}
+    named = {
+        "[tokenizer] weights": recipe.tokenizer.weights,
+        "[backbone] weights": recipe.backbone.weights,
+        "[evaluate] feature_weights": recipe.evaluate.feature_weights,
+        "[evaluate] reference": recipe.evaluate.reference,
+    }
+    for key, path in named.items():
+        if path is not None and path not in listed and not Path(path).is_file():
+            problems.append(f"{key}: {path}: no such file")
+    for path, need in listed.items():
+        if not _is_there(Path(path)):
+            problems.append(f"missing: {path}: {need.what}, {need.size}\n    from {need.source}")
+            if need.prepare:
+                problems[-1] += f"\n    then {need.prepare}"
+    if recipe.tokenizer.weights is None and recipe.tokenizer.fit is None:
+        problems.append('[tokenizer]: give weights = "FILE", or a table [tokenizer.fit]')
+    if recipe.tokenizer.weights is not None and recipe.tokenizer.fit is not None:
+        problems.append("[tokenizer]: give weights or [tokenizer.fit], not both")
+    if recipe.train.steps == 0 and recipe.backbone.weights is None:
+        problems.append("[train] steps = 0 leaves the backbone untrained: give [backbone] weights")
+    if problems:
+        raise RearkitError("\n".join(problems))
+
+
+def _is_there(path: Path) -> bool:
+    return path.is_file() or (path.is_dir() and any(path.iterdir()))

@@ -1,0 +1,1 @@
+"""What a recipe will need, found without data, weights or an accelerator."""

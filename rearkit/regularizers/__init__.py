@@ -1,0 +1,1 @@
+"""Regularizers that tie the backbone's hidden states to the tokenizer."""

@@ -1,0 +1,104 @@
+"""Samples on their way to one file: a part a batch, written whole or not at all, by any number of ranks.
+
+A part is a ``.safetensors`` of images, tokens and numbers. What is there is done; a run that was killed makes the rest,
+with another batch size or on another number of ranks if need be.
+"""
+
+from __future__ import annotations
+
+import functools
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from rearkit.files import remove, replacing
+from rearkit.sampling.sampler import Samples
+
+FOLDER = "parts"
+OPEN_PARTS = 32  # mapped at once, so that memory does not grow with their number
+
+
+def write_part(folder: Path, numbers: Sequence[int], samples: Samples) -> None:
+    """Write a batch of samples, numbered in the whole set."""
+    tensors = {
+        "images": np.ascontiguousarray(samples.images),
+        "tokens": samples.tokens.astype(np.uint16),
+        "numbers": np.array(numbers, np.int64),
+    }
+    with replacing(folder / f"{numbers[0]:09d}-{len(numbers)}.safetensors") as temporary:
+        save_file(tensors, temporary)
+
+
+def count_samples(folder: Path) -> int:
+    """How many samples the parts hold, by their names."""
+    return sum(int(path.stem.split("-")[1]) for path in folder.glob("*.safetensors"))
+
+
+class Parts:
+    """The parts in a folder; one that cannot be read is removed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.place: dict[int, tuple[Path, int]] = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            try:
+                with safe_open(path, "numpy") as part:
+                    numbers = part.get_tensor("numbers").tolist()
+            except (SafetensorError, OSError):
+                remove(path)
+                continue
+            self.place |= {number: (path, row) for row, number in enumerate(numbers)}
+        self._open = functools.lru_cache(OPEN_PARTS)(lambda path: safe_open(path, "numpy"))
+
+    def read(self, name: str, number: int) -> np.ndarray:
+        """Read ``images`` or ``tokens`` of one sample, with a leading axis of one."""
+        path, row = self.place[number]
+        found: np.ndarray = self._open(path).get_slice(name)[row : row + 1]
+        return found
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self._open.cache_clear()
+
+
+def write_npz(path: Path, parts: Parts, classes: Sequence[int], manifest: Path) -> None:
+    """Put the samples into an ``.npz`` in the ADM layout, in order, without ever holding them all.
+
+    The same samples make the same bytes. Members: ``arr_0`` (n, R, R, 3) uint8, ``arr_1`` (n,) int64 classes,
+    ``tokens`` (n, N) uint16, and the manifest.
+    """
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        count = len(classes)
+        for member, name in (("arr_0", "images"), ("tokens", "tokens")):
+            _add(archive, member, count, (parts.read(name, number) for number in range(count)))
+        _add(archive, "arr_1", count, iter([np.array(classes, np.int64)]))
+        archive.writestr(zipfile.ZipInfo(manifest.name), manifest.read_bytes())  # dated 1980, not the file's time
+
+
+def _add(archive: zipfile.ZipFile, name: str, count: int, rows: Iterator[np.ndarray]) -> None:
+    """Write an array of ``count`` rows that come in pieces."""
+    first = next(rows)
+    header: dict[str, Any] = {
+        "descr": np.lib.format.dtype_to_descr(first.dtype),
+        "fortran_order": False,
+        "shape": (count, *first.shape[1:]),
+    }
+    with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+        np.lib.format.write_array_header_1_0(member, header)
+        for piece in _chain(first, rows):
+            member.write(piece.tobytes())
+
+
+def _chain(first: np.ndarray, rest: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    yield first
+    yield from rest
+
+
+def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Read images (n, R, R, 3) uint8 and, where they are there, classes (n,) of an ``.npz`` in the ADM layout."""
+    with np.load(path, allow_pickle=False) as archive:
+        return archive["arr_0"], archive.get("arr_1")

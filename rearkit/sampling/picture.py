@@ -1,0 +1,77 @@
+"""A picture of a few classes, sampled for somebody who asks for them by number or name."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rearkit.console import progress_bar, say
+from rearkit.data.stage import class_names
+from rearkit.errors import RearkitError
+from rearkit.pictures import save_grid
+from rearkit.recipe import Recipe
+from rearkit.sampling.sampler import Sampler
+from rearkit.stages import RunFolder
+from rearkit.training.stage import trained_model
+
+
+def sample_picture(recipe: Recipe, folder: RunFolder, wanted: str, path: Path, per_class: int) -> None:
+    """Sample classes and save them as a PNG, a row a class.
+
+    Image k of a class is the same whichever other classes are asked for.
+
+    Args:
+        recipe: the recipe.
+        folder: its run, trained.
+        wanted: numbers or names of classes, with commas between.
+        path: the picture.
+        per_class: images of each class.
+
+    Raises:
+        RearkitError: a class that is not there.
+    """
+    names = class_names(folder)
+    labels = [find_class(text, names) for text in wanted.split(",")]
+    classes = [label for label in labels for _ in range(per_class)]
+    numbers = [k for _ in labels for k in range(per_class)]
+    sampler = Sampler(trained_model(recipe, folder))
+    images: list[np.ndarray] = []
+    started = time.monotonic()
+    with progress_bar("sample", len(classes)) as bar:
+        for part in sampler.stream(classes, numbers=numbers):
+            images.append(part.images)
+            made = sum(map(len, images))
+            bar.advance(len(part.images), f"{made / (time.monotonic() - started):.2f} images/s")
+    rate = len(classes) / (time.monotonic() - started)
+    save_grid(path, torch.from_numpy(np.concatenate(images)).permute(0, 3, 1, 2), per_class)
+    for row, label in enumerate(labels, start=1):
+        name = "" if names[label] == str(label) else f", {names[label]}"
+        say(f"row {row}: class {label}{name}")
+    say(f"{path}: {len(classes)} images, {rate:.2f} images/s")
+
+
+def find_class(text: str, names: Sequence[str]) -> int:
+    """Find a class by its number, its name, or the beginning of its name where no other has the same.
+
+    Raises:
+        RearkitError: there is no such class, or more than one.
+    """
+    text = text.strip()
+    if text.isdecimal() and int(text) < len(names):
+        return int(text)
+    lowered = [name.lower() for name in names]
+    whole = [i for i, name in enumerate(lowered) if name == text.lower()]
+    found = whole or [i for i, name in enumerate(lowered) if text and name.startswith(text.lower())]
+    if len(found) == 1 or (whole and found):
+        return found[0]
+    if found:
+        listed = ", ".join(f"{i} {names[i]}" for i in found[:5])
+        raise RearkitError(f"--classes: {text!r} may be any of {len(found)} classes ({listed}); give the number")
+    near = difflib.get_close_matches(text.lower(), lowered, 1)
+    hint = f"; did you mean {names[lowered.index(near[0])]!r}?" if near else ""
+    raise RearkitError(f"--classes: no class {text!r}; there are numbers 0 to {len(names) - 1}, and names{hint}")

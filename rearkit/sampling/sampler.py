@@ -1,0 +1,272 @@
+"""Class-conditional sampling with a key-value cache and classifier-free guidance.
+
+A sample's randomness is one uniform number a token, drawn from the run's seed and the sample's own number, so that an
+image does not depend on the batch or the rank that it is made in. Shapes: B samples, N tokens, V codes, R image side.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import zip_longest
+from typing import Any, Protocol
+
+import attrs
+import numpy as np
+import torch
+from torch import Tensor
+
+from rearkit.data.loader import to_uint8
+from rearkit.devices import derive_seed, resolve_device
+from rearkit.model import Model, as_module
+from rearkit.recipe import SampleTable
+from rearkit.sampling.graphs import GraphedBackbone
+
+
+@attrs.frozen(eq=False)
+class Samples:
+    """Generated images.
+
+    Attributes:
+        images: (n, R, R, 3) uint8.
+        classes: (n,) int64, the classes asked for.
+        tokens: (n, N) int64.
+    """
+
+    images: np.ndarray
+    classes: np.ndarray
+    tokens: np.ndarray
+
+
+def guidance_scales(num_tokens: int, scale: float, power: float = 1.0, schedule: str = "power-cosine") -> list[float]:
+    """Guidance at each token i of N, by the schedules of RAR's published sampler.
+
+    ``power-cosine``: ``1 + (s-1)·(1-cos(π·(i/N)^p))/2``, from 1 towards s; ``linear``: ``1 + (s-1)·i/N``;
+    ``constant``: s.
+    """
+    if schedule == "constant":
+        return [float(scale)] * num_tokens
+    shares = [i / num_tokens for i in range(num_tokens)]
+    if schedule == "power-cosine":
+        shares = [(1 - math.cos(math.pi * share**power)) / 2 for share in shares]
+    return [1 + (scale - 1) * share for share in shares]
+
+
+def draw(logits_BV: Tensor, uniform_B: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """Sample a code from each row by inverting its cumulative distribution at a given uniform number.
+
+    Args:
+        logits_BV: (B, V).
+        uniform_B: (B,) float64 in [0, 1).
+        temperature: divides the logits; at 0, the likeliest code is taken (greedy).
+        top_k: keep the k likeliest codes; 0 for all.
+        top_p: then keep the likeliest codes whose total probability reaches this (the one that crosses it included).
+
+    Returns:
+        (B,) int64.
+    """
+    if temperature == 0:
+        return logits_BV.argmax(-1)
+    logits_BV = logits_BV.double()
+    # Below the largest, so that a temperature near zero makes the argmax and not a quotient of infinities.
+    probability_BV = ((logits_BV - logits_BV.amax(-1, keepdim=True)) / temperature).softmax(-1)
+    if top_k and top_k < probability_BV.shape[-1]:
+        least_B1 = probability_BV.topk(top_k).values[:, -1:]
+        probability_BV = probability_BV.masked_fill(probability_BV < least_B1, 0)
+        probability_BV = probability_BV / probability_BV.sum(-1, keepdim=True)
+    if top_p < 1:
+        ranked_BV, order_BV = probability_BV.sort(-1, descending=True)
+        beyond_BV = ranked_BV.cumsum(-1) - ranked_BV >= top_p
+        probability_BV = probability_BV.masked_fill(beyond_BV.gather(-1, order_BV.argsort(-1)), 0)
+    cumulative_BV = probability_BV.cumsum(-1)
+    target_B1 = uniform_B.to(cumulative_BV)[:, None] * cumulative_BV[:, -1:]
+    code_B1 = torch.searchsorted(cumulative_BV, target_B1, right=True)
+    return code_B1.squeeze(-1).clamp(max=logits_BV.shape[-1] - 1)
+
+
+class Decoder(Protocol):
+    """What sampling needs of a backbone; see `rearkit.contracts.Backbone`."""
+
+    def start(self, classes_B: Tensor) -> tuple[Tensor, Any]:
+        """Begin with the classes."""
+        ...
+
+    def step(self, tokens_B: Tensor, cache: Any) -> Tensor:
+        """Append a token."""
+        ...
+
+
+@torch.no_grad()
+def sample_tokens(
+    backbone: Decoder,
+    classes_B: Tensor,
+    uniform_BN: Tensor,
+    num_classes: int,
+    table: SampleTable,
+    scale_B: Tensor | None = None,
+    stop: threading.Event | None = None,
+) -> Tensor:
+    """Sample the tokens of a batch, (B, N) int64.
+
+    Args:
+        backbone: in eval mode.
+        classes_B: (B,) int64 in [0, C).
+        uniform_BN: (B, N) float64 in [0, 1).
+        num_classes: C, the id of "no label".
+        table: guidance, temperature, top-k and top-p.
+        scale_B: (B,) float64, guidance of each sample; left out, the table's.
+        stop: when it is set, by another thread, the rest is given up.
+
+    Raises:
+        InterruptedError: it was set.
+    """
+    B, N = uniform_BN.shape
+    if scale_B is None:
+        scale_B = torch.full((B,), table.guidance_scale, dtype=torch.float64)
+    guided = bool((scale_B != 1).any())
+    schedules = [guidance_scales(N, s, table.guidance_power, table.guidance_schedule) for s in scale_B.tolist()]
+    rows = torch.cat([classes_B, torch.full_like(classes_B, num_classes)]) if guided else classes_B
+    logits, cache = backbone.start(rows)
+    scale_BN = torch.tensor(schedules, dtype=torch.float32, device=logits.device)
+    tokens: list[Tensor] = []
+    for i in range(N):
+        if stop is not None and stop.is_set():
+            raise InterruptedError
+        if guided:
+            conditional_BV, unconditional_BV = logits.float().chunk(2)
+            scale_B1 = scale_BN[:, i : i + 1]
+            guided_BV = unconditional_BV + (conditional_BV - unconditional_BV) * scale_B1
+            # To the bit what a batch without guidance has.
+            logits = torch.where(scale_B1 == 1, conditional_BV, guided_BV)
+        token_B = draw(logits, uniform_BN[:, i], table.temperature, table.top_k, table.top_p)
+        tokens.append(token_B)
+        if i + 1 < N:
+            logits = backbone.step(torch.cat([token_B, token_B]) if guided else token_B, cache)
+    return torch.stack(tokens, dim=1)
+
+
+class Sampler:
+    """Streams images of a trained model as they are finished.
+
+    Args:
+        model: from `rearkit.build`, trained.
+        table: how to sample; left out, as the model's recipe says.
+        seed: left out, as the recipe says.
+    """
+
+    def __init__(self, model: Model, table: SampleTable | None = None, seed: int | None = None) -> None:
+        self.model = model
+        self.table = table or model.recipe.sample
+        self.seed = model.recipe.sample_seed if seed is None else seed
+        self.device = resolve_device(model.recipe.device)
+        for module in (as_module(model.backbone), as_module(model.tokenizer)):
+            module.to(self.device).eval()
+        backbone = model.backbone
+        if self.table.precision == "bf16":
+            backbone = copy.deepcopy(backbone)
+            as_module(backbone).to(torch.bfloat16)
+        self.decoder: Decoder = backbone
+        if self.device.type == "cuda":
+            self.decoder = GraphedBackbone(backbone, model.space.num_tokens)
+
+    def stream(
+        self,
+        classes: Sequence[int],
+        first: int = 0,
+        numbers: Sequence[int] | None = None,
+        guidance_scale: Sequence[float] | None = None,
+    ) -> Iterator[Samples]:
+        """Yield batches of images, in order; while one is decoded and used, the next is generated in a thread.
+
+        Args:
+            classes: the class of each image, in [0, C).
+            first: the number of the first image, which fixes its randomness; the others count on from it.
+            numbers: the number of each image, instead.
+            guidance_scale: guidance of each image; left out, the table's for all.
+
+        Raises:
+            ValueError: a class out of range, or another count of numbers or scales than of classes.
+        """
+        space, count = self.model.space, len(classes)
+        if count and not 0 <= min(classes) <= max(classes) < space.num_classes:
+            raise ValueError(f"classes must lie in 0 to {space.num_classes - 1}")
+        numbers = range(first, first + count) if numbers is None else numbers
+        scales = [self.table.guidance_scale] * count if guidance_scale is None else guidance_scale
+        if not len(numbers) == len(scales) == count:
+            raise ValueError(f"{count} classes, but {len(numbers)} numbers and {len(scales)} guidance scales")
+        parts = [slice(start, start + self.table.batch) for start in range(0, count, self.table.batch)]
+        stop = threading.Event()
+        with ThreadPoolExecutor(1, "generation") as thread:
+
+            def begin(part: slice) -> Future[Tensor]:
+                return thread.submit(self._generate, classes[part], numbers[part], scales[part], stop)
+
+            try:
+                ahead = [begin(part) for part in parts[:1]]
+                for part, following in zip_longest(parts, parts[1:]):
+                    tokens_BN = ahead.pop().result()
+                    if following is not None:
+                        ahead.append(begin(following))
+                    yield Samples(self._decode(tokens_BN), np.array(classes[part], np.int64), tokens_BN.cpu().numpy())
+            finally:
+                stop.set()
+
+    def _generate(
+        self, classes: Sequence[int], numbers: Sequence[int], scales: Sequence[float], stop: threading.Event
+    ) -> Tensor:
+        count, space = len(classes), self.model.space
+        if self.device.type == "cuda" and count < self.table.batch:  # graphs are recorded for whole batches
+            short = self.table.batch - count
+            classes, numbers, scales = ([*some, *[some[-1]] * short] for some in (classes, numbers, scales))
+        uniform_BN = torch.from_numpy(np.stack([sample_uniforms(self.seed, n, space.num_tokens) for n in numbers]))
+        classes_B, scale_B = torch.tensor(classes, dtype=torch.int64), torch.tensor(scales, dtype=torch.float64)
+        tokens_BN = sample_tokens(
+            self.decoder,
+            classes_B.to(self.device),
+            uniform_BN.to(self.device),
+            space.num_classes,
+            self.table,
+            scale_B,
+            stop,
+        )
+        return tokens_BN[:count]
+
+    @torch.no_grad()
+    def _decode(self, tokens_BN: Tensor) -> np.ndarray:
+        """(B, N) to (B, R, R, 3) uint8, one by one: a convolution's rounding depends on how many it is given."""
+        images = [
+            to_uint8(self.model.tokenizer.decode(tokens_1N)).permute(0, 2, 3, 1) for tokens_1N in tokens_BN.split(1)
+        ]
+        return torch.cat(images).cpu().numpy()
+
+
+def sample_uniforms(seed: int, number: int, num_tokens: int) -> np.ndarray:
+    """Randomness of one sample: (N,) float64 in [0, 1), from the seed and the sample's number alone."""
+    return np.random.default_rng(derive_seed(seed, "sample", number)).random(num_tokens)
+
+
+def sample(
+    model: Model,
+    classes: Sequence[int],
+    table: SampleTable | None = None,
+    seed: int | None = None,
+    numbers: Sequence[int] | None = None,
+    guidance_scale: Sequence[float] | None = None,
+) -> Samples:
+    """Sample one image of each of ``classes``, in order; see `Sampler` and `Sampler.stream` for the arguments."""
+    sampler = Sampler(model, table, seed)
+    parts = list(sampler.stream(classes, numbers=numbers, guidance_scale=guidance_scale))
+    if not parts:
+        raise ValueError("no classes were given")
+    return Samples(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in attrs.fields(Samples)))
+
+
+def balanced_classes(num_images: int, num_classes: int) -> list[int]:
+    """Classes of ``num_images`` images, each as often as the others: 0, 1, …, C-1, 0, 1, …
+
+    Evaluators split a file of samples in the order it has (ten parts for the Inception Score), so classes are mixed.
+    """
+    return [i % num_classes for i in range(num_images)]

@@ -1,0 +1,1 @@
+"""Sweeps: many runs of one recipe with other keys and seeds, and their table."""

@@ -1,0 +1,151 @@
+"""What a sweep is: a file that lays variants, a grid and seeds over a recipe, and the runs that follow from it.
+
+name = "weights"
+recipe = "base.toml"                            # beside this file
+seeds = [0, 1, 2]                               # of training and sampling; data, tokenizer and scores stay the same
+
+[grid]                                          # every combination of the listed values
+regularizers.0.weight = [0.1, 1.0, 10.0]
+
+[variants.plain]                                # or named sets of keys; each is combined with the whole grid
+noise.name = "none"
+regularizers = []
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from rearkit.errors import RecipeError
+from rearkit.options import setting, settings
+from rearkit.recipe import Recipe
+from rearkit.recipe_files import Change, load_recipe, parse_override, read_toml
+from rearkit.structuring import KeyPath, structure
+
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@settings
+class SweepTable:
+    """A sweep file."""
+
+    name: str = setting("name of the sweep; its files go to runs/NAME", min_len=1)
+    recipe: str = setting("the recipe that all runs start from, relative to this file")
+    seeds: tuple[int, ...] = setting(
+        "each variant is trained and sampled once with each", default=(0,), ge=0, min_len=1
+    )
+    variants: dict[str, Any] = setting("named sets of keys", default=attrs.Factory(dict))
+    grid: dict[str, Any] = setting("lists of values of keys", default=attrs.Factory(dict))
+    published: dict[str, Any] = setting("somebody else's figures by variant, shown beside", default=attrs.Factory(dict))
+    published_as: str = setting("what those figures are", default="published")
+
+
+@attrs.frozen
+class PlannedRun:
+    """One run of a sweep.
+
+    Attributes:
+        name: also its folder, below the sweep's.
+        variant: what it has in common with the runs of other seeds.
+        recipe: what to run.
+    """
+
+    name: str
+    variant: str
+    recipe: Recipe
+
+
+@attrs.frozen
+class Sweep:
+    """A sweep, read and checked.
+
+    Attributes:
+        name: the sweep's.
+        variants: in the file's order.
+        runs: a seed after the other, so that what is finished compares all variants.
+        published: somebody else's figures by variant.
+        published_as: what those are.
+    """
+
+    name: str
+    variants: tuple[str, ...]
+    runs: tuple[PlannedRun, ...]
+    published: Mapping[str, float]
+    published_as: str
+
+
+def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
+    """Read a sweep file, and check the recipe of each of its runs.
+
+    Args:
+        path: of the TOML file.
+        overrides: ``key=value`` each, for all runs; variants and grid come on top.
+
+    Raises:
+        RecipeError: everything that is wrong with the first run that cannot be.
+    """
+    table = structure(read_toml(path, "sweep"), SweepTable, str(path), {})
+    common = [parse_override(text) for text in overrides]
+    variants = dict(_variants(table, path))
+    if not all(PLAIN_NAME.fullmatch(name) for name in (table.name, *table.variants)):
+        raise RecipeError([f"{path}: name, [variants]: a name is made of letters, digits, '.', '_' and '-'"])
+    for variant, figure in table.published.items():
+        if variant not in variants or type(figure) not in (int, float):
+            known = ", ".join(variants)
+            raise RecipeError([f"{path}: [published] {variant}: expected a number for one of the variants: {known}"])
+    runs = []
+    for seed, (variant, changes) in itertools.product(table.seeds, variants.items()):
+        name = f"{re.sub(r'[^A-Za-z0-9._=-]+', '_', variant)}-s{seed}"
+        said = f"{path}: run {name}"
+        own = {("name",): f"{table.name}-{name}", ("train", "seed"): seed, ("sample", "seed"): seed}
+        recipe = load_recipe(path.parent / table.recipe, [*common, *_as_changes({**changes, **own}, said)])
+        runs.append(PlannedRun(name, variant, recipe))
+    if len({run.name for run in runs}) < len(runs):
+        raise RecipeError([f"{path}: seeds, [grid]: a value is listed twice"])
+    return Sweep(table.name, tuple(variants), tuple(runs), table.published, table.published_as)
+
+
+def _variants(table: SweepTable, path: Path) -> Iterator[tuple[str, dict[KeyPath, Any]]]:
+    """Each variant's name and keys: named ones times all combinations of the grid."""
+    axes: list[list[tuple[KeyPath, Any]]] = []
+    for keys, values in _flat(table.grid):
+        if not isinstance(values, list) or not values:
+            raise RecipeError([f"{path}: [grid] {'.'.join(keys)}: expected a list of values, got {values!r}"])
+        axes.append([(keys, value) for value in values])
+    named: dict[str, Any] = table.variants or {"": {}}
+    for name, changes in named.items():
+        if not isinstance(changes, dict):
+            raise RecipeError([f"{path}: [variants] {name}: expected a table of keys, got {changes!r}"])
+        for point in itertools.product(*axes):
+            words = [name, *(f"{_short(keys, axes)}={_word(value)}" for keys, value in point)]
+            yield ", ".join(filter(None, words)) or "all", dict(_flat(changes)) | dict(point)
+
+
+def _flat(table: Mapping[str, Any], prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """The keys of nested tables as paths; a quoted key with dots is a path, too."""
+    for key, value in table.items():
+        keys = (*prefix, *key.split("."))
+        if isinstance(value, dict) and value:
+            yield from _flat(value, keys)
+        else:
+            yield keys, value
+
+
+def _short(keys: KeyPath, axes: Sequence[Sequence[tuple[KeyPath, Any]]]) -> str:
+    """The last part of a key, where no other axis ends so."""
+    alike = sum(axis[0][0][-1] == keys[-1] for axis in axes)
+    return keys[-1] if alike == 1 else ".".join(keys)
+
+
+def _word(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _as_changes(values: Mapping[KeyPath, Any], said: str) -> list[Change]:
+    return [Change(keys, value, said) for keys, value in values.items()]

@@ -1,0 +1,88 @@
+"""Contract checks: what a component's own tests call on it. No test framework is needed, any can run them.
+
+::
+
+    from rearkit.testing import check_noise_schedule
+
+    def test_contract():
+        check_noise_schedule(MySchedule())
+
+A check raises `AssertionError` with a sentence that says which clause of `rearkit.contracts` is broken.
+`check_component` checks whatever a `rearkit.Component` builds, at small sizes; the others take the component, or a
+function that builds it, and further sizes. All leave torch's global random state as it was.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from rearkit.registry import Component
+from rearkit.testing.backbones import check_backbone
+from rearkit.testing.clauses import require, seeded
+from rearkit.testing.datasets import check_dataset
+from rearkit.testing.noise import check_noise_schedule
+from rearkit.testing.regularizers import check_regularizer
+from rearkit.testing.tokenizers import check_tokenizer
+
+__all__ = [
+    "check_backbone",
+    "check_component",
+    "check_dataset",
+    "check_noise_schedule",
+    "check_regularizer",
+    "check_settings",
+    "check_tokenizer",
+]
+
+
+def check_component(component: Component, settings: Any = None) -> None:
+    """Check a component's settings class, and what it builds from ``settings``, by the contract of its kind.
+
+    Args:
+        component: as the package's hook returns it.
+        settings: an instance of its settings class, of small sizes; left out, its defaults.
+
+    Raises:
+        AssertionError: the clause of the contract that is broken.
+    """
+    settings = component.settings() if settings is None else settings
+    require(
+        type(settings) is component.settings,
+        f"{component.kind} {component.name!r} is built from {component.settings.__name__}; "
+        f"found {type(settings).__name__}",
+    )
+    check_settings(settings)
+    with seeded():
+        if component.kind == "dataset":
+            check_dataset(component.build(settings))
+        elif component.kind == "tokenizer":
+            check_tokenizer(component.build(settings), lambda: component.build(settings))
+        elif component.kind == "backbone":
+            check_backbone(lambda space: component.build(settings, space))
+        elif component.kind == "noise":
+            check_noise_schedule(component.build(settings))
+        else:
+            check_regularizer(lambda context: component.build(settings, context))
+
+
+def check_settings(settings: Any) -> None:
+    """Check that settings are frozen, and documented for ``rearkit plugins``.
+
+    Raises:
+        AssertionError: the clause of the contract that is broken.
+    """
+    cls = type(settings)
+    require(attrs.has(cls), f"settings must be a class made by rearkit.settings; {cls.__name__} is not an attrs class")
+    require(
+        (cls.__doc__ or "").strip(),
+        f"a settings class must have a docstring, which people see; {cls.__name__} has none",
+    )
+    for field in attrs.fields(cls):
+        require(field.metadata.get("doc"), f"every setting must say what it means: setting('…'); {field.name} does not")
+        try:
+            setattr(settings, field.name, getattr(settings, field.name))
+        except attrs.exceptions.FrozenInstanceError:
+            continue
+        raise AssertionError(f"settings must be frozen, as rearkit.settings makes them; {cls.__name__} is not")

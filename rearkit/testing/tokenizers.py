@@ -1,0 +1,145 @@
+"""The contract of a tokenizer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from rearkit.contracts import FittableTokenizer, Tokenizer
+from rearkit.testing.clauses import (
+    close,
+    copy_state,
+    largest,
+    named,
+    require,
+    require_count,
+    require_module,
+    require_tensor,
+    seeded,
+)
+
+ROWS = 3
+MOST_CODES = 2**16  # token shards hold uint16
+NEAR_TIES = 0.01  # share of tokens that may fall to another code when rounding differs
+
+
+def check_tokenizer(tokenizer: Tokenizer, rebuild: Callable[[], Tokenizer] | None = None) -> None:
+    """Check a tokenizer: sizes, ranges, repeatability, its codebook; and the fit, where it has one.
+
+    Args:
+        tokenizer: what to check; left in eval mode.
+        rebuild: makes another of the same settings, to check what the state dict holds; left out, that is not checked.
+
+    Raises:
+        AssertionError: the clause of the contract that is broken.
+    """
+    module = require_module(tokenizer, "tokenizer")
+    require(
+        isinstance(tokenizer, Tokenizer),
+        f"a tokenizer must have encode, decode, codebook and its four sizes; {named(tokenizer)} lacks one",
+    )
+    for attribute in ("num_tokens", "codebook_size", "embedding_dim", "image_size"):
+        require_count(tokenizer, attribute, "tokenizer")
+    require(
+        tokenizer.codebook_size <= MOST_CODES,
+        f"tokenizer.codebook_size must be {MOST_CODES} at most, since token shards hold uint16; "
+        f"found {tokenizer.codebook_size}",
+    )
+    with seeded():
+        module.eval()
+        images = torch.rand(ROWS, 3, tokenizer.image_size, tokenizer.image_size)
+        images[0], images[1] = 0.0, images[1].round()  # black, and a picture of extremes
+        tokens_BN = torch.randint(tokenizer.codebook_size, (ROWS, tokenizer.num_tokens))
+        tokens_BN[0], tokens_BN[1] = 0, tokenizer.codebook_size - 1
+        before = {key: value.clone() for key, value in module.state_dict().items()}
+        with torch.no_grad():
+            _check_codebook(tokenizer)
+            _check_encode(tokenizer, images)
+            _check_decode(tokenizer, tokens_BN)
+            after = module.state_dict()
+            require(
+                all(torch.equal(value, after[key]) for key, value in before.items()),
+                "in eval mode, encode, decode and codebook must not change the tokenizer, which is frozen",
+            )
+            if rebuild is not None:
+                _check_state(tokenizer, module, rebuild, images, tokens_BN)
+        if isinstance(tokenizer, FittableTokenizer):
+            _check_fit(module, images)
+
+
+def _check_codebook(tokenizer: Tokenizer) -> None:
+    shape = (tokenizer.codebook_size, tokenizer.embedding_dim)
+    codebook_VZ = require_tensor(tokenizer.codebook(), shape, torch.float32, "codebook(), (V, Z),")
+    require(codebook_VZ.isfinite().all(), "the codebook must be finite")
+
+
+def _check_encode(tokenizer: Tokenizer, images: Tensor) -> None:
+    shape = (len(images), tokenizer.num_tokens)
+    tokens_BN = require_tensor(tokenizer.encode(images), shape, torch.int64, "encode(images), (B, N),")
+    low, high = int(tokens_BN.min()), int(tokens_BN.max())
+    require(
+        low >= 0 and high < tokenizer.codebook_size,
+        f"tokens must lie in [0, codebook_size), that is 0 to {tokenizer.codebook_size - 1}; found {low} to {high}",
+    )
+    require(torch.equal(tokens_BN, tokenizer.encode(images)), "in eval mode, the same images must give the same tokens")
+    alone_BN = torch.cat([tokenizer.encode(image[None]) for image in images])
+    require(
+        (alone_BN != tokens_BN).float().mean() <= NEAR_TIES,
+        "in eval mode, an image's tokens must not depend on the rest of the batch",
+    )
+
+
+def _check_decode(tokenizer: Tokenizer, tokens_BN: Tensor) -> None:
+    shape = (len(tokens_BN), 3, tokenizer.image_size, tokenizer.image_size)
+    images = require_tensor(tokenizer.decode(tokens_BN), shape, torch.float32, "decode(tokens), (B, 3, R, R),")
+    require(
+        ((images >= 0) & (images <= 1)).all(),
+        f"decoded images must lie in [0, 1]; found {images.min():g} to {images.max():g}",
+    )
+    require(torch.equal(images, tokenizer.decode(tokens_BN)), "in eval mode, the same tokens must give the same images")
+    alone = torch.cat([tokenizer.decode(tokens_N[None]) for tokens_N in tokens_BN])
+    require(
+        close(alone, images),
+        f"in eval mode, a decoded image must not depend on the rest of the batch; alone it differs by "
+        f"{largest(alone - images):.2g}",
+    )
+
+
+def _check_state(
+    tokenizer: Tokenizer, module: nn.Module, rebuild: Callable[[], Tokenizer], images: Tensor, tokens_BN: Tensor
+) -> None:
+    torch.manual_seed(1)
+    second = rebuild()
+    copy_state(module, require_module(second, "tokenizer").eval(), "tokenizer")
+    same = {
+        "tokens": torch.equal(second.encode(images), tokenizer.encode(images)),
+        "images": torch.equal(second.decode(tokens_BN), tokenizer.decode(tokens_BN)),
+        "codebook": torch.equal(second.codebook(), tokenizer.codebook()),
+    }
+    for what, holds in same.items():
+        require(holds, f"a second tokenizer with the first's state dict must give the same {what}")
+
+
+def _check_fit(module: nn.Module, images: Tensor) -> None:
+    """Fit a copy for one step."""
+    fitted = copy.deepcopy(module).train().requires_grad_()
+    assert isinstance(fitted, FittableTokenizer)
+    loss, parts = fitted.fit_loss(images)
+    require(
+        isinstance(loss, Tensor) and loss.dim() == 0 and loss.isfinite(),
+        f"fit_loss must return a finite scalar loss first; found {loss!r}",
+    )
+    require(
+        isinstance(parts, dict) and all(isinstance(value, Tensor) and value.numel() == 1 for value in parts.values()),
+        f"fit_loss must return named scalar tensors second; found {parts!r}",
+    )
+    require(loss.requires_grad, "the loss of fit_loss must carry a gradient")
+    loss.backward()
+    gradients = [parameter.grad for parameter in fitted.parameters() if parameter.grad is not None]
+    require(
+        gradients and all(gradient.isfinite().all() for gradient in gradients),
+        "the loss of fit_loss must give finite gradients to the tokenizer's parameters",
+    )

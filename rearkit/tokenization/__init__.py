@@ -1,0 +1,1 @@
+"""The stages ``tokenizer`` (fit or load) and ``tokens`` (write and check token shards)."""

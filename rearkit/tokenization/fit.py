@@ -1,0 +1,130 @@
+"""Fitting a tokenizer: AdamW on the loss that the tokenizer defines, with warm-up and cosine, resumable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from rearkit.console import progress_bar, say
+from rearkit.contracts import FittableTokenizer, Tokenizer
+from rearkit.data.loader import ImageSet, to_float
+from rearkit.devices import resolve_device, seed_everything
+from rearkit.errors import RearkitError, first_line
+from rearkit.files import remove, replacing
+from rearkit.model import as_module, build_tokenizer
+from rearkit.recipe import FitTable, Recipe
+
+CHECKPOINT = "fit.pt"
+END_FACTOR = 0.05
+
+
+def learning_rate(fit: FitTable, step: int) -> float:
+    """Learning rate of a step: linear warm-up, then a cosine to a twentieth of the peak."""
+    warm = min(1.0, (step + 1) / fit.warmup_steps) if fit.warmup_steps else 1.0
+    return fit.lr * warm * (END_FACTOR + (1 - END_FACTOR) * (1 + math.cos(math.pi * step / fit.steps)) / 2)
+
+
+def fit_tokenizer(recipe: Recipe, images: ImageSet) -> Tokenizer:
+    """Build a recipe's tokenizer and fit it on images in memory, as ``[tokenizer.fit]`` says; returned frozen.
+
+    Raises:
+        RearkitError: the tokenizer cannot be fitted, or the recipe has no ``[tokenizer.fit]``.
+    """
+    tokenizer = build_tokenizer(recipe)
+    if recipe.tokenizer.fit is None or not isinstance(tokenizer, FittableTokenizer):
+        raise RearkitError(
+            f"[tokenizer] {recipe.tokenizer.name}: no [tokenizer.fit] in the recipe, or cannot be fitted"
+        )
+    as_module(tokenizer).to(resolve_device(recipe.device))
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(recipe.seed)
+        while True:
+            index = torch.randint(len(images), (fit.batch,), generator=generator)
+            yield to_float(images.images[index]), images.labels[index]
+
+    fit = recipe.tokenizer.fit
+    TokenizerFit(tokenizer, fit, recipe.seed).run(batches())
+    return tokenizer
+
+
+class TokenizerFit:
+    """A fit under way.
+
+    Args:
+        tokenizer: to be fitted in place.
+        fit: the settings.
+        seed: of whatever the tokenizer draws.
+        checkpoint: file to resume from and to save to, or None.
+    """
+
+    def __init__(self, tokenizer: FittableTokenizer, fit: FitTable, seed: int, checkpoint: Path | None = None) -> None:
+        self.tokenizer, self.fit, self.seed, self.checkpoint = tokenizer, fit, seed, checkpoint
+        self.module: nn.Module = tokenizer  # type: ignore[assignment]
+        self.module.requires_grad_(True)
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(parameters, lr=fit.lr, betas=(0.9, 0.99), weight_decay=fit.weight_decay)
+        self.step = 0
+        self.history: list[dict[str, float]] = []
+        if checkpoint is not None and checkpoint.is_file():
+            self._load(checkpoint)
+
+    def run(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
+        """Take the remaining steps; ``batches`` must start at the batch of step `step`."""
+        device = next(self.module.parameters()).device
+        self.module.train()
+        with progress_bar("tokenizer: fit", self.fit.steps, self.step) as bar:
+            while self.step < self.fit.steps:
+                images, _ = next(batches)
+                seed_everything(self.seed, self.step)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = learning_rate(self.fit, self.step)
+                loss, parts = self.tokenizer.fit_loss(images.to(device))
+                self.optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+                self.optimizer.step()
+                self.step += 1
+                self.history.append(
+                    {"step": float(self.step), "loss": loss.item()} | {k: v.item() for k, v in parts.items()}
+                )
+                bar.advance(1, f"loss {loss.item():.4f}")
+                if self.checkpoint is not None and self.step % self.fit.checkpoint_every == 0:
+                    self._save(self.checkpoint)
+        self.module.eval().requires_grad_(False)
+
+    def finish(self) -> None:
+        """Remove the checkpoint; the weights are saved elsewhere."""
+        if self.checkpoint is not None:
+            remove(self.checkpoint)
+
+    def _save(self, path: Path) -> None:
+        # All buffers, also those that a state dict leaves out, since a fit may depend on them.
+        state = {
+            "parameters": dict(self.module.named_parameters()),
+            "buffers": dict(self.module.named_buffers()),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "history": self.history,
+        }
+        with replacing(path) as temporary:
+            torch.save(state, temporary)
+
+    def _load(self, path: Path) -> None:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # what unpickling makes of damaged bytes can raise anything
+            say(f"tokenizer: {path} is damaged ({first_line(error)}); the fit starts anew")
+            return
+        with torch.no_grad():
+            for name, parameter in self.module.named_parameters():
+                parameter.copy_(state["parameters"][name])
+            for name, buffer in self.module.named_buffers():
+                buffer.copy_(state["buffers"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.history = state["step"], state["history"]
+        say(f"tokenizer: going on from step {self.step} of {self.fit.steps}")

@@ -1,0 +1,98 @@
+"""How good a tokenizer is, and whether token shards are what they should be.
+
+People lose weeks to token files that are silently wrong: another codebook order, another crop, another tokenizer. So
+what was written is read back, decoded, and held against the images; and tokens are decoded and encoded again, which
+gives back most of them only with the tokenizer that made them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rearkit.contracts import Tokenizer
+from rearkit.data.loader import ImageSet, psnr, to_float, to_uint8
+from rearkit.data.tokens import TokenData
+from rearkit.errors import DataError
+from rearkit.model import as_module
+from rearkit.pictures import save_grid, save_pairs
+
+GRID_IMAGES = 16
+USAGE_SAMPLES = 50_000
+
+
+@torch.no_grad()
+def reconstruct(tokenizer: Tokenizer, images: Tensor, batch: int) -> Tensor:
+    """Encode and decode uint8 images (n, 3, R, R); uint8 again."""
+    device = module_device(tokenizer)
+    parts = [tokenizer.decode(tokenizer.encode(to_float(part).to(device))) for part in images.split(batch)]
+    return to_uint8(torch.cat(parts)).cpu()
+
+
+@torch.no_grad()
+def decode(tokenizer: Tokenizer, tokens_BN: Tensor, batch: int) -> Tensor:
+    """Decode tokens to float images (B, 3, R, R) in [0, 1], on the CPU."""
+    device = module_device(tokenizer)
+    return torch.cat([tokenizer.decode(part.to(device)) for part in tokens_BN.split(batch)]).cpu()
+
+
+@torch.no_grad()
+def survival(tokenizer: Tokenizer, tokens_BN: Tensor, batch: int) -> float:
+    """Share of tokens that come back when their image is decoded and encoded again, in [0, 1]."""
+    device = module_device(tokenizer)
+    same = [
+        (tokenizer.encode(tokenizer.decode(part.to(device))).cpu() == part).float().mean(1)
+        for part in tokens_BN.split(batch)
+    ]
+    return torch.cat(same).mean().item()
+
+
+def codebook_usage(data: TokenData, codebook_size: int) -> tuple[float, float]:
+    """Share of codes that occur, in [0, 1], and the perplexity of their distribution, in a sample of the data.
+
+    Raises:
+        DataError: a token is no code of the tokenizer.
+    """
+    tokens, _ = data.take(np.arange(min(len(data), USAGE_SAMPLES)))
+    if int(tokens.max()) >= codebook_size:
+        raise DataError(f"the token shards hold token {int(tokens.max())}, but the tokenizer has {codebook_size} codes")
+    counts = torch.bincount(tokens.flatten(), minlength=codebook_size).double()
+    share = counts / counts.sum()
+    entropy = -(share * share.clamp(min=1e-12).log()).sum()
+    return (counts > 0).double().mean().item(), entropy.exp().item()
+
+
+def compare(tokenizer: Tokenizer, data: TokenData, stride: int, images: ImageSet, batch: int, picture: Path) -> float:
+    """Decode the tokens of images and return their mean PSNR against them, in dB.
+
+    Args:
+        tokenizer: frozen.
+        data: of whose samples every ``stride``-th is that of an image, in the same order.
+        stride: views tokenized of each image.
+        images: the originals.
+        batch: images decoded at once.
+        picture: where a grid of originals and decoded images is saved.
+
+    Raises:
+        DataError: the classes are not those of the images, so the tokens are not either.
+    """
+    tokens, classes = data.take(np.arange(len(images)) * stride)
+    if not torch.equal(classes, images.labels):
+        raise DataError("the classes in the token shards are not those of the images; run the stage again")
+    decoded = decode(tokenizer, tokens, batch)
+    save_pairs(picture, images.images[:GRID_IMAGES], to_uint8(decoded[:GRID_IMAGES]))
+    return psnr(decoded, to_float(images.images)).mean().item()
+
+
+def show_decoded(tokenizer: Tokenizer, data: TokenData, picture: Path) -> None:
+    """Save a grid of decoded tokens, where there are no images to hold them against."""
+    tokens, _ = data.take(np.arange(min(len(data), 2 * GRID_IMAGES)))
+    save_grid(picture, to_uint8(decode(tokenizer, tokens, GRID_IMAGES)), GRID_IMAGES)
+
+
+def module_device(tokenizer: Tokenizer) -> torch.device:
+    """Return the device that a tokenizer is on."""
+    return next(as_module(tokenizer).parameters()).device

@@ -1,0 +1,42 @@
+"""Views of an image: all of them, for token shards; one drawn afresh, where tokens are made as they are needed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LARGER = ("ten-crop", "random-crop")  # these cut their views out of an image a tenth larger
+FACTOR = 1.1
+
+
+def read_size(augment: str, size: int) -> int:
+    """Side to which images are read, so that views of ``size`` can be cut out of them."""
+    return round(size * FACTOR) if augment in LARGER else size
+
+
+def views(image: Tensor, augment: str, size: int) -> list[Tensor]:
+    """Views of a uint8 image (3, S, S), S from `read_size`: itself; it and its mirror; or ten crops.
+
+    Ten crops are the four corners and the middle, then the mirror of each, out of an image a tenth larger.
+    """
+    if augment == "none":
+        return [image]
+    if augment == "flip":
+        return [image, image.flip(-1)]
+    from torchvision.transforms import functional as transforms  # here, since it takes seconds to import
+
+    return list(transforms.ten_crop(image, [size, size]))
+
+
+def draw_view(image: Tensor, augment: str, size: int, generator: torch.Generator) -> Tensor:
+    """Draw one view: any of `views` alike; for ``random-crop``, a crop at any place, mirrored or not."""
+    if augment != "random-crop":
+        found = views(image, augment, size)
+        return found[_below(len(found), generator)]
+    top, left = (_below(side - size + 1, generator) for side in image.shape[1:])
+    crop = image[:, top : top + size, left : left + size]
+    return crop.flip(-1) if _below(2, generator) else crop
+
+
+def _below(bound: int, generator: torch.Generator) -> int:
+    return int(torch.randint(bound, (), generator=generator))

@@ -1,0 +1,101 @@
+"""Vector quantization: nearest code; a codebook fitted by moving averages (van den Oord et al. 2017, appendix A.1)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class VectorQuantizer(nn.Module):
+    """A codebook `embedding` (V, Z), whose row v is the vector of code v; a part for tokenizers.
+
+    While fitted, each code follows the mean of the vectors that chose it, and a code that hardly any vector chooses
+    moves onto a random vector of the batch, so that the whole codebook ends in use.
+
+    Args:
+        codebook_size: V.
+        embedding_dim: Z.
+        decay: of the moving averages, in [0, 1).
+        normalised: whether vectors and codes are scaled to length 1 wherever they are used (`embedding` itself is not).
+    """
+
+    cluster_size_V: Tensor
+    cluster_sum_VZ: Tensor
+
+    def __init__(self, codebook_size: int, embedding_dim: int, decay: float = 0.97, normalised: bool = False) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(codebook_size, embedding_dim)
+        nn.init.uniform_(self.embedding.weight, -1 / codebook_size, 1 / codebook_size)
+        self.decay, self.normalised = decay, normalised
+        # Needed by the fit alone, and saved by the fit's own checkpoint: published layouts don't have them.
+        self.register_buffer("cluster_size_V", torch.zeros(codebook_size), persistent=False)
+        self.register_buffer("cluster_sum_VZ", torch.zeros(codebook_size, embedding_dim), persistent=False)
+
+    def scaled(self, x_BNZ: Tensor) -> Tensor:
+        """(…, Z) as it is, or to length 1 where this quantizer is `normalised`."""
+        return F.normalize(x_BNZ, dim=-1) if self.normalised else x_BNZ
+
+    def codebook(self) -> Tensor:
+        """(V, Z): the vectors that codes stand for."""
+        return self.scaled(self.embedding.weight)
+
+    def nearest(self, x_BNZ: Tensor) -> Tensor:
+        """(B, N, Z) to the codes at the least Euclidean distance, (B, N) int64."""
+        codebook_VZ = self.codebook()
+        x_MZ = self.scaled(x_BNZ).reshape(-1, x_BNZ.shape[-1])
+        # |x - e|² = |x|² + |e|² - 2 x·e, summed as the published code does, so that near ties fall the same way.
+        norms_MV = x_MZ.pow(2).sum(1, keepdim=True) + codebook_VZ.pow(2).sum(1)
+        distance_MV = torch.addmm(norms_MV, x_MZ, codebook_VZ.t(), alpha=-2.0)
+        return distance_MV.argmin(1).view(x_BNZ.shape[:-1])
+
+    def forward(self, x_BNZ: Tensor) -> tuple[Tensor, Tensor]:
+        """Quantize with straight-through gradients; in training mode the codebook follows.
+
+        Returns:
+            (B, N, Z) code vectors, and (B, N) int64 codes.
+        """
+        x_BNZ = self.scaled(x_BNZ)
+        if self.training:
+            self._start_from_data(x_BNZ)
+        tokens_BN = self.nearest(x_BNZ)
+        codes_BNZ = self.codebook()[tokens_BN].detach()
+        if self.training:
+            self._follow(x_BNZ, tokens_BN)
+        return x_BNZ + (codes_BNZ - x_BNZ).detach(), tokens_BN
+
+    def share_used(self, tokens_BN: Tensor) -> Tensor:
+        """Share of the codes that a batch of tokens uses, a scalar in [0, 1]."""
+        return torch.tensor(tokens_BN.unique().numel() / len(self.embedding.weight))
+
+    def _dead_below(self) -> Tensor:
+        """A code is dead at a hundredth of the mean use."""
+        return self.cluster_size_V.mean() * 0.01
+
+    @torch.no_grad()
+    def _start_from_data(self, x_BNZ: Tensor) -> None:
+        if self.cluster_size_V.any():
+            return
+        self.embedding.weight.copy_(self._random_vectors(x_BNZ, len(self.cluster_size_V)))
+        self.cluster_size_V.fill_(1.0)
+        self.cluster_sum_VZ.copy_(self.embedding.weight)
+
+    @torch.no_grad()
+    def _follow(self, x_BNZ: Tensor, tokens_BN: Tensor) -> None:
+        x_MZ, tokens_M = x_BNZ.detach().flatten(0, 1), tokens_BN.flatten()
+        sizes_V = torch.bincount(tokens_M, minlength=len(self.cluster_size_V)).to(x_MZ)
+        sums_VZ = torch.zeros_like(self.cluster_sum_VZ).index_add_(0, tokens_M, x_MZ)
+        self.cluster_size_V.lerp_(sizes_V, 1 - self.decay)
+        self.cluster_sum_VZ.lerp_(sums_VZ, 1 - self.decay)
+        dead_V = self.cluster_size_V <= self._dead_below()
+        if dead_V.any():
+            fresh = self._random_vectors(x_BNZ, int(dead_V.sum()))
+            size = self.cluster_size_V.mean()
+            self.cluster_size_V[dead_V] = size
+            self.cluster_sum_VZ[dead_V] = fresh * size
+        self.embedding.weight.copy_(self.cluster_sum_VZ / self.cluster_size_V.clamp(min=1e-5)[:, None])
+
+    @staticmethod
+    def _random_vectors(x_BNZ: Tensor, count: int) -> Tensor:
+        x_MZ = x_BNZ.detach().flatten(0, 1)
+        return x_MZ[torch.randint(len(x_MZ), (count,), device=x_MZ.device)]

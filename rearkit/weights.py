@@ -1,0 +1,162 @@
+"""Reading and writing weights: safetensors, or torch files with ``weights_only=True``; never arbitrary pickles."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rearkit.contracts import EXTRA, PublishedLayout
+from rearkit.errors import WeightsError, first_line
+from rearkit.files import replacing
+from rearkit.registry import Component
+
+TORCH_SUFFIXES = (".pt", ".pth", ".bin")
+WRAPPERS = ("state_dict", "model", "model_state_dict")  # keys that training scripts wrap a state dict in
+SHOWN = 3  # tensors named in an error message
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Read a state dict from ``.safetensors``, or from ``.pt``, ``.pth`` or ``.bin`` written by torch.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or holds anything but tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weights file")
+    try:
+        if path.suffix not in TORCH_SUFFIXES:
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(f"{path}: refused, since it holds more than tensors ({first_line(error)})") from None
+    except Exception as error:  # what unpickling makes of damaged bytes can raise anything
+        raise WeightsError(f"{path}: not a readable weights file ({first_line(error)})") from None
+    if isinstance(state, Mapping) and len(state) == 1 and next(iter(state)) in WRAPPERS:
+        state = next(iter(state.values()))
+    if not isinstance(state, Mapping) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+    ):
+        raise WeightsError(f"{path}: expected a state dict of tensors, found {type(state).__name__}")
+    return dict(state)
+
+
+def write_state_dict(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a state dict whole or not at all: as safetensors, or by torch where the suffix is .pt, .pth or .bin."""
+    plain: dict[str, Tensor] = {}
+    memory: set[int] = set()
+    for key, value in state.items():
+        value = value.detach().cpu().contiguous()
+        place = value.untyped_storage().data_ptr()
+        # Tied weights share memory, which safetensors refuses.
+        plain[key] = value.clone() if place in memory else value
+        memory.add(place)
+    with replacing(path) as temporary:
+        if path.suffix in TORCH_SUFFIXES:
+            torch.save(plain, temporary)
+        else:
+            save_file(plain, temporary, metadata=dict(metadata) if metadata else None)
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Return the metadata of a safetensors file; of any other, none."""
+    if Path(path).suffix in TORCH_SUFFIXES:
+        return {}
+    with safetensors.safe_open(path, "pt") as file:
+        return dict(file.metadata() or {})
+
+
+def load_weights(module: nn.Module, path: str | Path, component: Component | None = None) -> dict[str, Tensor]:
+    """Load a file into a module, translating a published layout where the component knows one.
+
+    Returns:
+        what the file holds besides the module's weights, without the `EXTRA` of the names.
+
+    Raises:
+        WeightsError: tensors are missing, surplus or of another shape; the message names the first of each.
+    """
+    state = read_state_dict(path)
+    layout = None if component is None else component.published
+    if layout is not None and layout.recognises(state):
+        state = layout.to_rearkit(state)
+    own = {key: value for key, value in state.items() if not key.startswith(EXTRA)}
+    try:
+        fit_state_dict(module, own, str(path))
+    except WeightsError as error:
+        raise WeightsError(f"{error}{_needed(layout, own)}") from None
+    return {key.removeprefix(EXTRA): value for key, value in state.items() if key.startswith(EXTRA)}
+
+
+def convert(source: str | Path, target: Path, to: str, components: Sequence[Component]) -> Component:
+    """Translate a file of weights between rearkit's layout and the published one.
+
+    Args:
+        source: the file to read.
+        target: the file to write: ``.safetensors``, or ``.pt`` or ``.bin`` by torch.
+        to: ``"rearkit"`` or ``"published"``.
+        components: those that may have such weights.
+
+    Returns:
+        the component whose weights they are.
+
+    Raises:
+        WeightsError: nobody knows these weights, or the file cannot be read.
+    """
+    state = read_state_dict(source)
+    for component in components:
+        layout = component.published
+        if layout is None:
+            continue
+        if layout.recognises(state):
+            ours = layout.to_rearkit(state)
+        elif layout.recognises(layout.to_published(state)):
+            ours = state
+        else:
+            continue
+        write_state_dict(target, ours if to == "rearkit" else layout.to_published(ours), read_metadata(source))
+        return component
+    known = ", ".join(component.name for component in components if component.published is not None)
+    raise WeightsError(f"{source}: not the weights of any component with a published layout ({known})")
+
+
+def fit_state_dict(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load ``state`` into ``module``, or say how they differ.
+
+    Raises:
+        WeightsError: see `load_weights`.
+    """
+    own = module.state_dict()
+    missing = [key for key in own if key not in state]
+    surplus = [key for key in state if key not in own]
+    shapes = [
+        f"{key} {tuple(state[key].shape)} where the recipe makes {tuple(own[key].shape)}"
+        for key in own
+        if key in state and own[key].shape != state[key].shape
+    ]
+    parts = [
+        f"{len(found)} {what} ({', '.join(found[:SHOWN])}{', …' if len(found) > SHOWN else ''})"
+        for what, found in (("missing", missing), ("surplus", surplus), ("of another shape", shapes))
+        if found
+    ]
+    if parts:
+        raise WeightsError(
+            f"{where}: weights do not fit the {type(module).__name__} of the recipe: tensors {'; '.join(parts)}"
+        )
+    module.load_state_dict(dict(state))
+
+
+def _needed(layout: PublishedLayout | None, state: Mapping[str, Tensor]) -> str:
+    """What a recipe would have to say for these weights, where their shapes tell."""
+    if layout is None:
+        return ""
+    try:
+        sizes = layout.sizes(state)
+    except (KeyError, IndexError):  # other weights altogether
+        return ""
+    return f"; these weights need {', '.join(f'{name} = {value}' for name, value in sizes.items())}"

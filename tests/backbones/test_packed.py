@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from rearkit.backbones.packed import PackedLinear, can_pack
+
+
+@pytest.fixture
+def restored_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def layer(inputs: int, outputs: int, seed: int = 0, bias: bool = True) -> nn.Linear:
+    torch.manual_seed(seed)
+    return nn.Linear(inputs, outputs, bias)
+
+
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 20), st.booleans(), st.booleans())
+@torch.no_grad()
+def test_a_packed_layer_is_the_layer(inputs: int, outputs: int, rows: int, gelu: bool, bias: bool) -> None:
+    linear, x = layer(inputs, outputs, bias=bias), torch.randn(rows, inputs)
+    expected = F.gelu(linear(x)) if gelu else linear(x)
+    torch.testing.assert_close(PackedLinear(linear, gelu)(x), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(not can_pack(torch.empty(2, 2)), reason="this torch or this machine has no oneDNN")
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize(("inputs", "outputs"), [(768, 2304), (3072, 768), (128, 512), (512, 128), (32, 96), (16, 64)])
+@torch.no_grad()
+def test_a_row_has_the_same_bits_in_any_batch_and_on_any_number_of_threads(
+    inputs: int, outputs: int, gelu: bool, restored_threads: None
+) -> None:
+    packed, x = PackedLinear(layer(inputs, outputs), gelu), torch.randn(256, inputs)
+    expected = packed(x)
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        for first, rows in ((0, 1), (3, 1), (1, 2), (0, 3), (9, 7), (5, 14), (100, 64), (1, 128), (0, 256)):
+            assert torch.equal(packed(x[first : first + rows]), expected[first : first + rows]), (threads, first, rows)
+
+
+@torch.no_grad()
+def test_other_types_take_the_plain_layer() -> None:
+    linear, x = layer(8, 4).double(), torch.randn(3, 8, dtype=torch.float64)
+    packed = PackedLinear(linear, gelu=True)
+    assert not packed.packed
+    assert torch.equal(packed(x), F.gelu(linear(x)))
+
+
+@torch.no_grad()
+def test_bfloat16_weights_follow() -> None:
+    linear, x = layer(64, 32), torch.randn(4, 64)
+    found: Tensor = PackedLinear(linear.bfloat16())(x.bfloat16())
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), linear.float()(x), rtol=2e-2, atol=2e-2)

@@ -1,0 +1,140 @@
+"""Folders, tars and published token files into shards: whole, resumable, refusing what is not theirs."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rearkit.data.convert import CLASSES, images_to_shards, jsonl_to_token_shards, list_images
+from rearkit.data.images import BadSamples, read_images
+from rearkit.data.tokens import TokenData
+from rearkit.errors import DataError
+
+NAMES = ("cat", "dog", "owl")
+EACH = 5
+
+
+def picture(value: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(buffer, format="png")
+    return buffer.getvalue()
+
+
+def shade(label: int, index: int) -> int:
+    return 10 + 60 * label + 7 * index
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for label, name in enumerate(NAMES):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for index in range(EACH):
+            (tmp_path / "images" / name / f"n.{index}.PNG").write_bytes(picture(shade(label, index)))
+    (tmp_path / "images" / "cat" / "notes.txt").write_text("not an image")
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def tar(folder: Path, tmp_path: Path) -> Path:
+    with tarfile.open(tmp_path / "flat.tar", "w") as archive:
+        archive.add(folder, "images")
+    return tmp_path / "flat.tar"
+
+
+@pytest.fixture
+def nested_tar(folder: Path, tmp_path: Path) -> Path:
+    with tarfile.open(tmp_path / "nested.tar", "w") as archive:
+        for name in NAMES:
+            with tarfile.open(tmp_path / f"{name}.tar", "w") as inner:
+                for path in sorted((folder / name).iterdir()):
+                    inner.add(path, path.name)
+            archive.add(tmp_path / f"{name}.tar", f"{name}.tar")
+    return tmp_path / "nested.tar"
+
+
+def shades(shards: list[Path]) -> Counter[tuple[int, int]]:
+    bad = BadSamples(0.0, 0)
+    found = Counter((int(r.image[0, 0, 0]), r.label) for r in read_images([str(s) for s in shards], 8, 3, bad))
+    assert not bad.count
+    return found
+
+
+EXPECTED = Counter((shade(label, index), label) for label in range(3) for index in range(EACH))
+
+
+@pytest.mark.parametrize("source", ["folder", "tar", "nested_tar"])
+def test_every_image_is_in_the_shards_once_with_its_class(
+    source: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    shards = images_to_shards(request.getfixturevalue(source), tmp_path / "out", shard_size=4, workers=2)
+    assert len(shards) == 4
+    assert shades(shards) == EXPECTED
+    assert json.loads((tmp_path / "out" / CLASSES).read_text()) == list(NAMES)
+
+
+def test_the_three_kinds_of_source_make_the_same_shards(
+    folder: Path, tar: Path, nested_tar: Path, tmp_path: Path
+) -> None:
+    made = [images_to_shards(s, tmp_path / f"out{i}", 4, 1) for i, s in enumerate((folder, tar, nested_tar))]
+    for shards in zip(*made, strict=True):
+        assert len({shard.read_bytes() for shard in shards}) == 1
+
+
+def test_a_conversion_that_was_cut_off_goes_on(folder: Path, tmp_path: Path) -> None:
+    first = images_to_shards(folder, tmp_path / "out", 4, 1)
+    before = {path: path.stat().st_mtime_ns for path in first}
+    first[1].unlink()
+    again = images_to_shards(folder, tmp_path / "out", 4, 1)
+    assert shades(again) == EXPECTED
+    assert [path for path in again if path.stat().st_mtime_ns != before[path]] == [first[1]]
+
+
+def test_a_folder_with_another_conversion_is_refused(folder: Path, tmp_path: Path) -> None:
+    images_to_shards(folder, tmp_path / "out", 4, 1)
+    with pytest.raises(DataError, match="another conversion"):
+        images_to_shards(folder, tmp_path / "out", 5, 1)
+
+
+def test_shards_mix_the_classes(folder: Path, tmp_path: Path) -> None:
+    first = images_to_shards(folder, tmp_path / "out", 10, 1)[0]
+    assert len({label for _, label in shades([first])}) > 1
+
+
+@pytest.mark.parametrize(("make", "message"), [(False, "no such folder or tar"), (True, "no images in class folders")])
+def test_a_source_without_images_is_refused(make: bool, message: str, tmp_path: Path) -> None:
+    if make:
+        (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=message):
+        list_images(tmp_path / "empty")
+
+
+def write_jsonl(path: Path, rows: list[object]) -> Path:
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
+    return path
+
+
+def test_a_published_token_file_becomes_token_shards(tmp_path: Path) -> None:
+    rows = [{"class_id": i % 7, "tokens": [i, i + 1, 65535 - i]} for i in range(23)]
+    shards = jsonl_to_token_shards(write_jsonl(tmp_path / "t.jsonl", list(rows)), tmp_path / "out", shard_size=10)
+    tokens, classes = TokenData.from_shards(shards).take(range(23))
+    assert tokens.tolist() == [row["tokens"] for row in rows]
+    assert classes.tolist() == [row["class_id"] for row in rows]
+    assert len(shards) == 3
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ['{"class_id": 1, "tokens": [1, 2', {"class_id": 1}, {"class_id": 1, "tokens": [1, 65536]},
+     {"class_id": 1, "tokens": [1, -1]}, {"class_id": "x", "tokens": [1, 2]}, {"class_id": 1, "tokens": [1, 2, 3]}],
+)  # fmt: skip
+def test_a_bad_line_is_told_by_its_number(bad: object, tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "t.jsonl", [{"class_id": 0, "tokens": [1, 2]}, bad])
+    with pytest.raises(DataError, match=r"t\.jsonl, line 2"):
+        jsonl_to_token_shards(source, tmp_path / "out")

@@ -1,0 +1,138 @@
+"""Sampling a set through the command line: killed, gone on with, on one rank and two, and single images of classes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rearkit import pipeline
+from rearkit.recipe_files import load_recipe
+
+ROOT = Path(__file__).parents[2]
+SMOKE = ROOT / "recipes" / "smoke.toml"
+TINY = [
+    f"--set={setting}"
+    for setting in (
+        "train.steps=6", "train.warmup_steps=2", "tokenizer.fit.steps=6", "sample.num_images=64", "sample.batch=8",
+        "tokens.min_psnr=0", "tokens.min_codebook_use=0", "tokenizer.fit.min_psnr=0",
+    )
+]  # fmt: skip
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "rearkit", *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def rearkit(*arguments: str, code: int = 0) -> str:
+    process = start(*arguments)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == code, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("sampling") / "run"
+    recipe = load_recipe(SMOKE, [option.removeprefix("--set=") for option in TINY])
+    for stage in ("data", "tokenizer", "tokens"):
+        pipeline.run(recipe, out, only=stage)
+    rearkit("train", str(SMOKE), *TINY, f"--out={out}")
+    return out
+
+
+def copy(trained: Path, name: str) -> Path:
+    out = trained.with_name(name)
+    shutil.copytree(trained, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def npz(trained: Path) -> bytes:
+    """The samples of one rank, uninterrupted."""
+    out = copy(trained, "whole")
+    rearkit("sample", str(SMOKE), *TINY, f"--out={out}")
+    with np.load(out / "sample" / "samples.npz") as archive:
+        assert archive["arr_0"].shape == (64, 32, 32, 3) and archive["arr_0"].dtype == np.uint8
+        assert np.bincount(archive["arr_1"]).tolist() == [7] * 4 + [6] * 6
+        assert len(np.unique(archive["tokens"], axis=0)) > 32
+    return (out / "sample" / "samples.npz").read_bytes()
+
+
+def arrays(out: Path) -> dict[str, np.ndarray]:
+    with np.load(out / "sample" / "samples.npz") as archive:
+        return {name: archive[name] for name in ("arr_0", "arr_1", "tokens")}
+
+
+BATCHES = [pytest.param((f"--set=sample.batch={batch}",), marks=pytest.mark.slow) for batch in (1, 7, 64)]
+
+
+@pytest.mark.parametrize("options", [("--num-gpus=2",), *BATCHES])
+def test_the_same_images_on_two_ranks_and_at_any_batch(options: tuple[str, ...], trained: Path, npz: bytes) -> None:
+    out = copy(trained, options[0].strip("-"))
+    output = rearkit("sample", str(SMOKE), *TINY, *options, f"--out={out}")
+    assert output.count("sample: 64 images") == 1
+    found = arrays(out)
+    for name, array in arrays(trained.with_name("whole")).items():
+        assert np.array_equal(found[name], array), name
+
+
+def test_killed_and_gone_on_with_none_is_lost_or_made_twice(trained: Path, npz: bytes) -> None:
+    out = copy(trained, "killed")
+    parts = out / "sample" / "parts"
+    process = start("sample", str(SMOKE), *TINY, "--set=sample.batch=1", f"--out={out}")
+    deadline = time.monotonic() + 120
+    while not len(list(parts.glob("*.safetensors"))) >= 5:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = {path: path.stat().st_mtime_ns for path in parts.glob("*.safetensors")}
+    assert 5 <= len(kept) < 64
+    output = rearkit("sample", str(SMOKE), *TINY, f"--out={out}")
+    assert "going on from where it was cut off" in output
+    found = arrays(out)
+    for name, array in arrays(trained.with_name("whole")).items():
+        assert np.array_equal(found[name], array), name
+    assert not parts.exists()
+
+
+def test_a_picture_of_a_few_classes(trained: Path, tmp_path: Path) -> None:
+    def picture(name: str, classes: str) -> Image.Image:
+        path = tmp_path / name
+        arguments = ("--classes", classes, "--grid", str(path), "--per-class=2", f"--out={trained}")
+        output = rearkit("sample", str(SMOKE), *TINY, *arguments)
+        assert f"row 1: class {classes[0]}" in output and "images/s" in output
+        return Image.open(path)
+
+    three, one = picture("three.png", "1,7,2"), picture("one.png", "7")
+    width, height = one.size
+    assert three.size[0] == width and three.size[1] > 2.5 * height
+    # Padding of 2 between rows: an image is the same whatever else is asked for.
+    row = three.crop((0, height - 2, width, 2 * height - 2))
+    assert np.array_equal(np.asarray(row), np.asarray(one))
+    assert not list((trained / "sample").glob("*.npz"))
+
+
+def test_mistakes_in_asking_for_classes_are_told_in_a_line(trained: Path, tmp_path: Path) -> None:
+    command = ("sample", str(SMOKE), *TINY)
+    assert "go together" in rearkit(*command, "--classes=1", f"--out={trained}", code=2)
+    asking = (*command, f"--grid={tmp_path / 'x.png'}")
+    assert "no class '12'; there are numbers 0 to 9" in rearkit(*asking, "--classes=1,12", f"--out={trained}", code=2)
+    output = rearkit(*asking, "--classes=1", f"--out={tmp_path / 'nowhere'}", code=2)
+    assert "has not run to its end; run: python -m rearkit tokenizer" in output
+    assert not (tmp_path / "nowhere").exists()

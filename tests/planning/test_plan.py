@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import Tensor, nn
+
+from rearkit.cli import cli
+from rearkit.contracts import num_parameters
+from rearkit.errors import RearkitError, RecipeError
+from rearkit.model import as_module, build
+from rearkit.planning import measure
+from rearkit.planning.measure import decoding_memory, parameter_counts, step_flops
+from rearkit.planning.memory import GIB
+from rearkit.planning.plan import Machine, make_plan, micro_batches
+from rearkit.recipe import Recipe
+from rearkit.recipe_files import load_recipe
+
+MACHINE = Machine(ranks=2, memory=80 * GIB, tflops=100.0, utilisation=0.5)
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def test_a_plan_counts_what_the_built_recipe_has(tiny: Callable[..., Recipe]) -> None:
+    recipe = tiny(train={"keep_checkpoints": 3, "ema_decay": 0.9})
+    plan, model = make_plan(recipe, MACHINE), build(recipe)
+    backbone, heads = num_parameters(as_module(model.backbone)), num_parameters(model.objective)
+    assert (plan.backbone_parameters, plan.head_parameters) == (backbone, heads)
+    assert (plan.micro_batch, plan.accumulation) == (4, 1)
+    assert plan.samples == recipe.train.steps * recipe.train.global_batch
+    assert plan.tokens == plan.samples * model.space.num_tokens
+    assert plan.epochs == plan.samples / 4500
+    assert plan.token_shards == (4500 + 500) * (2 * 16 + 4)
+    assert plan.checkpoint == 16 * (backbone + heads) and plan.checkpoints == 4
+    assert plan.export == 4 * backbone
+    assert plan.seconds == pytest.approx(plan.steps * plan.flops / (2 * 100e12 * 0.5))
+    assert list(plan.memory) == [1, 2, 4]
+
+
+def test_operations_are_six_for_each_weight_and_row_and_attention_besides(tiny: Callable[..., Recipe]) -> None:
+    recipe = tiny(regularizers=None)
+    B, T, D, V, layers = 3, 18, 16, 12, 2
+    with torch.device("meta"):
+        backbone: Any = build(recipe).backbone
+    linear = sum(m.weight.numel() for m in backbone.blocks.modules() if isinstance(m, nn.Linear))
+    head = (2 * D * D + V * D) * (T - 1)
+    attention = layers * 2 * T * T * D
+    assert step_flops(recipe, B) == 6 * B * (linear * T + head + attention)
+
+
+def test_the_cache_grows_with_the_sampling_batch_and_guidance_doubles_it(tiny: Callable[..., Recipe]) -> None:
+    def at(**sample: Any) -> int:
+        return decoding_memory(tiny(sample={"num_images": 4, **sample}))
+
+    keys_and_values = 2 * 2 * 18 * 16 * 4  # two blocks, 18 places of 16 floats
+    assert at(batch=8) >= 8 * keys_and_values
+    assert at(batch=16) - at(batch=8) >= 8 * keys_and_values
+    assert at(batch=8, guidance_scale=2.0) == at(batch=16)
+
+
+def test_weights_that_are_not_there_are_not_needed(tiny: Callable[..., Recipe]) -> None:
+    recipe = tiny(backbone={"weights": "absent.safetensors"}, tokenizer={"weights": "absent.safetensors"})
+    assert parameter_counts(recipe) == parameter_counts(tiny())
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_what_does(tiny: Callable[..., Recipe]) -> None:
+    with pytest.raises(RecipeError, match="8 samples don't divide over 3 ranks; use 2 ranks, or global_batch = 6"):
+        make_plan(tiny(), attrs.evolve(MACHINE, ranks=3))
+    with pytest.raises(RecipeError, match="no training to plan"):
+        make_plan(tiny(train={"steps": 0}), MACHINE)
+
+
+class Peeking(nn.Module):
+    """A backbone that decides by what its tensors hold."""
+
+    prefix_length, hidden_size, num_layers = 1, 4, 1
+
+    def forward(self, tokens_BN: Tensor, classes_B: Tensor, layers: Any = ()) -> Any:
+        if tokens_BN.sum().item() > 3:
+            raise AssertionError
+        return tokens_BN[..., None].float(), {}
+
+
+def test_a_component_that_needs_content_is_an_error_that_says_so(
+    tiny: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        measure, "build", lambda recipe, tokenizer: attrs.evolve(build(recipe, tokenizer), backbone=Peeking())
+    )
+    with pytest.raises(RearkitError, match="needs the content of tensors"):
+        step_flops(tiny(), 2)
+
+
+@pytest.mark.parametrize(
+    ("micro", "accumulation", "expected"), [(6, 1, [1, 2, 6]), (4, 2, [1, 2, 4, 8]), (3, 1, [1, 3]), (1, 1, [1])]
+)
+def test_micro_batches_divide_a_ranks_share(micro: int, accumulation: int, expected: list[int]) -> None:
+    assert micro_batches(micro, accumulation) == expected
+
+
+def test_the_command_prints_figures_and_refuses_what_it_does_not_know() -> None:
+    recipe = str(RECIPES / "smoke.toml")
+    done = CliRunner().invoke(cli, ["plan", recipe, "--gpus", "2", "--gpu-memory", "1"], obj=[])
+    assert done.exit_code == 0, done.output
+    for words in ("backbone parameters", "ZeRO 3", "key-value cache", "16 = 2 ranks × 8 × 1 accumulated"):
+        assert words in done.output
+    for flag in ("--gpu=2", "--gpus=0", "--utilisation=0", "--gpu-memory=-1"):
+        assert CliRunner().invoke(cli, ["plan", recipe, flag], obj=[]).exit_code == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rear_s_maskgit", "rear_b_maskgit", "rear_l_maskgit", "ar_s_maskgit"])
+def test_imagenet_recipes_are_planned_with_nothing_downloaded(name: str, monkeypatch: Any, tmp_path: Path) -> None:
+    recipe = load_recipe(RECIPES / f"{name}.toml")
+    monkeypatch.chdir(tmp_path)
+    plan = make_plan(recipe, Machine(8, 80 * GIB, 312.0, 0.4))
+    assert plan.epochs == pytest.approx(400, abs=1)
+    assert all(memory.total > 0 for by_stage in plan.memory.values() for memory in by_stage.values())

@@ -1,0 +1,73 @@
+"""Broken distributions, seen from the command line: told by name and reason, and out of everybody else's way."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+TINY = """
+name = "tiny"
+[data.source]
+name = "mnist-5k"
+[tokenizer]
+name = "maskgit-vqgan"
+fit = {}
+[backbone]
+name = "dit-ar"
+num_layers = 1
+hidden_size = 16
+[noise]
+name = "NOISE"
+[train]
+steps = 2
+global_batch = 4
+[sample]
+num_images = 4
+"""
+
+
+def test_a_plugin_that_does_not_import_is_listed_and_the_rest_works(
+    distribution: Callable[..., Path], rearkit: Command, tmp_path: Path
+) -> None:
+    site = distribution("rearkit-broken", "raise ImportError('libmissing.so: cannot open [file]')", version="0.3")
+    (tmp_path / "tiny.toml").write_text(TINY.replace("NOISE", "linear"), encoding="utf-8")
+    (tmp_path / "other.toml").write_text(TINY.replace("NOISE", "theirs"), encoding="utf-8")
+
+    listed = rearkit("plugins", path=[site])
+    assert listed.returncode == 0
+    assert "failed to load: rearkit-broken 0.3: ImportError: libmissing.so: cannot open [file]" in listed.stdout
+    assert "noise linear" in listed.stdout
+
+    shown = rearkit("show", "tiny.toml", path=[site])
+    assert shown.returncode == 0, shown.stderr
+    assert "dit-ar" in shown.stdout
+
+    refused = rearkit("show", "other.toml", path=[site])
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1
+    assert "unknown noise 'theirs'" in refused.stderr
+    assert "rearkit-broken 0.3 failed to load (ImportError: libmissing.so" in refused.stderr
+
+
+def test_a_plugin_that_takes_a_built_in_name_is_refused_with_both_providers(
+    distribution: Callable[..., Path], rearkit: Command
+) -> None:
+    code = """
+from rearkit import Component, hookimpl, settings
+
+@settings
+class Mine:
+    \"\"\"Mine.\"\"\"
+
+@hookimpl
+def rearkit_components():
+    return [Component("noise", "linear", Mine, lambda schedule: schedule)]
+"""
+    refused = rearkit("plugins", path=[distribution("rearkit-taken", code)])
+    assert refused.returncode == 2
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith("error: noise 'linear' is provided by both ")
+    assert "rearkit-taken 1.0" in line
+    assert "rearkit 0.1" in line

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from rearkit.backbones.dit_ar import DiTAR, DiTARSettings
+from rearkit.contracts import TokenSpace
+from rearkit.recipe import SampleTable
+from rearkit.sampling.graphs import GraphedBackbone
+from rearkit.sampling.sampler import sample_tokens
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA device, and there is none"),
+]
+SPACE = TokenSpace(num_tokens=12, codebook_size=20, num_classes=4)
+
+
+def stirred() -> DiTAR:
+    torch.manual_seed(0)
+    module = DiTAR(DiTARSettings(hidden_size=64, num_layers=3, num_heads=4), SPACE).cuda().eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.3)
+    return module
+
+
+@torch.no_grad()
+def test_replayed_steps_are_the_steps() -> None:
+    module = stirred()
+    graphed = GraphedBackbone(module, SPACE.num_tokens)
+    for batch in (4, 4, 6):  # recorded, replayed, recorded anew
+        classes = torch.randint(5, (batch,), device="cuda")
+        tokens = torch.randint(20, (batch, 12), device="cuda")
+        expected, _ = module(tokens, classes)
+        logits, cache = graphed.start(classes)
+        for i in range(SPACE.num_tokens):
+            torch.testing.assert_close(logits, expected[:, i], rtol=1e-3, atol=1e-3)
+            if i + 1 < SPACE.num_tokens:
+                logits = graphed.step(tokens[:, i], cache)
+    assert sorted(graphed.recordings) == [4, 6]
+
+
+def test_sampled_tokens_are_the_same_with_graphs() -> None:
+    module, classes = stirred(), torch.arange(4, device="cuda")
+    uniforms = torch.from_numpy(np.random.default_rng(0).random((4, 12))).cuda()
+    table = SampleTable(num_images=4, guidance_scale=3.0)
+    plain = sample_tokens(module, classes, uniforms, 4, table)
+    graphed = GraphedBackbone(module, SPACE.num_tokens)
+    for _ in range(2):
+        assert torch.equal(sample_tokens(graphed, classes, uniforms, 4, table), plain)

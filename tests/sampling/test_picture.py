@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import pytest
+
+from rearkit.errors import RearkitError
+from rearkit.sampling.picture import find_class
+
+NAMES = ["tench", "goldfish", "great white shark", "tiger shark", "tiger", "Tiger cat"]
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [("0", 0), (" 5 ", 5), ("goldfish", 1), ("GREAT WHITE SHARK", 2), ("gold", 1), ("tiger", 4), ("tiger c", 5)],
+)
+def test_a_class_is_found_by_number_name_or_the_beginning_of_its_name(text: str, label: int) -> None:
+    assert find_class(text, NAMES) == label
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("6", "no class '6'; there are numbers 0 to 5"),
+        ("goldfsh", "did you mean 'goldfish'"),
+        ("tiger cats", "did you mean 'Tiger cat'"),
+        ("g", "may be any of 2 classes (1 goldfish, 2 great white shark)"),
+        ("", "no class ''"),
+        ("-1", "no class '-1'"),
+    ],
+)
+def test_what_is_no_class_is_refused_with_a_hint(text: str, message: str) -> None:
+    with pytest.raises(RearkitError) as caught:
+        find_class(text, NAMES)
+    assert message in str(caught.value)

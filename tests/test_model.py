@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from rearkit.contracts import Backbone, NoiseSchedule, Tokenizer, TokenSpace
+from rearkit.errors import PluginError, RecipeError, WeightsError
+from rearkit.model import Model, as_module, build, build_tokenizer, make
+from rearkit.recipe import Recipe
+from rearkit.weights import write_state_dict
+
+
+def weights(module: object) -> dict[str, Tensor]:
+    return dict(as_module(module).state_dict())
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_recipe_becomes_modules_of_its_sizes(tiny: Callable[..., Recipe]) -> None:
+    model = build(tiny())
+    assert isinstance(model, Model)
+    assert isinstance(model.backbone, Backbone)
+    assert isinstance(model.tokenizer, Tokenizer)
+    assert isinstance(model.noise, NoiseSchedule)
+    assert model.space == TokenSpace(16, 12, 10)
+    assert (model.backbone.hidden_size, model.backbone.num_layers) == (16, 2)
+    assert model.objective.layers == (0, 1)
+
+
+def test_the_tokenizer_is_frozen_and_the_backbone_is_not(tiny: Callable[..., Recipe]) -> None:
+    model = build(tiny())
+    assert not as_module(model.tokenizer).training
+    assert not any(parameter.requires_grad for parameter in as_module(model.tokenizer).parameters())
+    assert all(parameter.requires_grad for parameter in as_module(model.backbone).parameters())
+
+
+def test_weights_are_a_function_of_the_seed(tiny: Callable[..., Recipe]) -> None:
+    torch.manual_seed(1)
+    first = build(tiny())
+    torch.manual_seed(2)
+    second, other = build(tiny()), build(tiny(seed=1))
+    for name in ("tokenizer", "backbone", "objective"):
+        assert same(weights(getattr(first, name)), weights(getattr(second, name)))
+        assert not same(weights(getattr(first, name)), weights(getattr(other, name)))
+
+
+def test_a_given_tokenizer_changes_nothing_else(tiny: Callable[..., Recipe]) -> None:
+    own = build_tokenizer(tiny(seed=5))
+    torch.rand(3)
+    model = build(tiny(), own)
+    assert model.tokenizer is own
+    assert same(weights(model.backbone), weights(build(tiny()).backbone))
+
+
+def test_a_recipe_without_noise_and_regularizers_is_a_plain_ar_model(tiny: Callable[..., Recipe]) -> None:
+    model = build(tiny(noise=None, regularizers=[]))
+    assert isinstance(model.noise, NoiseSchedule)
+    assert torch.equal(model.noise.rates(0.0, 5, torch.Generator()), torch.zeros(5))
+    assert model.objective.layers == ()
+    assert not list(model.objective.parameters())
+
+
+def test_two_regularizers_of_a_name_are_both_kept(tiny: Callable[..., Recipe]) -> None:
+    tables = [{"name": "codebook-embedding", "projection_dim": width} for width in (3, 5)]
+    model = build(tiny(regularizers=tables))
+    assert list(model.objective.regularizers) == ["codebook-embedding", "codebook-embedding-1"]
+    widths = [regularizer.encode_head[0].out_features for regularizer in model.objective.regularizers.values()]
+    assert widths == [3, 5]
+
+
+@pytest.mark.parametrize(
+    ("tables", "problem"),
+    [
+        (
+            {"regularizers": [{"name": "codebook-embedding", "decode_layer": 7}]},
+            "tiny: [regularizers] codebook-embedding: layer 7 is not in the backbone, whose blocks are 0 to 1",
+        ),
+    ],
+)
+def test_components_that_do_not_fit_each_other_are_a_recipe_error(
+    tables: dict[str, Any], problem: str, tiny: Callable[..., Recipe]
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        build(tiny(**tables))
+    assert caught.value.problems == [problem]
+
+
+def test_the_tokenizers_weights_are_those_that_the_recipe_names(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
+    other = weights(build_tokenizer(tiny(seed=9)))
+    write_state_dict(tmp_path / "tokenizer.safetensors", other)
+    recipe = tiny(tokenizer={"weights": str(tmp_path / "tokenizer.safetensors")})
+    assert same(weights(build(recipe).tokenizer), other)
+    assert not same(weights(build_tokenizer(recipe, load=False)), other)
+    recipe = tiny(tokenizer={"weights": str(tmp_path / "tokenizer.safetensors"), "codebook_size": 9})
+    with pytest.raises(WeightsError, match=r"these weights need .*codebook_size = 12"):
+        build(recipe)
+
+
+def test_published_weights_bring_backbone_and_heads(
+    tiny: Callable[..., Recipe], reference: Callable[[str], Any]
+) -> None:
+    case = reference("tiny")
+    sizes = case.sizes
+    recipe = tiny(
+        tokenizer={"codebook_size": sizes["codebook_size"], "embedding_dim": sizes["embedding_dim"]},
+        backbone={
+            "hidden_size": sizes["hidden_size"],
+            "num_layers": sizes["num_layers"],
+            "num_heads": sizes["num_heads"],
+            "weights": str(case.weights),
+        },
+        regularizers=[{"name": "codebook-embedding", "projection_dim": sizes["projection_dim"], "decode_layer": 2}],
+    )
+    model = build(recipe)
+    published = load_file(case.weights)
+    assert torch.equal(weights(model.backbone)["lm_head.weight"], published["lm_head.weight"])
+    heads = weights(model.objective)
+    for side in ("encode", "decode"):
+        ours = heads[f"regularizers.codebook-embedding.{side}_head.0.weight"]
+        assert torch.equal(ours, published[f"{side}_align_mlp.0.weight"])
+    plain = build(tiny(**{**vars_of(recipe), "regularizers": []}))
+    assert same(weights(plain.backbone), weights(model.backbone))  # heads that nobody asks for are passed over
+
+
+def vars_of(recipe: Recipe) -> dict[str, Any]:
+    from rearkit.recipe_files import recipe_to_dict
+
+    return recipe_to_dict(recipe)
+
+
+def test_one_component_can_be_made_by_name() -> None:
+    backbone = make("backbone", "dit-ar", TokenSpace(4, 6, 3), hidden_size=8, num_layers=1, num_heads=2)
+    assert backbone.space.num_tokens == 4
+    with pytest.raises(PluginError, match="unknown backbone 'dit-at'"):
+        make("backbone", "dit-at", TokenSpace(4, 6, 3))
+    with pytest.raises(TypeError, match="layers"):
+        make("backbone", "dit-ar", TokenSpace(4, 6, 3), layers=3)
+    with pytest.raises(ValueError, match="expected ≥ 1, got 0"):
+        make("backbone", "dit-ar", TokenSpace(4, 6, 3), num_layers=0)
+
+
+def test_what_is_no_module_is_told_by_its_type() -> None:
+    with pytest.raises(TypeError, match=r"int is not an nn\.Module, as its contract demands"):
+        as_module(3)

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rearkit.contracts import Tokenizer
+from rearkit.data.loader import ImageSet, psnr, to_float
+from rearkit.errors import RearkitError
+from rearkit.model import as_module, build_tokenizer
+from rearkit.recipe import FitTable, Recipe
+from rearkit.tokenization.fit import TokenizerFit, fit_tokenizer, learning_rate
+
+TABLE = FitTable(steps=12, batch=4, checkpoint_every=5, warmup_steps=2, lr=1e-2)
+
+
+@given(st.integers(51, 200), st.integers(0, 50), st.floats(1e-5, 1))
+def test_the_learning_rate_follows_its_closed_form_and_ends_near_a_twentieth(
+    steps: int, warmup: int, peak: float
+) -> None:
+    fit = FitTable(steps=steps, warmup_steps=warmup, lr=peak)
+    for step in range(steps):
+        cosine = 0.05 + 0.95 * math.cos(math.pi * step / steps / 2) ** 2
+        assert learning_rate(fit, step) == pytest.approx(peak * cosine * min(1, (step + 1) / max(warmup, 1)))
+        assert 0 < learning_rate(fit, step) <= peak * (1 + 1e-9)
+    assert learning_rate(FitTable(steps=steps, warmup_steps=0, lr=peak), steps) == pytest.approx(peak / 20)
+
+
+def images(count: int = 24) -> ImageSet:
+    """Images of four flat patches of random colour."""
+    patches = torch.randint(256, (count, 3, 2, 2), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return ImageSet(patches.repeat_interleave(4, 2).repeat_interleave(4, 3), torch.zeros(count, dtype=torch.int64))
+
+
+def batches(start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    held = images()
+    for step in itertools.count(start):
+        index = torch.randint(24, (4,), generator=torch.Generator().manual_seed(step))
+        yield to_float(held.images[index]), held.labels[index]
+
+
+def fresh(tiny: Callable[..., Recipe]) -> Tokenizer:
+    return build_tokenizer(tiny())
+
+
+def everything(tokenizer: Tokenizer) -> dict[str, Tensor]:
+    """Parameters, and all buffers, also those that a state dict leaves out."""
+    module = as_module(tokenizer)
+    return {name: value.clone() for name, value in [*module.named_parameters(), *module.named_buffers()]}
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_fit_that_was_cut_off_ends_as_the_uninterrupted_one(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
+    whole = fresh(tiny)
+    whole_fit = TokenizerFit(whole, TABLE, seed=3)
+    whole_fit.run(batches())
+
+    def dying() -> Iterator[tuple[Tensor, Tensor]]:
+        yield from itertools.islice(batches(), 8)
+        raise RuntimeError("killed")
+
+    path = tmp_path / "fit.pt"
+    with pytest.raises(RuntimeError, match="killed"):
+        TokenizerFit(fresh(tiny), TABLE, 3, path).run(dying())
+    torch.rand(5)
+    resumed = fresh(tiny)
+    fit = TokenizerFit(resumed, TABLE, 3, path)
+    assert fit.step == 5  # the last checkpoint
+    fit.run(batches(5))
+    assert same(everything(resumed), everything(whole))
+    assert fit.history == whole_fit.history
+    assert [line["step"] for line in fit.history] == list(range(1, 13))
+    fit.finish()
+    assert not path.exists()
+
+
+def test_a_fit_is_a_function_of_the_seed(tiny: Callable[..., Recipe]) -> None:
+    results = []
+    for seed, noise in ((0, 1), (0, 2), (1, 1)):
+        tokenizer = fresh(tiny)
+        torch.manual_seed(noise)
+        TokenizerFit(tokenizer, TABLE, seed).run(batches())
+        results.append(everything(tokenizer))
+    assert same(results[0], results[1])
+    assert not same(results[0], results[2])
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"nonsense", b"\x80\x02."])
+def test_a_damaged_checkpoint_starts_the_fit_anew(
+    content: bytes, tiny: Callable[..., Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "fit.pt").write_bytes(content)
+    fit = TokenizerFit(fresh(tiny), TABLE, 0, tmp_path / "fit.pt")
+    assert fit.step == 0
+    assert "fit.pt is damaged" in capsys.readouterr().out
+
+
+def test_a_fit_learns_to_reconstruct_and_leaves_the_tokenizer_frozen(tiny: Callable[..., Recipe]) -> None:
+    table = {"steps": 150, "batch": 8, "lr": 1e-2, "warmup_steps": 5}
+    recipe = tiny(tokenizer={"hidden_channels": 8, "codebook_size": 64, "fit": table})
+    held = images()
+
+    def quality(tokenizer: Tokenizer) -> float:
+        with torch.no_grad():
+            decoded = tokenizer.decode(tokenizer.encode(to_float(held.images)))
+        return psnr(decoded, to_float(held.images)).mean().item()
+
+    before = quality(build_tokenizer(recipe))
+    fitted = fit_tokenizer(recipe, held)
+    assert quality(fitted) > before + 4
+    assert not as_module(fitted).training
+    assert not any(parameter.requires_grad for parameter in as_module(fitted).parameters())
+
+
+def test_a_recipe_without_a_fit_is_refused(tiny: Callable[..., Recipe]) -> None:
+    with pytest.raises(RearkitError, match=r"no \[tokenizer\.fit\] in the recipe"):
+        fit_tokenizer(tiny(), images())
