@@ -69,6 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 raise
             message = "another rank has ended, or cannot be reached any more; what is wrong with it, it says itself"
             _fail(message, errors.EXIT_INTERNAL, debug)
+        finally:
+            if "rearkit.distributed" in sys.modules:  # no import of torch for a command that needed none
+                sys.modules["rearkit.distributed"].leave()
 
 
 class Terminations:

@@ -71,6 +71,12 @@ def start(device: torch.device) -> None:
         dist.init_process_group(backend, timeout=PATIENCE)
 
 
+def leave() -> None:
+    """Part from the other ranks before the interpreter ends; gloo's threads, still running then, may abort it."""
+    if several():
+        dist.destroy_process_group()
+
+
 def several() -> bool:
     """Tell whether there are other ranks to agree with."""
     return dist.is_initialized() and dist.get_world_size() > 1
