@@ -30,7 +30,8 @@ layers, by the process's own time (``--own-time --layers 4``): 2.0×, 1.9×, 2.5
 
 The last line is a JSON object: ``speedup`` over the straightforward one (bars 4, 3, 3 at batch 1, 4, 32), ``floor``
 (time over the floor; bar 2), the largest ``difference`` of guided logits along one path (bar 1e-4), and, with
-``--ideas``, the speedup by each idea alone.
+``--ideas``, the speedup by each idea alone and the ``difference`` that rounded weights make, which are not held to the
+bar; ``fp16 weights`` is the sampler's speedup with ``precision = "fp16-weights"``.
 """
 
 from __future__ import annotations
@@ -44,14 +45,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rearkit.backbones.dit_ar import DiTAR, DiTARSettings
+from rearkit.backbones.dit_ar import NORM_EPS, DiTAR, DiTARSettings
 from rearkit.backbones.dit_ar_decoding import Decoder
-from rearkit.backbones.packed import PackedLinear
+from rearkit.backbones.packed import PackedLinear, half_weights
 from rearkit.contracts import TokenSpace
 from rearkit.recipe import SampleTable
 from rearkit.sampling.sampler import sample_tokens
 
-IDEAS = ("static cache", "modulations ahead", "packed layers", "bmm attention", "masked query", "split qkv")
+IDEAS = (
+    "static cache",
+    "modulations ahead",
+    "packed layers",
+    "half layers",
+    "int8 layers",
+    "compiled",
+    "bmm attention",
+    "masked query",
+    "split qkv",
+)
+
+
+@torch.compile(dynamic=False)
+def compiled_mlp(x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor, *parts: Tensor) -> Tensor:
+    """The larger half of a block's weights and most of its small operations, in the hands of the compiler."""
+    norm, norm_bias, fc1, bias1, fc2, bias2 = parts
+    normed = F.layer_norm(x, x.shape[1:], norm, norm_bias, NORM_EPS)
+    return x + gate * F.linear(F.gelu(F.linear(normed * (1 + scale) + shift, fc1, bias1)), fc2, bias2)
+
+
+def int8_linear(linear: torch.nn.Linear) -> Callable[[Tensor], Tensor]:
+    """Weights in 8 bits, a scale a row; FBGEMM rounds activations to 8 bits, too, with one scale for the batch."""
+    weight = linear.weight.detach()
+    scales = weight.abs().amax(1).clamp(min=1e-9).double() / 127
+    zeros = torch.zeros(len(weight), dtype=torch.int64)
+    rounded = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+    packed = torch.ops.quantized.linear_prepack(rounded, linear.bias)
+    return lambda x: torch.ops.quantized.linear_dynamic(x, packed, True)
 
 
 class Plain:
@@ -62,8 +91,10 @@ class Plain:
         self.embedding = backbone.embeddings(backbone.class_ids(classes))
         self.table = (backbone.pos_embed + backbone.target_table())[0]
         self.linear: Callable[[torch.nn.Linear, Tensor], Tensor] = lambda layer, x: layer(x)
-        if "packed layers" in ideas:
-            self.packed = {id(m): PackedLinear(m) for m in backbone.modules() if isinstance(m, torch.nn.Linear)}
+        if ideas & {"packed layers", "half layers", "int8 layers"}:
+            pack = int8_linear if "int8 layers" in ideas else PackedLinear
+            with half_weights("half layers" in ideas):
+                self.packed = {id(m): pack(m) for m in backbone.modules() if isinstance(m, torch.nn.Linear)}
             self.linear = lambda layer, x: self.packed[id(layer)](x)
         if "modulations ahead" in ideas:
             distinct, self.row = classes.unique(return_inverse=True)
@@ -126,12 +157,18 @@ class Plain:
         for i, block in enumerate(self.net.blocks):
             shift1, scale1, gate1, shift2, scale2, gate2 = self.modulate(block.adaLN_modulation, i).chunk(6, dim=-1)
             x = x + gate1 * self.attend(block, block.norm1(x) * (1 + scale1) + shift1, i)
-            hidden = F.gelu(self.linear(block.mlp.fc1, block.norm2(x) * (1 + scale2) + shift2))
-            x = x + gate2 * self.linear(block.mlp.fc2, hidden)
+            x = self.mlp(block, x, shift2, scale2, gate2)
         final = self.net.adaln_before_head
         scale, shift = self.modulate(final.adaLN_modulation, len(self.net.blocks)).chunk(2, dim=-1)
         self.place += 1
         return self.linear(self.net.lm_head, final.norm_final(x) * (1 + scale) + shift)
+
+    def mlp(self, block, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
+        if "compiled" in self.ideas:
+            parts = (block.norm2, block.mlp.fc1, block.mlp.fc2)
+            return compiled_mlp(x, shift, scale, gate, *(t for part in parts for t in (part.weight, part.bias)))
+        hidden = F.gelu(self.linear(block.mlp.fc1, block.norm2(x) * (1 + scale) + shift))
+        return x + gate * self.linear(block.mlp.fc2, hidden)
 
     def start(self) -> Tensor:
         self.advance(self.net.cls_token[0].expand(len(self.classes), -1))
@@ -192,9 +229,10 @@ def floor(backbone: DiTAR, batch: int, read: float, multiply: float) -> float:
 class Ours:
     """The backbone's own decoding, held in the way of `Plain`."""
 
-    def __init__(self, backbone: DiTAR, classes: Tensor) -> None:
+    def __init__(self, backbone: DiTAR, classes: Tensor, half: bool = False) -> None:
         self.net = backbone
-        _, self.cache = backbone.start(classes)
+        with half_weights(half):
+            _, self.cache = backbone.start(classes)
         self.cache.keys.fill_(1), self.cache.values.fill_(1)
         self.ahead_places = self.cache.modulations.ahead
         self.look_ahead = self.cache.modulations._compute
@@ -213,15 +251,19 @@ def measure(backbone: DiTAR, rows: Tensor, kinds: dict[str, frozenset[str] | Non
     places, tokens = backbone.space.num_tokens + 1, torch.arange(len(rows)) % 1024
     depths = (16, places // 2, places - 1)
     steps: dict[str, list[float]] = {}
-    decoders = {n: Ours(backbone, rows) if i is None else Plain(backbone, rows, i) for n, i in kinds.items()}
+    decoders = {
+        n: Ours(backbone, rows, n == "fp16 weights") if i is None else Plain(backbone, rows, i)
+        for n, i in kinds.items()
+    }
     ahead = {name: decoder for name, decoder in decoders.items() if hasattr(decoder, "ahead_places")}
     # Outside of the steps: modulations of all places, and packing.
     outside = {}
     for name, decoder in ahead.items():
         pieces = places / min(decoder.ahead_places, places)
         outside[name] = pieces * min(seconds(lambda decoder=decoder: decoder.look_ahead(0)) for _ in range(3))
-    if "sampler" in kinds:
-        outside["sampler"] += min(seconds(lambda: Decoder(backbone, rows)) for _ in range(3))
+    for name in [name for name, ideas in kinds.items() if ideas is None]:
+        with half_weights(name == "fp16 weights"):
+            outside[name] += min(seconds(lambda: Decoder(backbone, rows)) for _ in range(3))
     for depth in depths:
         for decoder in ahead.values():
             decoder.look_ahead(depth // decoder.ahead_places * decoder.ahead_places)
@@ -231,7 +273,7 @@ def measure(backbone: DiTAR, rows: Tensor, kinds: dict[str, frozenset[str] | Non
             rounds += 1
             for name, decoder in decoders.items():
                 decoder.at(depth)
-                if hasattr(decoder, "ahead_places") and depth % decoder.ahead_places == 0 and name != "sampler":
+                if hasattr(decoder, "ahead_places") and depth % decoder.ahead_places == 0 and kinds[name] is not None:
                     decoder.place += 1  # not where it would compute modulations, which are counted above
                 found[name].append(seconds(lambda decoder=decoder: decoder.step(tokens)))
         for name in kinds:
@@ -241,16 +283,25 @@ def measure(backbone: DiTAR, rows: Tensor, kinds: dict[str, frozenset[str] | Non
 
 
 @torch.inference_mode()
-def difference(backbone: DiTAR, batch: int, steps: int, scale: float = 22.0) -> float:
-    """Largest difference of guided logits from the straightforward decoder's, along one path of tokens."""
+def difference(backbone: DiTAR, batch: int, steps: int, idea: str | None = None, scale: float = 22.0) -> float:
+    """Largest difference of guided logits from the straightforward decoder's, along one path of tokens.
+
+    Without an idea, that of the sampler; with one, of the straightforward decoder that has it.
+    """
     rows = rows_of(batch)
     plain, largest = Plain(backbone, rows), 0.0
+    other = Plain(backbone, rows, frozenset([idea])) if idea else None
     path = torch.randint(1024, (steps, batch), generator=torch.Generator().manual_seed(1))
-    expected, (found, cache) = plain.start(), backbone.start(rows)
+    expected, cache = plain.start(), None
+    if other is None:
+        found, cache = backbone.start(rows)
+    else:
+        found = other.start()
     for tokens in path:
         conditional, unconditional = (found - expected).chunk(2)
         largest = max(largest, float((unconditional + (conditional - unconditional) * scale).abs().max()))
-        expected, found = plain.step(tokens.repeat(2)), backbone.step(tokens.repeat(2), cache)
+        tokens = tokens.repeat(2)
+        expected, found = plain.step(tokens), other.step(tokens) if other else backbone.step(tokens, cache)
     return largest
 
 
@@ -279,9 +330,11 @@ def main() -> None:
     backbone = build(arguments)
     read, multiply = machine()
     print(f"machine: reads {read / 1e9:.1f} GB/s, multiplies {multiply / 1e9:.0f} GFLOP/s")
-    result: dict[str, dict[str, object]] = {"speedup": {}, "floor": {}, "difference": {}, "ideas": {}}
+    result: dict[str, dict[str, object]] = {"speedup": {}, "floor": {}, "difference": {}}
+    result |= {"fp16 weights": {}, "ideas": {}, "rounded": {}}
     for batch in arguments.batches:
         kinds: dict[str, frozenset[str] | None] = {"straightforward": frozenset(), "sampler": None}
+        kinds["fp16 weights"] = None
         kinds |= {idea: frozenset([idea]) for idea in IDEAS} if arguments.ideas else {}
         total = measure(backbone, rows_of(batch), kinds, arguments.seconds)
         least = floor(backbone, batch, read, multiply)
@@ -299,9 +352,12 @@ def main() -> None:
         result["speedup"][key] = round(total["straightforward"] / total["sampler"], 2)
         result["floor"][key] = round(total["sampler"] / least, 2)
         result["difference"][key] = float(f"{difference(backbone, batch, 64 if batch == 1 else 16):.1g}")
+        result["fp16 weights"][key] = round(total["straightforward"] / total["fp16 weights"], 2)
         result["ideas"][key] = {
             idea: round(total["straightforward"] / total[idea], 2) for idea in IDEAS if idea in total
         }
+    for idea in ("half layers", "int8 layers") if arguments.ideas else ():
+        result["rounded"][idea] = float(f"{difference(backbone, 4, 16, idea):.1g}")
     print(json.dumps(result))
 
 

@@ -4,14 +4,41 @@ On a CPU, torch multiplies by MKL, whose kernels for 2 to 64 rows are poor: at 2
 4 GB/s where memory gives 30, and at 64 rows it made half of the arithmetic that the machine can do. oneDNN, which comes
 with torch too, is near both floors once it has packed the matrix in its own layout. Its kernels also sum in an order
 that does not depend on the number of rows, nor on the number of threads, which MKL's do not promise: a row gives the
-same bits in any batch. ``benchmarks/sampling.py`` measures the speed, the tests the bits.
+same bits in any batch. Weights in 16 bits are FBGEMM's part, also in torch: half of the bytes to read, which is what
+time goes to at few rows. ``benchmarks/sampling.py`` measures the speed, the tests the bits.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+# Values at a time: as many as torch gives to two threads. More of them might divide a tensor where a vector register
+# does not begin, and what is left over there is computed by another function, with another rounding.
+GELU_PIECE = 2**16
+# FBGEMM sums in one order at numbers of rows that this divides; at some others, in another.
+HALF_ROWS = 3
+
+_half: ContextVar[bool] = ContextVar("half_weights", default=False)
+
+
+@contextlib.contextmanager
+def half_weights(on: bool = True) -> Iterator[None]:
+    """Within this context, layers are packed with their weights rounded to float16; arithmetic stays float32.
+
+    Weights beyond float16's range (65,504) become its largest number. See `can_halve` for where it works.
+    """
+    token = _half.set(on)
+    try:
+        yield
+    finally:
+        _half.reset(token)
 
 
 class PackedLinear:
@@ -28,7 +55,11 @@ class PackedLinear:
         self.weight, self.gelu = linear.weight.detach(), gelu
         self.bias: Tensor | None = None if linear.bias is None else linear.bias.detach()
         self.packed = can_pack(self.weight)
-        if self.packed:
+        self.halved: Any = None
+        if _half.get() and self.packed and can_halve():
+            self.halved = torch.ops.quantized.linear_prepack_fp16(self.weight.float(), self.bias)
+            del self.weight
+        elif self.packed:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -36,11 +67,25 @@ class PackedLinear:
         if not self.packed:
             out = F.linear(x, self.weight, self.bias)
             return F.gelu(out) if self.gelu else out
+        if self.halved is not None:
+            padded = F.pad(x, (0, 0, 0, -len(x) % HALF_ROWS))
+            return self._finished(torch.ops.quantized.linear_dynamic_fp16(padded, self.halved)[: len(x)])
         if len(x) == 1:  # the one number of rows that has a kernel of its own, which sums in another order
             return self(x.repeat(2, 1))[:1]
-        kind, algorithm = ("gelu", "none") if self.gelu else ("none", "")
-        packed_out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, kind, [], algorithm)
-        return packed_out
+        return self._finished(torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], ""))
+
+    def _finished(self, out: Tensor) -> Tensor:
+        if self.gelu:  # not by oneDNN, which computes it a fifth as fast as torch does
+            for piece in out.view(-1).split(GELU_PIECE):
+                torch.ops.aten.gelu_(piece)
+        return out
+
+
+def can_halve() -> bool:
+    """Tell whether this torch has FBGEMM, whose kernels take float16 weights; it is for x86 processors with AVX2."""
+    return "fbgemm" in torch.backends.quantized.supported_engines and hasattr(
+        torch.ops.quantized, "linear_dynamic_fp16"
+    )
 
 
 def can_pack(weight: Tensor) -> bool:

@@ -19,8 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rearkit.backbones.packed import can_halve, half_weights
 from rearkit.data.loader import to_uint8
 from rearkit.devices import derive_seed, resolve_device
+from rearkit.errors import RearkitError
 from rearkit.model import Model, as_module
 from rearkit.recipe import SampleTable
 from rearkit.sampling.graphs import GraphedBackbone
@@ -129,7 +131,8 @@ def sample_tokens(
     guided = bool((scale_B != 1).any())
     schedules = [guidance_scales(N, s, table.guidance_power, table.guidance_schedule) for s in scale_B.tolist()]
     rows = torch.cat([classes_B, torch.full_like(classes_B, num_classes)]) if guided else classes_B
-    logits, cache = backbone.start(rows)
+    with half_weights(table.precision == "fp16-weights"):
+        logits, cache = backbone.start(rows)
     scale_BN = torch.tensor(schedules, dtype=torch.float32, device=logits.device)
     tokens: list[Tensor] = []
     for i in range(N):
@@ -155,6 +158,9 @@ class Sampler:
         model: from `rearkit.build`, trained.
         table: how to sample; left out, as the model's recipe says.
         seed: left out, as the recipe says.
+
+    Raises:
+        RearkitError: a precision that this machine has not.
     """
 
     def __init__(self, model: Model, table: SampleTable | None = None, seed: int | None = None) -> None:
@@ -164,6 +170,11 @@ class Sampler:
         self.device = resolve_device(model.recipe.device)
         for module in (as_module(model.backbone), as_module(model.tokenizer)):
             module.to(self.device).eval()
+        if self.table.precision == "fp16-weights" and (self.device.type != "cpu" or not can_halve()):
+            raise RearkitError(
+                '[sample] precision: "fp16-weights" is for CPUs of the x86 family, with a torch that has FBGEMM; '
+                'leave it out, or on an accelerator say "bf16"'
+            )
         backbone = model.backbone
         if self.table.precision == "bf16":
             backbone = copy.deepcopy(backbone)

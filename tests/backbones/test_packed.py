@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rearkit.backbones.packed import PackedLinear, can_pack
+from rearkit.backbones.packed import PackedLinear, can_halve, can_pack, half_weights
 
 
 @pytest.fixture
@@ -33,18 +33,35 @@ def test_a_packed_layer_is_the_layer(inputs: int, outputs: int, rows: int, gelu:
 
 
 @pytest.mark.skipif(not can_pack(torch.empty(2, 2)), reason="this torch or this machine has no oneDNN")
+@pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize(("inputs", "outputs"), [(768, 2304), (3072, 768), (128, 512), (512, 128), (32, 96), (16, 64)])
 @torch.no_grad()
 def test_a_row_has_the_same_bits_in_any_batch_and_on_any_number_of_threads(
-    inputs: int, outputs: int, gelu: bool, restored_threads: None
+    inputs: int, outputs: int, gelu: bool, half: bool, restored_threads: None
 ) -> None:
-    packed, x = PackedLinear(layer(inputs, outputs), gelu), torch.randn(256, inputs)
+    with half_weights(half):
+        packed, x = PackedLinear(layer(inputs, outputs), gelu), torch.randn(256, inputs)
     expected = packed(x)
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
-        for first, rows in ((0, 1), (3, 1), (1, 2), (0, 3), (9, 7), (5, 14), (100, 64), (1, 128), (0, 256)):
+        for first, rows in ((0, 1), (3, 1), (1, 2), (0, 3), (9, 7), (5, 14), (2, 31), (100, 64), (1, 128), (0, 256)):
             assert torch.equal(packed(x[first : first + rows]), expected[first : first + rows]), (threads, first, rows)
+
+
+@pytest.mark.skipif(not can_halve(), reason="this torch or this machine has no FBGEMM")
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 20), st.booleans(), st.booleans())
+@torch.no_grad()
+def test_half_weights_are_rounded_and_nothing_else_is(
+    inputs: int, outputs: int, rows: int, gelu: bool, bias: bool
+) -> None:
+    linear, x = layer(inputs, outputs, bias=bias), torch.randn(rows, inputs)
+    with half_weights():
+        packed = PackedLinear(linear, gelu)
+    linear.weight.copy_(linear.weight.half())
+    expected = F.gelu(linear(x)) if gelu else linear(x)
+    torch.testing.assert_close(packed(x), expected, rtol=1e-5, atol=1e-6)
+    assert PackedLinear(linear).halved is None  # outside of the context
 
 
 @torch.no_grad()

@@ -13,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from rearkit.backbones.packed import can_halve
+from rearkit.errors import RearkitError
 from rearkit.model import Model, as_module, build
 from rearkit.recipe import Recipe, SampleTable
 from rearkit.sampling.sampler import (
@@ -344,3 +346,23 @@ def test_bfloat16_is_near_and_leaves_the_model_as_it_is(model: Model) -> None:
     assert not torch.equal(found.float(), expected)
     torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.3)
     assert len(sample(model, [1, 2, 3], table(precision="bf16", guidance_scale=2.0)).tokens) == 3
+
+
+@pytest.mark.skipif(not can_halve(), reason="this torch or this machine has no FBGEMM")
+def test_half_weights_are_near_and_do_not_depend_on_the_batch(model: Model) -> None:
+    plain, half = (sample_tokens_of(model, precision) for precision in ("fp32", "fp16-weights"))
+    assert (plain == half).mean() > 0.9  # greedy: few choices hang on a weight's eleventh bit
+    classes = list(range(7))
+    whole = sample(model, classes, table(precision="fp16-weights", guidance_scale=2.0, batch=7))
+    single = sample(model, classes, table(precision="fp16-weights", guidance_scale=2.0, batch=1))
+    assert np.array_equal(whole.tokens, single.tokens)
+
+
+def sample_tokens_of(model: Model, precision: str) -> np.ndarray:
+    return sample(model, list(range(10)), table(precision=precision, temperature=0.0)).tokens
+
+
+def test_half_weights_where_there_are_none_are_an_error(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rearkit.sampling.sampler.can_halve", lambda: False)
+    with pytest.raises(RearkitError, match="FBGEMM"):
+        Sampler(model, table(precision="fp16-weights"))
