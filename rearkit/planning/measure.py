@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rearkit.contracts import num_parameters
 from rearkit.errors import RearkitError, first_line
 from rearkit.model import Model, as_module, build, build_tokenizer
-from rearkit.planning.tracking import FusedAttention, LiveBytes
+from rearkit.planning.tracking import FusedAttention, LiveBytes, StandIns
 from rearkit.recipe import Recipe
 from rearkit.training.batches import Batch
 from rearkit.training.blocks import prepared_blocks
@@ -76,23 +76,51 @@ def step_flops(recipe: Recipe, micro_batch: int) -> int:
         return int(counter.get_total_flops())
 
 
-def decoding_memory(recipe: Recipe) -> int:
-    """Count the bytes that live beside the weights while a sampling batch is decoded: the key-value cache and the like.
+@attrs.frozen
+class SamplingMemory:
+    """Bytes of one rank while it samples a batch; guidance doubles the rows.
 
-    Guidance doubles the batch. Counted at the second token, in float32, which sampling computes in.
+    Attributes:
+        weights: of tokenizer, backbone and heads, in float32.
+        cache: what lives beside them from token to token: keys and values, and whatever else the backbone keeps.
+        peak: the most that lives beside the weights while a batch is decoded, and one image of the one before it is
+            turned into pixels.
+    """
+
+    weights: int
+    cache: int
+    peak: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.peak
+
+
+def sampling_memory(recipe: Recipe, cuda: bool) -> SamplingMemory:
+    """Count what sampling takes, in float32, over the first two tokens; every image is of another class.
+
+    Args:
+        recipe: its batch and guidance.
+        cuda: whether on an accelerator; else on a CPU, where backbones may hold a packed copy of their weights.
     """
     rows = recipe.sample.batch * (1 if recipe.sample.guidance_scale == 1 else 2)
-    with _contentless(recipe, cuda=True) as model, torch.no_grad():
-        as_module(model.backbone).eval()
-        classes_B = torch.zeros(rows, dtype=torch.int64)
-        with LiveBytes(as_module(model.backbone).parameters()) as counted:
+    with _contentless(recipe, cuda) as model, torch.no_grad():
+        modules = [as_module(model.backbone).eval(), as_module(model.tokenizer), model.objective]
+        for module in modules:
+            _move_here(module, torch.float32)
+        weights = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+        with LiveBytes(as_module(model.backbone).parameters()) as decoding:
+            classes_B = torch.zeros(rows, dtype=torch.int64)
             logits_BV, cache = model.backbone.start(classes_B)
             if model.space.num_tokens > 1:
                 logits_BV = model.backbone.step(classes_B, cache)
             del logits_BV
-            live = counted.live
+            live = decoding.live
         del cache
-    return live
+        with LiveBytes() as pixels:
+            model.tokenizer.decode(torch.zeros(1, model.space.num_tokens, dtype=torch.int64))
+    return SamplingMemory(weights, live, decoding.peak + pixels.peak)
 
 
 def parameter_counts(recipe: Recipe) -> tuple[int, int]:
@@ -124,6 +152,7 @@ def _contentless(recipe: Recipe, cuda: bool, fused: bool = True) -> Iterator[Mod
                 stack.enter_context(torch.device("meta"))
             else:
                 stack.enter_context(FakeTensorMode())
+                stack.enter_context(StandIns())
             if cuda and fused:
                 stack.enter_context(FusedAttention())
             yield model

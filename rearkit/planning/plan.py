@@ -8,7 +8,14 @@ import attrs
 
 from rearkit.errors import RecipeError
 from rearkit.model import build_dataset, build_tokenizer
-from rearkit.planning.measure import DTYPES, decoding_memory, parameter_counts, step_flops, step_memory
+from rearkit.planning.measure import (
+    DTYPES,
+    SamplingMemory,
+    parameter_counts,
+    sampling_memory,
+    step_flops,
+    step_memory,
+)
 from rearkit.planning.memory import GIB, STAGES, RankMemory, rank_memory
 from rearkit.recipe import VIEWS, Recipe
 from rearkit.show import train_size
@@ -60,7 +67,7 @@ class Plan:
         checkpoint: bytes of one.
         checkpoints: how many are on the disk at most.
         export: bytes of the exported model.
-        decoding: bytes beside the weights while sampling.
+        sampling: of one rank.
         memory: by micro-batch and ZeRO stage.
     """
 
@@ -78,7 +85,7 @@ class Plan:
     checkpoint: int
     checkpoints: int
     export: int
-    decoding: int
+    sampling: SamplingMemory
     memory: dict[int, dict[int, RankMemory]]
 
 
@@ -116,7 +123,7 @@ def make_plan(recipe: Recipe, machine: Machine) -> Plan:
         checkpoint=4 * numbers * (backbone + heads),
         checkpoints=train.keep_checkpoints + every + 1,  # one more while it is written
         export=4 * backbone,
-        decoding=decoding_memory(recipe),
+        sampling=sampling_memory(recipe, machine.cuda),
         memory={
             size: _by_stage(recipe, machine, size, backbone + heads) for size in micro_batches(micro, accumulation)
         },

@@ -40,8 +40,9 @@ def plan_rows(recipe: Recipe, machine: Machine, plan: Plan) -> dict[str, str]:
         "disk: checkpoints": f"{gib(plan.checkpoint)} each, {plan.checkpoints} at most "
         f"({gib(plan.checkpoint * plan.checkpoints)})",
         "disk: exported model": gib(plan.export),
-        "sampling: key-value cache": f"{gib(plan.decoding)} at {recipe.sample.batch} images a batch"
+        "sampling: key-value cache": f"{gib(plan.sampling.cache)} at {recipe.sample.batch} images a batch"
         + ("" if recipe.sample.guidance_scale == 1 else ", twice that many rows with guidance"),
+        "sampling: all of a rank": f"{gib(plan.sampling.total)} in float32, tokenizer included",
     }
 
 

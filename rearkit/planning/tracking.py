@@ -84,6 +84,18 @@ class LiveBytes(TorchDispatchMode):
         self.peak_with_gradients = max(self.peak_with_gradients, self.live + self.gradients)
 
 
+class StandIns(TorchDispatchMode):
+    """Within this context, operators work without content that torch gives none: packing a matrix for oneDNN, and
+    `torch.unique`, which finds all values different."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._unique2.default:
+            return args[0].clone(), torch.zeros_like(args[0]), args[0].new_empty(0)
+        if func.namespace == "mkldnn" and func._opname == "_reorder_linear_weight":
+            return torch.empty_like(args[0])
+        return func(*args, **(kwargs or {}))
+
+
 class FusedAttention(TorchFunctionMode):
     """Within this context, attention keeps what the fused kernels of an accelerator keep: its inputs, its output, and
     a float a query; torch would take a tensor without content for one that needs the whole matrix of weights."""

@@ -49,6 +49,23 @@ def test_a_plan_agrees_with_what_training_on_a_cpu_allocates(
     assert plan.memory[batch][0].total == pytest.approx(measured["peak"], rel=0.15)
 
 
+@pytest.mark.parametrize(("width", "batch", "scale"), [(512, 16, 2.0), (384, 48, 2.0), (768, 2, 1.0)])
+def test_a_plan_agrees_with_what_sampling_on_a_cpu_takes(
+    width: int, batch: int, scale: float, tiny_recipe: Callable[..., dict[str, Any]]
+) -> None:
+    content = tiny_recipe(
+        backbone={"hidden_size": width, "num_layers": 6, "num_heads": 8},
+        tokenizer={"image_size": 32, "channel_mult": [1, 1, 1]},
+        sample={"batch": batch, "guidance_scale": scale},
+    )
+    plan = make_plan(load_recipe(content), Machine(1, GIB, 1.0, 1.0, cuda=False))
+    command = [sys.executable, str(MEASURE.with_name("sampled.py")), json.dumps(tiny_recipe()), json.dumps(content)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "2"})
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout.splitlines()[-1])
+    assert plan.sampling.total == pytest.approx(measured["peak"], rel=0.1)
+
+
 def test_each_stage_divides_what_the_article_says() -> None:
     stages = [rank_memory(STEP, 100, stage, 4, **OPTIONS) for stage in range(4)]
     assert [memory.optimizer for memory in stages] == [1200, 300, 300, 300]

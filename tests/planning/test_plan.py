@@ -15,7 +15,7 @@ from rearkit.contracts import num_parameters
 from rearkit.errors import RearkitError, RecipeError
 from rearkit.model import as_module, build
 from rearkit.planning import measure
-from rearkit.planning.measure import decoding_memory, parameter_counts, step_flops
+from rearkit.planning.measure import parameter_counts, sampling_memory, step_flops
 from rearkit.planning.memory import GIB
 from rearkit.planning.plan import Machine, make_plan, micro_batches
 from rearkit.recipe import Recipe
@@ -54,7 +54,7 @@ def test_operations_are_six_for_each_weight_and_row_and_attention_besides(tiny: 
 
 def test_the_cache_grows_with_the_sampling_batch_and_guidance_doubles_it(tiny: Callable[..., Recipe]) -> None:
     def at(**sample: Any) -> int:
-        return decoding_memory(tiny(sample={"num_images": 4, **sample}))
+        return sampling_memory(tiny(sample={"num_images": 4, **sample}), cuda=True).cache
 
     keys_and_values = 2 * 2 * 18 * 16 * 4  # two blocks, 18 places of 16 floats
     assert at(batch=8) >= 8 * keys_and_values
