@@ -92,7 +92,7 @@ class Plain:
         self.table = (backbone.pos_embed + backbone.target_table())[0]
         self.linear: Callable[[torch.nn.Linear, Tensor], Tensor] = lambda layer, x: layer(x)
         if ideas & {"packed layers", "half layers", "int8 layers"}:
-            pack = int8_linear if "int8 layers" in ideas else PackedLinear
+            pack = int8_linear if "int8 layers" in ideas else lambda m: PackedLinear(m, len(classes))
             with half_weights("half layers" in ideas):
                 self.packed = {id(m): pack(m) for m in backbone.modules() if isinstance(m, torch.nn.Linear)}
             self.linear = lambda layer, x: self.packed[id(layer)](x)
@@ -206,7 +206,7 @@ def seconds(work: Callable[[], object]) -> float:
 def machine() -> tuple[float, float]:
     """Bytes and floating-point operations a second: the best of a few reads of 512 MiB, and of large products."""
     big, square = torch.ones(2**27), torch.randn(2048, 2048)
-    packed = PackedLinear(torch.nn.Linear(2048, 2048))
+    packed = PackedLinear(torch.nn.Linear(2048, 2048), 2048)
     read = min(seconds(big.sum) for _ in range(12))
     multiply = min(min(seconds(lambda: square @ square), seconds(lambda: packed(square))) for _ in range(12))
     return big.numel() * 4 / read, 2 * 2048**3 / multiply

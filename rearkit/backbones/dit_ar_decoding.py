@@ -50,9 +50,9 @@ class Decoder:
         self.heads, self.length = backbone.num_heads, 0
         table_TD = (backbone.pos_embed + backbone.target_table())[0].detach()
         self.place_TD, places = table_TD, len(table_TD)
-        self.blocks = [DecodingBlock(block) for block in backbone.blocks]  # type: ignore[arg-type]
+        self.blocks = [DecodingBlock(block, self.rows) for block in backbone.blocks]  # type: ignore[arg-type]
         self.final_eps = backbone.adaln_before_head.norm_final.eps
-        self.head = PackedLinear(backbone.lm_head)
+        self.head = PackedLinear(backbone.lm_head, self.rows)
         self.modulations = Modulations(backbone, self._padded(classes_B))
         # Zeros, since attention on a CPU multiplies places that are not there yet by a weight of zero.
         self.keys = table_TD.new_zeros(backbone.num_layers, self.rows, self.heads, _aligned(places), backbone.head_dim)
@@ -88,13 +88,13 @@ class Decoder:
         keys, values = self.keys[layer], self.values[layer]
         keys[:, :, self.length] = block.k_norm(k_RHd)
         values[:, :, self.length] = v_RHd
-        q_RHd = block.q_norm(q_RHd)
+        q_RHd = F.layer_norm(q_RHd, q_RHd.shape[-1:], block.q_weight, block.q_bias, block.q_eps)
         if x_RD.device.type != "cpu":
             q_RH1d = q_RHd[:, :, None]
-            return F.scaled_dot_product_attention(q_RH1d, keys[:, :, :end], values[:, :, :end]).reshape(R, D)
+            keys, values = keys[:, :, :end], values[:, :, :end]
+            return F.scaled_dot_product_attention(q_RH1d, keys, values, scale=1.0).reshape(R, D)
         keys, values = (cached.flatten(0, 1)[:, : _aligned(end)] for cached in (keys, values))
-        query = (q_RHd * (D // H) ** -0.5).view(R * H, 1, D // H)
-        scores = torch.bmm(query, keys.transpose(1, 2))
+        scores = torch.bmm(q_RHd.view(R * H, 1, D // H), keys.transpose(1, 2))
         scores[:, :, end:] = -torch.inf
         return torch.bmm(scores.softmax(-1), values).view(R, D)
 
@@ -111,11 +111,13 @@ def _aligned(places: int) -> int:
 class DecodingBlock:
     """What a block does to one place, apart from attention: its norms and its packed linear layers."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: Block, rows: int) -> None:
         self.norm1, self.norm2 = block.norm1, block.norm2
-        self.q_norm, self.k_norm = block.attn.q_norm, block.attn.k_norm
-        self.qkv, self.proj = PackedLinear(block.attn.qkv), PackedLinear(block.attn.proj)
-        self.fc1, self.fc2 = PackedLinear(block.mlp.fc1, gelu=True), PackedLinear(block.mlp.fc2)
+        q_norm, self.k_norm = block.attn.q_norm, block.attn.k_norm
+        scale = len(q_norm.weight) ** -0.5  # of the scores, by 1/√(D/H)
+        self.q_weight, self.q_bias, self.q_eps = q_norm.weight * scale, q_norm.bias * scale, q_norm.eps
+        self.qkv, self.proj = PackedLinear(block.attn.qkv, rows), PackedLinear(block.attn.proj, rows)
+        self.fc1, self.fc2 = PackedLinear(block.mlp.fc1, rows, gelu=True), PackedLinear(block.mlp.fc2, rows)
 
 
 class Modulations:
@@ -128,12 +130,14 @@ class Modulations:
     def __init__(self, backbone: DiTAR, classes_R: Tensor) -> None:
         classes_U, self.row_R = classes_R, None
         if classes_R.device.type == "cpu":
-            classes_U, self.row_R = classes_R.unique(return_inverse=True)
+            classes_U, row_R = classes_R.unique(return_inverse=True)
+            self.row_R = None if torch.equal(classes_U, classes_R) else row_R
         self.embedding_UD = backbone.embeddings(backbone.class_ids(classes_U))
         self.place_TD = backbone.timesteps_embeddings[0].detach()
         modulated: list[Any] = [*backbone.blocks, backbone.adaln_before_head]
-        self.products = [PackedLinear(module.adaLN_modulation[1]) for module in modulated]
-        self.ahead = max(1, MODULATION_ROWS // len(classes_U))
+        self.ahead = min(max(1, MODULATION_ROWS // len(classes_U)), len(self.place_TD))
+        rows = self.ahead * len(classes_U)
+        self.products = [PackedLinear(module.adaLN_modulation[1], rows) for module in modulated]
         self.computed = range(0)
         self.of_layer: list[Tensor] = []  # (P, U, 6·D) each, and (P, U, 2·D) for the last norm
 
@@ -146,8 +150,9 @@ class Modulations:
 
     def _compute(self, start: int) -> None:
         end = min(start + self.ahead, len(self.place_TD))
+        start = end - self.ahead  # as many rows as the layers are packed for, if some of them for a second time
         self.of_layer.clear()  # before the next are made, or there would be room for two
-        places = end - start
+        places = self.ahead
         U, D = self.embedding_UD.shape
         condition = F.silu(self.place_TD[start:end, None] + self.embedding_UD).view(places * U, D)
         for product in self.products:

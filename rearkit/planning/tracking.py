@@ -85,13 +85,15 @@ class LiveBytes(TorchDispatchMode):
 
 
 class StandIns(TorchDispatchMode):
-    """Within this context, operators work without content that torch gives none: packing a matrix for oneDNN, and
-    `torch.unique`, which finds all values different."""
+    """Within this context, operators work that torch has only for tensors with content: packing a matrix for oneDNN,
+    `torch.unique`, which finds all values different and in order, and `torch.equal`, which finds none unequal."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._unique2.default:
             return args[0].clone(), torch.zeros_like(args[0]), args[0].new_empty(0)
-        if func.namespace == "mkldnn" and func._opname == "_reorder_linear_weight":
+        if func is torch.ops.aten.equal.default:
+            return True
+        if func.namespace == "mkldnn" and func._opname == "_reorder_convolution_weight":
             return torch.empty_like(args[0])
         return func(*args, **(kwargs or {}))
 

@@ -39,8 +39,9 @@ class Decoder:
     def __init__(self, backbone: AliTokAR, batch: int) -> None:
         self.batch, self.rows, self.length = batch, batch + batch % 2, 0
         weight, places = backbone.embeddings.weight, 1 + backbone.space.num_tokens
-        self.blocks = [DecodingBlock(block, backbone.rotary_2Tp.to(weight.device)) for block in backbone.blocks]
-        self.norm, self.head = backbone.norm, PackedLinear(backbone.output)
+        rotary_2Tp = backbone.rotary_2Tp.to(weight.device)
+        self.blocks = [DecodingBlock(block, rotary_2Tp, self.rows) for block in backbone.blocks]
+        self.norm, self.head = backbone.norm, PackedLinear(backbone.output, self.rows)
         self.keys = weight.new_empty(len(self.blocks), self.rows, backbone.num_heads, places, backbone.head_dim)
         self.values = torch.empty_like(self.keys)
         # Beyond the places so far, scores stay at -inf, so that a softmax over the whole row is one over those places.
@@ -76,11 +77,11 @@ class Decoder:
 class DecodingBlock:
     """What a block does to one place, apart from attention itself: norms, packed linear layers, rotation."""
 
-    def __init__(self, block: Block, rotary_2Tp: Tensor) -> None:
+    def __init__(self, block: Block, rotary_2Tp: Tensor, rows: int) -> None:
         attn, mlp = block.attn, block.mlp
         self.norm1, self.norm2, self.eps = block.norm1, block.norm2, attn.q_norm.eps
-        self.qkv, self.proj = PackedLinear(attn.qkv), PackedLinear(attn.proj)
-        self.w1, self.w3, self.w2 = PackedLinear(mlp.w1), PackedLinear(mlp.w3), PackedLinear(mlp.w2)
+        layers = (attn.qkv, attn.proj, mlp.w1, mlp.w3, mlp.w2)
+        self.qkv, self.proj, self.w1, self.w3, self.w2 = (PackedLinear(layer, rows) for layer in layers)
         self.own_T2h, self.neighbour_T2h = turning(attn, rotary_2Tp)
 
     def rotated(self, qk_R2Hh: Tensor, place: int) -> Tensor:

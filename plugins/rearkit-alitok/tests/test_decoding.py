@@ -67,7 +67,9 @@ def test_cached_decoding_equals_full_recomputation_at_any_size(
     torch.testing.assert_close(decode(module, tokens, classes), expected, rtol=1e-5, atol=2e-5)
 
 
-@pytest.mark.skipif(not PackedLinear(torch.nn.Linear(2, 2)).packed, reason="this torch or this machine has no oneDNN")
+@pytest.mark.skipif(
+    not PackedLinear(torch.nn.Linear(2, 2), 2).packed, reason="this torch or this machine has no oneDNN"
+)
 @torch.no_grad()
 def test_a_rows_logits_have_the_same_bits_in_any_batch_and_on_any_number_of_threads(restored_threads: None) -> None:
     module = stirred(AliTokARSettings(hidden_size=64, num_layers=2, num_heads=4, prefix_tokens=2), SPACE)
