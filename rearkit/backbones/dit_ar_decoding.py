@@ -93,7 +93,7 @@ class Decoder:
             q_RH1d = q_RHd[:, :, None]
             keys, values = keys[:, :, :end], values[:, :, :end]
             return F.scaled_dot_product_attention(q_RH1d, keys, values, scale=1.0).reshape(R, D)
-        keys, values = (cached.flatten(0, 1)[:, : _aligned(end)] for cached in (keys, values))
+        keys, values = (cached.view(R * H, -1, D // H)[:, : _aligned(end)] for cached in (keys, values))
         scores = torch.bmm(q_RHd.view(R * H, 1, D // H), keys.transpose(1, 2))
         scores[:, :, end:] = -torch.inf
         return torch.bmm(scores.softmax(-1), values).view(R, D)

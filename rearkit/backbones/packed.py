@@ -64,8 +64,10 @@ class PackedLinear:
             self.halved = torch.ops.quantized.linear_prepack_fp16(self.weight.float(), self.bias)
             del self.weight
         elif self.packed:
-            pixels = (1, self.weight.shape[1], 1, rows)
-            self.weight = torch.ops.mkldnn._reorder_convolution_weight(_picture(self.weight, 1), *ONE_BY_ONE, pixels)
+            outputs, inputs = self.weight.shape
+            kernel = self.weight.contiguous().as_strided((outputs, inputs, 1, 1), (inputs, 1, inputs, inputs))
+            pixels = (1, inputs, 1, rows)
+            self.weight = torch.ops.mkldnn._reorder_convolution_weight(kernel, *ONE_BY_ONE, pixels)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(rows, inputs) to (rows, outputs)."""
@@ -75,21 +77,18 @@ class PackedLinear:
         if self.halved is not None:
             padded = F.pad(x, (0, 0, 0, -len(x) % HALF_ROWS))
             return self._finished(torch.ops.quantized.linear_dynamic_fp16(padded, self.halved)[: len(x)])
-        out = torch.ops.mkldnn._convolution_pointwise(
-            _picture(x, len(x)), self.weight, self.bias, *ONE_BY_ONE, "none", [], ""
+        rows, inputs = x.shape
+        picture = x.contiguous().as_strided((1, inputs, 1, rows), (rows * inputs, 1, rows * inputs, inputs))
+        out = torch.ops.mkldnn._convolution_pointwise.default(
+            picture, self.weight, self.bias, *ONE_BY_ONE, "none", [], ""
         )
-        return self._finished(out.permute(0, 2, 3, 1).reshape(len(x), -1))
+        return self._finished(out.as_strided((rows, out.shape[1]), (out.shape[1], 1)))
 
     def _finished(self, out: Tensor) -> Tensor:
         if self.gelu:  # not by oneDNN, which computes it a fifth as fast as torch does
-            for piece in out.view(-1).split(GELU_PIECE):
-                torch.ops.aten.gelu_(piece)
+            for piece in out.view(-1).split(GELU_PIECE) if out.numel() > GELU_PIECE else [out]:
+                torch.ops.aten.gelu_.default(piece)
         return out
-
-
-def _picture(x: Tensor, width: int) -> Tensor:
-    """(n·width, channels) as (n, channels, 1, width), in memory as it was: the channels of a pixel side by side."""
-    return x.reshape(-1, 1, width, x.shape[-1]).permute(0, 3, 1, 2)
 
 
 def can_halve() -> bool:
