@@ -40,6 +40,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -344,12 +345,11 @@ def main() -> None:
     backbone = build(arguments)
     read, multiply = machine()
     print(f"machine: reads {read / 1e9:.1f} GB/s, multiplies {multiply / 1e9:.0f} GFLOP/s")
-    result: dict[str, dict[str, object]] = {"speedup": {}, "floor": {}, "difference": {}}
+    result: dict[str, dict[str, Any]] = {"speedup": {}, "floor": {}, "difference": {}}
     result |= {"whole": {}, "fp16 weights": {}, "ideas": {}, "rounded": {}}
     for batch in arguments.batches:
         kinds: dict[str, frozenset[str] | None] = {"straightforward": frozenset(), "sampler": None}
         kinds["fp16 weights"] = None
-        kinds |= {idea: frozenset([idea]) for idea in IDEAS} if arguments.ideas else {}
         total = measure(backbone, rows_of(batch), kinds, arguments.seconds)
         least = floor(backbone, batch, read, multiply)
         for name, took in total.items():
@@ -371,9 +371,11 @@ def main() -> None:
         result["floor"][key] = round(total["sampler"] / least, 2)
         result["difference"][key] = float(f"{difference(backbone, batch, 64 if batch == 1 else 16):.1g}")
         result["fp16 weights"][key] = round(total["straightforward"] / total["fp16 weights"], 2)
-        result["ideas"][key] = {
-            idea: round(total["straightforward"] / total[idea], 2) for idea in IDEAS if idea in total
-        }
+        for idea in IDEAS if arguments.ideas else ():  # one at a time, or their caches would fill the memory
+            kinds = {"straightforward": frozenset(), idea: frozenset([idea])}
+            total = measure(backbone, rows_of(batch), kinds, arguments.seconds / 3)
+            ratio = result["ideas"].setdefault(key, {})[idea] = round(total["straightforward"] / total[idea], 2)
+            print(f"batch {batch:3}: {idea + ' alone':24} {ratio:5.2f}×")
     for idea in ("half layers", "int8 layers") if arguments.ideas else ():
         result["rounded"][idea] = float(f"{difference(backbone, 4, 16, idea):.1g}")
     print(json.dumps(result))
