@@ -7,18 +7,21 @@ clipping. Each contender is a process of its own, so that its peak memory is its
 gradient norm are compared without dropout; the steps that are timed have the published dropout of 0.1, unless
 ``--dropout`` says otherwise. Neither is compiled.
 
-Where the time goes (S size, batch 4, 2 threads of an AMD EPYC of family 25, model 17, torch 2.14.1): matrix products of
-a step are 1.453 TFLOP, a third of a block's being modulations, which differ from sample to sample and so cannot be
-shared. With the machine to itself, torch's default product (MKL, which has its best kernels for Intel's processors)
-reached 134 GFLOP/s at (1032, 768) × (768, 4608) and 149 at 2048³; oneDNN, which comes with torch too, 204 and 212. By
-those rates a step takes at least 9.8 s and 6.9 s. The straightforward step took 11.2 s, so that seven eighths of it
-were MKL's products: the way to gain much is another GEMM (a bound from rates, not a measured
-speed-up: a run at 4 layers on a busy machine found none); the rest (elementwise chains, attention weights, AdamW) is
-worth an eighth at most. Memory: 917 MB each of weights, gradients and both of AdamW's moments; the straightforward
-network keeps 4 GB of activations besides, half of which (norms, modulated norms, activations, three copies of the
-attention weights) are cheap to compute again. `rearkit.backbones.lean` does both.
+Where the time goes (S size, batch 4, 2 threads, torch 2.14.1): matrix products of a step are 1.453 TFLOP, a third of a
+block's being modulations, which differ from sample to sample and so cannot be shared. What they take at least depends
+on the processor. On an AMD EPYC without AVX-512 (family 25, model 1) torch's default product (MKL) reached 135 GFLOP/s
+and oneDNN, which comes with torch too, 138, less in the backward pass: 10.6 s. The straightforward step took 12.1 s
+there at best and 12.9 s in the median, so that no implementation of the same arithmetic could be more than 1.14 to 1.2
+times as fast; rearkit's took 11.1 and 12.0, which is 1.08 times as fast (median of pairs), at 0.73 of the memory: the
+bar of 0.75 is met, that of 1.2 is not. On one with AVX-512 (model 17) MKL reached 134 GFLOP/s at (1032, 768) ×
+(768, 4608) and oneDNN 204, which by these rates makes 10.8 s into 7.1; the whole step was not measured there on a quiet
+machine. So `rearkit.backbones.lean` takes oneDNN where the processor has AVX-512, and MKL elsewhere.
 
-Where MKL is as fast as oneDNN, which is so on Intel's processors, only what is not GEMM is left to gain.
+What is not products: drawing the masks of dropout, a tenth of the straightforward step (torch draws a number an entry;
+four entries can share one), multiplying by masks of bool (torch makes floats of them first), elementwise chains, AdamW.
+Memory: 917 MB each of weights, gradients and both of AdamW's moments; the straightforward network keeps 4 GB of
+activations besides, half of which (norms, modulated norms, activations, three copies of the attention weights) are
+cheap to compute again.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Layers for training that are quick on a CPU and keep little for the backward pass.
 
-Two findings of ``benchmarks/train_step.py`` are behind them. torch multiplies float32 matrices on a CPU by MKL, which
-on processors that are not Intel's leaves much of the arithmetic unused; oneDNN, which comes with torch too, does not.
-And of what autograd keeps of a block, half is cheap to compute again from what is kept anyway: norms, modulations,
-activations, dropped entries. Gradients are the same to rounding.
+Three findings of ``benchmarks/train_step.py`` are behind them. torch multiplies float32 matrices on a CPU by MKL, which
+on AMD's processors with AVX-512 leaves much of the arithmetic unused; oneDNN, which comes with torch too, does not.
+Of what autograd keeps of a block, half is cheap to compute again from what is kept anyway: norms, modulations,
+activations, dropped entries. Gradients are the same to rounding. And torch draws what a dropout keeps one number an
+entry, which takes longer than all else that is not a matrix product.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from rearkit.backbones.packed import can_pack
 
 Prepare = Callable[..., Tensor]
+# With them, oneDNN is quicker than MKL on AMD's processors, and as quick on Intel's; without, slower.
+WIDE_VECTORS = torch.backends.cpu.get_cpu_capability() == "AVX512"
 ROWS = 64  # queries of which the attention weights are in memory at once
 
 
@@ -72,8 +75,8 @@ class _LeanLinear(torch.autograd.Function):
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x @ weight.T + bias`` by oneDNN where it computes in this type on this device, else by torch's default."""
-    if not can_pack(weight):
+    """``x @ weight.T + bias`` by oneDNN where it computes in this type on this device and is quicker, else by MKL."""
+    if not (can_pack(weight) and WIDE_VECTORS):
         return F.linear(x, weight, bias)
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return out
@@ -81,17 +84,26 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
     """Apply dropout, keeping a byte an entry for the backward pass, where `F.dropout` keeps a float on a CPU."""
-    return torch.native_dropout(x, rate, True)[0] if rate and training else x
+    return dropped(x, drop_mask(x, rate), rate) if rate and training else x
 
 
 def drop_mask(like: Tensor, rate: float) -> Tensor:
-    """Draw which entries a dropout keeps, in the shape of ``like``, bool."""
-    return torch.empty_like(like, dtype=torch.bool).bernoulli_(1 - rate)
+    """Draw which entries a dropout keeps, in the shape of ``like``, bool.
+
+    On a CPU a random integer of 64 bits serves four entries, so that the rate is rounded to a multiple of 1/65,536.
+    """
+    kept = torch.empty_like(like, dtype=torch.bool, memory_format=torch.contiguous_format)
+    if like.device.type != "cpu" or torch.compiler.is_compiling():
+        return kept.bernoulli_(1 - rate)
+    drawn = torch.empty(-(-kept.numel() // 4), dtype=torch.int64, device=like.device).random_(-(2**63), None)
+    least = round(rate * 2**16) - 2**15
+    torch.ge(drawn.view(torch.int16)[: kept.numel()].view(kept.shape), least, out=kept)
+    return kept
 
 
 def dropped(x: Tensor, kept: Tensor, rate: float) -> Tensor:
     """Apply a dropout that `drop_mask` drew."""
-    return (x * kept).mul_(1 / (1 - rate))
+    return torch.where(kept, x, 0).mul_(1 / (1 - rate))  # x * kept would first make floats of the mask
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, rate: float) -> Tensor:
@@ -103,10 +115,10 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, rate: float) -> Tensor:
     """
     if not rate or q.device.type != "cpu" or torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(q, k, v, dropout_p=rate, is_causal=True)
-    parts = []
+    parts, v = [], v.contiguous()  # once, and not at each product
     for start in range(0, q.shape[2], ROWS):
         end = min(start + ROWS, q.shape[2])
-        kept = torch.empty(*q.shape[:2], end - start, end, dtype=torch.bool).bernoulli_(1 - rate)
+        kept = drop_mask(q.new_empty(1).expand(*q.shape[:2], end - start, end), rate)
         rows = (q[:, :, start:end], k[:, :, :end], v[:, :, :end])
         parts.append(checkpoint(_attend, *rows, kept, rate, use_reentrant=False, preserve_rng_state=False))
     return torch.cat(parts, dim=2)
