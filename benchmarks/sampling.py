@@ -310,7 +310,7 @@ class Straightforward:
     """`Plain` as a backbone is called, for whole runs."""
 
     def __init__(self, backbone: DiTAR) -> None:
-        self.net = backbone
+        self.net, self.space = backbone, backbone.space
 
     def start(self, classes: Tensor) -> tuple[Tensor, Plain]:
         plain = Plain(self.net, classes)
@@ -324,7 +324,9 @@ class Straightforward:
 def whole_run(backbone: DiTAR | Straightforward, batch: int) -> float:
     """Seconds of one real run of the sampler, draws included."""
     table = SampleTable(num_images=batch, guidance_scale=22.0, guidance_power=2.75)
-    uniforms = torch.rand(batch, 256, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    uniforms = torch.rand(
+        batch, backbone.space.num_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
+    )
     return seconds(lambda: sample_tokens(backbone, rows_of(batch)[:batch], uniforms, 1000, table))
 
 
@@ -369,7 +371,7 @@ def main() -> None:
         key = str(batch)
         result["speedup"][key] = round(total["straightforward"] / total["sampler"], 2)
         result["floor"][key] = round(total["sampler"] / least, 2)
-        result["difference"][key] = float(f"{difference(backbone, batch, 64 if batch == 1 else 16):.1g}")
+        result["difference"][key] = float(f"{difference(backbone, batch, 64 if batch == 1 else 16):.2g}")
         result["fp16 weights"][key] = round(total["straightforward"] / total["fp16 weights"], 2)
         for idea in IDEAS if arguments.ideas else ():  # one at a time, or their caches would fill the memory
             kinds = {"straightforward": frozenset(), idea: frozenset([idea])}
@@ -377,7 +379,7 @@ def main() -> None:
             ratio = result["ideas"].setdefault(key, {})[idea] = round(total["straightforward"] / total[idea], 2)
             print(f"batch {batch:3}: {idea + ' alone':24} {ratio:5.2f}×")
     for idea in ("half layers", "int8 layers") if arguments.ideas else ():
-        result["rounded"][idea] = float(f"{difference(backbone, 4, 16, idea):.1g}")
+        result["rounded"][idea] = float(f"{difference(backbone, 4, 16, idea):.2g}")
     print(json.dumps(result))
 
 

@@ -155,7 +155,7 @@ def main() -> None:
             print(f"batch {batch:3}: {name:18} {took:7.1f} s, {total['straightforward'] / took:5.2f}×", flush=True)
         result["speedup"][str(batch)] = round(total["straightforward"] / total["sampler"], 2)
         result["floor"][str(batch)] = round(total["sampler"] / total["floor"], 2)
-        result["difference"][str(batch)] = float(f"{difference(backbone, batch, 273 if batch == 1 else 24):.1g}")
+        result["difference"][str(batch)] = float(f"{difference(backbone, batch, 273 if batch == 1 else 24):.2g}")
     print(json.dumps(result))
 
 
