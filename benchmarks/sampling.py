@@ -21,10 +21,23 @@ Predictions, written before the measurement (batch 1, 4, 32; the machine reads 3
 - Leaving the unconditional rows out of steps whose scale is 1: nothing. Their keys and values are needed later, so the
   work is only put off; at tolerance 0 it would be one step in 256, and at batch 1 a second row is free anyway.
 
-Found so far, on two cores that others kept busy (load 15): 3.8×, 2.6×, 3.1× at batch 1, 4, 32, at 3.4, 3.2 and 1.9
-times the floor, 3.5× where the 32 images are of one class, as a set's batches are; logits differ by 8e-5 at most. So
-batch 32 meets its bars, 1 and 4 do not there: a run on a quiet machine is still to be made. On one thread, four
-layers, by the process's own time (``--own-time --layers 4``): 2.0×, 1.9×, 2.5×, at 2.3, 2.4, 1.7 times the floor.
+Found on two cores of an AMD EPYC without AVX-512, which neighbours slow down by a fifth now and then (three runs;
+batch 1, 4, 32): 3.3 to 3.6×, 2.9 to 3.0×, 2.7 to 2.9×, where the 32 images are of one class, as a set's batches are, up
+to 3.7×; whole runs 3.3×, 2.8 to 3.2×, 2.3 to 2.8×. Of the floor it is 1.8, 2.1 to 2.5, 1.3 to 1.8 times. So the bars at
+batch 1 and 32 are missed, the one at 4 is met or missed by chance. Against the predictions:
+
+- MKL reads the weights at 4 to 6 GB/s at two rows, as predicted; oneDNN at 12 to 17, and at 19 to 23, as memory gives,
+  for a 1×1 convolution, which is worth a sixth of a run at batch 1. What stands between this and 4× is oneDNN's and
+  torch's own time for a call, 50 to 80 µs of each of the 81 layers: 6 of a step's 40 ms, and 5 ms of small operations.
+- By itself, at batch 1, 4, 32: static cache 0.99, 1.05, 1.4×; modulations ahead 1.5, 1.5, 1.0×; packed layers 2.7, 1.8,
+  1.3×; a mask for the query 0.99, 0.96, 0.9×. The static cache pays only where keys and values are large.
+- Rounded weights: float16 3.8, 2.3, 1.0× by themselves, guided logits 0.02 away; int8 5.3, 3.8, 1.6×, 2.0 away, since
+  FBGEMM rounds activations, too, by one scale a batch, so that an image would depend on its batch: not taken. bfloat16
+  is no quicker than float16 on this processor, which has no units for it.
+- torch.compile of the MLP: 0.98, 0.97, 0.74×; it leaves the products where they were, and those are the time.
+- The q-k-v product in three: no difference at batch 1 and 4.
+- At 64 rows, attention reads keys and values at 12 GB/s, half of what memory gives, in all forms of the product that
+  torch has; it is a quarter of the time there.
 
     python benchmarks/sampling.py --full
 

@@ -1,10 +1,10 @@
 """Decoding of `rearkit_alitok.backbone.AliTokAR`, a place at a time, over a static cache.
 
 What it does otherwise than the training forward, with the same result to rounding: linear layers are packed
-(`rearkit.PackedLinear`); keys and values lie in buffers of full length, and the single query needs no mask; the weights
-of the queries' and keys' norms are multiplied into the rotary table once. ``benchmarks/sampling_alitok.py`` measures
-the speed. As in rearkit's own backbone, on a CPU a row's result has the same bits in any batch: rows are padded to an
-even number, and attention is spelt out.
+(`rearkit.PackedLinear`), the MLP's first two as one; keys and values lie in buffers of full length, and the single
+query needs no mask; the weights of the queries' and keys' norms are multiplied into the rotary table once.
+``benchmarks/sampling_alitok.py`` measures the speed. As in rearkit's own backbone, on a CPU a row's result has the same
+bits in any batch: rows are padded to an even number, and attention is spelt out.
 
 Shapes: R rows (B, padded), T places, D width, H heads, h = D/H, V codes.
 """
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from rearkit import PackedLinear
 
@@ -33,7 +33,7 @@ class Decoder:
         batch: B.
 
     Attributes:
-        keys: (layers, R, H, T, h), filled up to `length` places; ``values`` likewise.
+        keys: (layers, R, H, T rounded up, h), filled up to `length` places; ``values`` likewise.
     """
 
     def __init__(self, backbone: AliTokAR, batch: int) -> None:
@@ -42,21 +42,19 @@ class Decoder:
         rotary_2Tp = backbone.rotary_2Tp.to(weight.device)
         self.blocks = [DecodingBlock(block, rotary_2Tp, self.rows) for block in backbone.blocks]
         self.norm, self.head = backbone.norm, PackedLinear(backbone.output, self.rows)
-        self.keys = weight.new_empty(len(self.blocks), self.rows, backbone.num_heads, places, backbone.head_dim)
-        self.values = torch.empty_like(self.keys)
-        # Beyond the places so far, scores stay at -inf, so that a softmax over the whole row is one over those places.
-        width = -(-places // ALIGN) * ALIGN
-        self.scores = weight.new_full((self.rows * backbone.num_heads, 1, width), -torch.inf)
+        # Zeros, since attention on a CPU multiplies places that are not there yet by a weight of zero.
+        shape = (len(self.blocks), self.rows, backbone.num_heads, _aligned(places), backbone.head_dim)
+        self.keys, self.values = weight.new_zeros(shape), weight.new_zeros(shape)
 
     def advance(self, x_BD: Tensor) -> Tensor:
         """Append a place, (B, D), the embedding of what stands there; return logits, (B, V)."""
         x_RD = x_BD if self.batch == self.rows else torch.cat([x_BD, x_BD[-1:]])
         for block, keys, values in zip(self.blocks, self.keys, self.values, strict=True):
-            x_RD = x_RD + block.proj(self._attend(block, block.norm1(x_RD), keys, values))
-            normed_RD = block.norm2(x_RD)
-            x_RD = x_RD + block.w2(F.silu(block.w1(normed_RD)) * block.w3(normed_RD))
+            x_RD = x_RD + block.proj(self._attend(block, rms_norm(x_RD, block.norm1), keys, values))
+            gate, hidden = block.w1_w3(rms_norm(x_RD, block.norm2)).chunk(2, dim=-1)
+            x_RD = x_RD + block.w2(F.silu(gate) * hidden)
         self.length += 1
-        return self.head(self.norm(x_RD))[: self.batch]
+        return self.head(rms_norm(x_RD, self.norm))[: self.batch]
 
     def _attend(self, block: DecodingBlock, x_RD: Tensor, keys_RHTh: Tensor, values_RHTh: Tensor) -> Tensor:
         """Attend from the newest place to itself and to those before it: (R, D) to (R, D)."""
@@ -69,9 +67,25 @@ class Decoder:
         if x_RD.device.type != "cpu":
             keys, values = keys_RHTh[:, :, :end], values_RHTh[:, :, :end]
             return F.scaled_dot_product_attention(q_RHh[:, :, None], keys, values, scale=1.0).reshape(R, H * h)
-        keys, values = keys_RHTh.flatten(0, 1)[:, :end], values_RHTh.flatten(0, 1)[:, :end]
-        torch.bmm(q_RHh.reshape(R * H, 1, h), keys.transpose(1, 2), out=self.scores[:, :, :end])
-        return torch.bmm(self.scores.softmax(-1)[:, :, :end], values).view(R, H * h)
+        keys, values = (cached.view(R * H, -1, h)[:, : _aligned(end)] for cached in (keys_RHTh, values_RHTh))
+        scores = torch.bmm(q_RHh.reshape(R * H, 1, h), keys.transpose(1, 2))
+        scores[:, :, end:] = -torch.inf
+        return torch.bmm(scores.softmax(-1), values).view(R, H * h)
+
+
+def _aligned(places: int) -> int:
+    """Round up, so that each row of scores begins at a cache line."""
+    return -(-places // ALIGN) * ALIGN
+
+
+def rms_norm(x: Tensor, norm: nn.RMSNorm) -> Tensor:
+    """Do what the norm does; on a few rows torch's own takes four times as long."""
+    return unit_rms(x, norm.eps) * norm.weight
+
+
+def unit_rms(x: Tensor, eps: float | None) -> Tensor:
+    """``x / √(mean(x²) + eps)`` over the last dimension."""
+    return x * x.square().sum(-1, keepdim=True).mul_(1 / x.shape[-1]).add_(eps or 0.0).rsqrt_()
 
 
 class DecodingBlock:
@@ -80,16 +94,25 @@ class DecodingBlock:
     def __init__(self, block: Block, rotary_2Tp: Tensor, rows: int) -> None:
         attn, mlp = block.attn, block.mlp
         self.norm1, self.norm2, self.eps = block.norm1, block.norm2, attn.q_norm.eps
-        layers = (attn.qkv, attn.proj, mlp.w1, mlp.w3, mlp.w2)
-        self.qkv, self.proj, self.w1, self.w3, self.w2 = (PackedLinear(layer, rows) for layer in layers)
+        layers = (attn.qkv, attn.proj, beside(mlp.w1, mlp.w3), mlp.w2)
+        self.qkv, self.proj, self.w1_w3, self.w2 = (PackedLinear(layer, rows) for layer in layers)
         self.own_T2h, self.neighbour_T2h = turning(attn, rotary_2Tp)
 
     def rotated(self, qk_R2Hh: Tensor, place: int) -> Tensor:
         """Normalise queries (scaled by 1/√h) and keys, (R, 2, H, h), and turn them to a place."""
-        normed_R2Hh = F.rms_norm(qk_R2Hh, qk_R2Hh.shape[-1:], eps=self.eps)
+        normed_R2Hh = unit_rms(qk_R2Hh, self.eps)
         neighbours_R2Hh = normed_R2Hh.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
         own_21h, neighbour_21h = self.own_T2h[place][:, None], self.neighbour_T2h[place][:, None]
         return torch.addcmul(normed_R2Hh * own_21h, neighbours_R2Hh, neighbour_21h)
+
+
+def beside(one: nn.Linear, other: nn.Linear) -> nn.Linear:
+    """Return a layer whose outputs are those of one and then those of the other, neither of which has a bias."""
+    both: nn.Linear = nn.utils.skip_init(
+        nn.Linear, one.in_features, one.out_features + other.out_features, bias=False, device=one.weight.device
+    )
+    both.weight = nn.Parameter(torch.cat([one.weight, other.weight]), requires_grad=False)
+    return both
 
 
 def turning(attn: Attention, rotary_2Tp: Tensor) -> tuple[Tensor, Tensor]:
