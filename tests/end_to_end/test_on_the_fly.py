@@ -71,6 +71,7 @@ def losses(out: Path) -> list[float]:
     return [line["loss"] for line in lines]
 
 
+@pytest.mark.slow
 def test_two_ranks_train_as_one_and_a_killed_run_ends_as_if_it_had_not_been(prepared: Path) -> None:
     one, two = copied(prepared, "one"), copied(prepared, "two")
     assert "held-out cross-entropy" in rearkit("train", one)

@@ -28,7 +28,12 @@ OPTIONS: dict[str, Any] = {
 # Hidden width, blocks, batch, dropout; from activations that are nine tenths of it to weights that are most of it.
 @pytest.mark.parametrize(
     ("width", "blocks", "batch", "dropout"),
-    [(64, 4, 16, 0.1), (128, 3, 8, 0.0), (256, 2, 2, 0.0), (256, 2, 2, 0.1)],
+    [
+        (64, 4, 16, 0.1),
+        pytest.param(128, 3, 8, 0.0, marks=pytest.mark.slow),
+        (256, 2, 2, 0.0),
+        pytest.param(256, 2, 2, 0.1, marks=pytest.mark.slow),
+    ],
 )
 def test_a_plan_agrees_with_what_training_on_a_cpu_allocates(
     width: int, blocks: int, batch: int, dropout: float, tiny_recipe: Callable[..., dict[str, Any]]
@@ -49,7 +54,14 @@ def test_a_plan_agrees_with_what_training_on_a_cpu_allocates(
     assert plan.memory[batch][0].total == pytest.approx(measured["peak"], rel=0.15)
 
 
-@pytest.mark.parametrize(("width", "batch", "scale"), [(512, 16, 2.0), (384, 48, 2.0), (768, 2, 1.0)])
+@pytest.mark.parametrize(
+    ("width", "batch", "scale"),
+    [
+        (512, 16, 2.0),
+        pytest.param(384, 48, 2.0, marks=pytest.mark.slow),
+        pytest.param(768, 2, 1.0, marks=pytest.mark.slow),
+    ],
+)
 def test_a_plan_agrees_with_what_sampling_on_a_cpu_takes(
     width: int, batch: int, scale: float, tiny_recipe: Callable[..., dict[str, Any]]
 ) -> None:

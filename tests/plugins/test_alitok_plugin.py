@@ -156,6 +156,7 @@ def test_weights_in_the_published_layout_are_told_apart(
         assert all(torch.equal(first[key], last[key]) for key in first)
 
 
+@pytest.mark.slow
 def test_published_weights_are_loaded_by_name_and_others_refused_with_the_sizes_that_they_need(
     install: Callable[[Path], Path], rearkit: Command, tmp_path: Path
 ) -> None:
