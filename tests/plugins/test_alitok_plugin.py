@@ -96,6 +96,7 @@ def overrides() -> list[str]:
     return [word for key, value in BRIEF.items() for word in ("--set", f"{key}={value}")]
 
 
+@pytest.mark.slow
 def test_installed_run_and_missed(install: Callable[[Path], Path], rearkit: Command, tmp_path: Path) -> None:
     site = install(PROJECT)
     listed = rearkit("plugins", path=[site])
@@ -141,6 +142,7 @@ def test_recipes_have_the_published_sizes(install: Callable[[Path], Path]) -> No
             assert one["layers"] == layers
 
 
+@pytest.mark.slow
 def test_weights_in_the_published_layout_are_told_apart(
     install: Callable[[Path], Path], rearkit: Command, tmp_path: Path
 ) -> None:
