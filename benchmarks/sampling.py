@@ -22,9 +22,9 @@ Predictions, written before the measurement (batch 1, 4, 32; the machine reads 3
   work is only put off; at tolerance 0 it would be one step in 256, and at batch 1 a second row is free anyway.
 
 Found on two cores of an AMD EPYC without AVX-512, which neighbours slow down by a fifth now and then (three runs;
-batch 1, 4, 32): 3.3 to 3.6×, 2.9 to 3.0×, 2.7 to 2.9×, where the 32 images are of one class, as a set's batches are, up
-to 3.7×; whole runs 3.3×, 2.8 to 3.2×, 2.3 to 2.8×. Of the floor it is 1.8, 2.1 to 2.5, 1.3 to 1.8 times. So the bars at
-batch 1 and 32 are missed, the one at 4 is met or missed by chance. Against the predictions:
+batch 1, 4, 32): 3.3 to 3.6×, 2.9 to 3.0×, 2.7 to 2.9×, where the 32 images are of one class, as a set's batches are,
+2.5 to 3.7×; whole runs 3.3×, 2.8 to 3.2×, 2.3 to 2.8×. Of the floor it is 1.8, 2.1 to 2.5, 1.3 to 1.8 times. So the
+bars at batch 1 and 32 are missed, the one at 4 is met or missed by chance. Against the predictions:
 
 - MKL reads the weights at 4 to 6 GB/s at two rows, as predicted; oneDNN at 12 to 17, and at 19 to 23, as memory gives,
   for a 1×1 convolution, which is worth a sixth of a run at batch 1. What stands between this and 4× is oneDNN's and
@@ -363,8 +363,11 @@ def main() -> None:
     result: dict[str, dict[str, Any]] = {"speedup": {}, "floor": {}, "difference": {}}
     result |= {"whole": {}, "fp16 weights": {}, "ideas": {}, "rounded": {}}
     for batch in arguments.batches:
-        kinds: dict[str, frozenset[str] | None] = {"straightforward": frozenset(), "sampler": None}
-        kinds["fp16 weights"] = None
+        kinds: dict[str, frozenset[str] | None] = {
+            "straightforward": frozenset(),
+            "sampler": None,
+            "fp16 weights": None,
+        }
         total = measure(backbone, rows_of(batch), kinds, arguments.seconds)
         least = floor(backbone, batch, read, multiply)
         for name, took in total.items():

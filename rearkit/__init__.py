@@ -39,9 +39,12 @@ _HOME = {
     "VectorQuantizer": "tokenizers.quantizer",
     "MaskGITVQGANDecoder": "tokenizers.maskgit_vqgan",
     "PackedLinear": "backbones.packed",
+    "attend_to_cache": "backbones.cached_attention",
+    "cache_length": "backbones.cached_attention",
 }
 
 if TYPE_CHECKING:
+    from rearkit.backbones.cached_attention import attend_to_cache, cache_length
     from rearkit.backbones.packed import PackedLinear
     from rearkit.data.loader import ImageSet, load_images
     from rearkit.data.tokens import TokenData
@@ -75,7 +78,9 @@ __all__ = [
     "Sampler",
     "TokenData",
     "VectorQuantizer",
+    "attend_to_cache",
     "build",
+    "cache_length",
     "capture",
     "corrupt",
     "evaluate",

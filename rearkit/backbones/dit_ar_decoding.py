@@ -10,9 +10,7 @@ effect of each):
 - Only places that predict a token pass the head.
 
 On a CPU, a row's result has the same bits whatever else is in the batch and however many threads compute it, where D is
-a multiple of 16. So rows are padded to an even number, and attention is spelt out over aligned buffers:
-`F.scaled_dot_product_attention` uses scratch memory whose alignment, and with it the rounding, differs from thread to
-thread. On CUDA, that function is used, for its flash kernel.
+a multiple of 16. So rows are padded to an even number, and attention is `rearkit.backbones.cached_attention`.
 
 Shapes: R rows (B, padded), U distinct classes among them, P places ahead; the others as in `dit_ar`.
 """
@@ -25,13 +23,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rearkit.backbones.cached_attention import attend_to_cache, cache_length
 from rearkit.backbones.packed import PackedLinear
 
 if TYPE_CHECKING:
     from rearkit.backbones.dit_ar import Block, DiTAR
 
 MODULATION_ROWS = 512  # rows of one product of modulations: enough for the GEMM, and 190 MB at the published S size
-ALIGN = 16  # floats: a cache line, and AVX-512's vector
 
 
 class Decoder:
@@ -55,7 +53,9 @@ class Decoder:
         self.head = PackedLinear(backbone.lm_head, self.rows)
         self.modulations = Modulations(backbone, self._padded(classes_B))
         # Zeros, since attention on a CPU multiplies places that are not there yet by a weight of zero.
-        self.keys = table_TD.new_zeros(backbone.num_layers, self.rows, self.heads, _aligned(places), backbone.head_dim)
+        self.keys = table_TD.new_zeros(
+            backbone.num_layers, self.rows, self.heads, cache_length(places), backbone.head_dim
+        )
         self.values = torch.zeros_like(self.keys)
 
     def advance(self, x_BD: Tensor, predict: bool = True) -> Tensor:
@@ -82,30 +82,16 @@ class Decoder:
 
     def _attend(self, block: DecodingBlock, x_RD: Tensor, layer: int) -> Tensor:
         """Attend from the newest place to itself and to those before it: (R, D) to (R, D)."""
-        R, D = x_RD.shape
-        H, end = self.heads, self.length + 1
-        q_RHd, k_RHd, v_RHd = block.qkv(x_RD).view(R, 3, H, D // H).unbind(1)
+        q_RHd, k_RHd, v_RHd = block.qkv(x_RD).view(len(x_RD), 3, self.heads, -1).unbind(1)
         keys, values = self.keys[layer], self.values[layer]
         keys[:, :, self.length] = block.k_norm(k_RHd)
         values[:, :, self.length] = v_RHd
         q_RHd = F.layer_norm(q_RHd, q_RHd.shape[-1:], block.q_weight, block.q_bias, block.q_eps)
-        if x_RD.device.type != "cpu":
-            q_RH1d = q_RHd[:, :, None]
-            keys, values = keys[:, :, :end], values[:, :, :end]
-            return F.scaled_dot_product_attention(q_RH1d, keys, values, scale=1.0).reshape(R, D)
-        keys, values = (cached.view(R * H, -1, D // H)[:, : _aligned(end)] for cached in (keys, values))
-        scores = torch.bmm(q_RHd.view(R * H, 1, D // H), keys.transpose(1, 2))
-        scores[:, :, end:] = -torch.inf
-        return torch.bmm(scores.softmax(-1), values).view(R, D)
+        return attend_to_cache(q_RHd, keys, values, self.length + 1)
 
     def _padded(self, x: Tensor) -> Tensor:
         """Repeat the last row where the number of rows is odd."""
         return x if len(x) == self.rows else torch.cat([x, x[-1:]])
-
-
-def _aligned(places: int) -> int:
-    """Round up, so that each row of scores begins at a cache line."""
-    return -(-places // ALIGN) * ALIGN
 
 
 class DecodingBlock:

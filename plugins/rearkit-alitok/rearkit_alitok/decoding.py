@@ -4,7 +4,7 @@ What it does otherwise than the training forward, with the same result to roundi
 (`rearkit.PackedLinear`), the MLP's first two as one; keys and values lie in buffers of full length, and the single
 query needs no mask; the weights of the queries' and keys' norms are multiplied into the rotary table once.
 ``benchmarks/sampling_alitok.py`` measures the speed. As in rearkit's own backbone, on a CPU a row's result has the same
-bits in any batch: rows are padded to an even number, and attention is spelt out.
+bits in any batch: rows are padded to an even number, and attention is `rearkit.attend_to_cache`.
 
 Shapes: R rows (B, padded), T places, D width, H heads, h = D/H, V codes.
 """
@@ -17,12 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rearkit import PackedLinear
+from rearkit import PackedLinear, attend_to_cache, cache_length
 
 if TYPE_CHECKING:
     from rearkit_alitok.backbone import AliTokAR, Attention, Block
-
-ALIGN = 16  # floats: a cache line, and AVX-512's vector
 
 
 class Decoder:
@@ -43,7 +41,7 @@ class Decoder:
         self.blocks = [DecodingBlock(block, rotary_2Tp, self.rows) for block in backbone.blocks]
         self.norm, self.head = backbone.norm, PackedLinear(backbone.output, self.rows)
         # Zeros, since attention on a CPU multiplies places that are not there yet by a weight of zero.
-        shape = (len(self.blocks), self.rows, backbone.num_heads, _aligned(places), backbone.head_dim)
+        shape = (len(self.blocks), self.rows, backbone.num_heads, cache_length(places), backbone.head_dim)
         self.keys, self.values = weight.new_zeros(shape), weight.new_zeros(shape)
 
     def advance(self, x_BD: Tensor) -> Tensor:
@@ -59,23 +57,11 @@ class Decoder:
     def _attend(self, block: DecodingBlock, x_RD: Tensor, keys_RHTh: Tensor, values_RHTh: Tensor) -> Tensor:
         """Attend from the newest place to itself and to those before it: (R, D) to (R, D)."""
         R, H, _, h = keys_RHTh.shape
-        end = self.length + 1
         qkv_R3Hh = block.qkv(x_RD).view(R, 3, H, h)
         q_RHh, k_RHh = block.rotated(qkv_R3Hh[:, :2], self.length).unbind(1)
         keys_RHTh[:, :, self.length] = k_RHh
         values_RHTh[:, :, self.length] = qkv_R3Hh[:, 2]
-        if x_RD.device.type != "cpu":
-            keys, values = keys_RHTh[:, :, :end], values_RHTh[:, :, :end]
-            return F.scaled_dot_product_attention(q_RHh[:, :, None], keys, values, scale=1.0).reshape(R, H * h)
-        keys, values = (cached.view(R * H, -1, h)[:, : _aligned(end)] for cached in (keys_RHTh, values_RHTh))
-        scores = torch.bmm(q_RHh.reshape(R * H, 1, h), keys.transpose(1, 2))
-        scores[:, :, end:] = -torch.inf
-        return torch.bmm(scores.softmax(-1), values).view(R, H * h)
-
-
-def _aligned(places: int) -> int:
-    """Round up, so that each row of scores begins at a cache line."""
-    return -(-places // ALIGN) * ALIGN
+        return attend_to_cache(q_RHh, keys_RHTh, values_RHTh, self.length + 1)
 
 
 def rms_norm(x: Tensor, norm: nn.RMSNorm) -> Tensor:
@@ -108,9 +94,7 @@ class DecodingBlock:
 
 def beside(one: nn.Linear, other: nn.Linear) -> nn.Linear:
     """Return a layer whose outputs are those of one and then those of the other, neither of which has a bias."""
-    both: nn.Linear = nn.utils.skip_init(
-        nn.Linear, one.in_features, one.out_features + other.out_features, bias=False, device=one.weight.device
-    )
+    both = nn.Linear(one.in_features, one.out_features + other.out_features, bias=False, device="meta")
     both.weight = nn.Parameter(torch.cat([one.weight, other.weight]), requires_grad=False)
     return both
 
