@@ -122,7 +122,7 @@ def check_inputs(recipe: Recipe) -> None:
     }
     for key, path in named.items():
         if path is not None and path not in listed and not Path(path).is_file():
-            problems.append(f"{key}: {path}: no such file")
+            problems.append(f"{key}: {path}: no such file, seen from {Path.cwd()}; correct the path, or leave it out")
     for path, need in listed.items():
         if not _is_there(Path(path)):
             problems.append(f"missing: {path}: {need.what}, {need.size}\n    from {need.source}")
