@@ -30,7 +30,8 @@ def cli(debug: bool, local_rank: str | None) -> None:
 
     \b
     Exit codes: 0 done; 1 a bug of ours; 2 a recipe, option or file to mend; 3 data that cannot be used;
-    4 a write that failed; 75 stopped by SIGTERM; 130 stopped by Ctrl-C. What was stopped goes on when run again.
+    4 a write that failed; 5 training that diverged; 75 stopped by SIGTERM; 130 stopped by Ctrl-C.
+    What was stopped goes on when run again.
     """
 
 
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments  # wherever it stands: people add it at the end of the command that failed
     arguments = [argument for argument in arguments if argument != "--debug"]
+    ranks_arguments = ["--debug", *arguments] if debug else arguments
     with Terminations() as terminations:
         try:
             if "SLURM_STEP_ID" in os.environ:
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
                 adopt_slurm()
             # Without its standalone mode, click returns the code of an Exit.
-            code = cli.main(arguments, prog_name="python -m rearkit", standalone_mode=False, obj=arguments)
+            code = cli.main(arguments, prog_name="python -m rearkit", standalone_mode=False, obj=ranks_arguments)
             sys.exit(code if isinstance(code, int) else errors.EXIT_OK)
         except click.exceptions.Exit as error:
             sys.exit(error.exit_code)

@@ -25,19 +25,25 @@ PATIENCE = timedelta(days=2)
 def adopt_slurm() -> None:
     """Under ``srun``, set what the other launchers set; elsewhere, do nothing."""
     environment = os.environ
-    if "RANK" in environment or "SLURM_STEP_ID" not in environment or int(environment.get("SLURM_NTASKS", "1")) < 2:
+    if "RANK" in environment or "SLURM_STEP_ID" not in environment:
+        return
+    # Of the step where Slurm tells them: a job may have several steps, and nodes that none of them is on.
+    tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS", "1")
+    if int(tasks) < 2:
         return
     environment["RANK"] = environment["SLURM_PROCID"]
-    environment["WORLD_SIZE"] = environment["SLURM_NTASKS"]
+    environment["WORLD_SIZE"] = tasks
     environment["LOCAL_RANK"] = environment["SLURM_LOCALID"]
     if "MASTER_ADDR" not in environment:
-        command = ["scontrol", "show", "hostnames", environment["SLURM_JOB_NODELIST"]]
+        nodes = environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"]
+        command = ["scontrol", "show", "hostnames", nodes]
         try:
             listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         except (OSError, subprocess.CalledProcessError) as error:
             raise RearkitError(f"srun: cannot tell the first node ({error}); set MASTER_ADDR to its name") from None
         environment["MASTER_ADDR"] = listed.split()[0]
-    environment.setdefault("MASTER_PORT", str(20_000 + int(environment.get("SLURM_JOB_ID", "0")) % 20_000))
+    step = int(environment.get("SLURM_JOB_ID", "0")) + 101 * int(environment["SLURM_STEP_ID"])
+    environment.setdefault("MASTER_PORT", str(20_000 + step % 20_000))
 
 
 def world_size() -> int:

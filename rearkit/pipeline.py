@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
 import shutil
 import time
@@ -13,13 +14,14 @@ from rearkit.data import stage as data
 from rearkit.devices import resolve_device
 from rearkit.errors import RearkitError
 from rearkit.evaluation import stage as evaluation
-from rearkit.files import replacing
+from rearkit.files import replacing, storage_errors
+from rearkit.locks import claimed
 from rearkit.recipe import Recipe
 from rearkit.sampling import stage as sampling
 from rearkit.stages import DONE, RunFolder, Stage, check_stages_before, run_stage, save_resolved_recipe
 from rearkit.tokenization import tokenizer, tokens
 from rearkit.training import stage as training
-from rearkit.training.config import check_deepspeed_table
+from rearkit.training.config import batch_layout, check_deepspeed_table
 from rearkit.training.trackers import check_trackers
 
 STAGES: tuple[Stage, ...] = (
@@ -32,6 +34,7 @@ STAGES: tuple[Stage, ...] = (
 )
 NAMES = tuple(stage.name for stage in STAGES)
 DEFAULT_ROOT = Path("runs")
+LOCK = ".lock"
 
 
 def run(recipe: Recipe, out: str | Path | None = None, only: str | None = None) -> RunFolder:
@@ -48,14 +51,17 @@ def run(recipe: Recipe, out: str | Path | None = None, only: str | None = None) 
     folder = RunFolder(Path(out) if out is not None else DEFAULT_ROOT / recipe.name)
     started = time.monotonic()
     check_inputs(recipe)
+    if only in (None, training.STAGE.name) and recipe.train.steps:
+        batch_layout(recipe.train, distributed.world_size())
     if distributed.world_size() > 1:
         distributed.start(distributed.local_device(resolve_device(recipe.device)))
-    distributed.from_main(lambda: _claim(recipe, folder))
-    stages = STAGES if only is None else tuple(stage for stage in STAGES if stage.name == only)
-    if only is not None:
-        distributed.from_main(lambda: check_stages_before(stages[0], STAGES, recipe, folder, _command(out)))
-    worked = sum(run_stage(stage, recipe, folder) for stage in stages) > 0
-    distributed.from_main(lambda: _report(recipe, folder, worked, time.monotonic() - started))
+    with contextlib.ExitStack() as claim:
+        distributed.from_main(lambda: _claim(recipe, folder, claim))
+        stages = STAGES if only is None else tuple(stage for stage in STAGES if stage.name == only)
+        if only is not None:
+            distributed.from_main(lambda: check_stages_before(stages[0], STAGES, recipe, folder, _command(out)))
+        worked = sum(run_stage(stage, recipe, folder) for stage in stages) > 0
+        distributed.from_main(lambda: _report(recipe, folder, worked, time.monotonic() - started))
     return folder
 
 
@@ -74,8 +80,10 @@ def _command(out: str | Path | None) -> str:
     return "run: python -m rearkit {} RECIPE" + ("" if out is None else f" --out {out}")
 
 
-def _claim(recipe: Recipe, folder: RunFolder) -> None:
+def _claim(recipe: Recipe, folder: RunFolder, claim: contextlib.ExitStack) -> None:
     folder.claim(recipe)
+    with storage_errors(folder.path):
+        claim.enter_context(claimed(folder.path / LOCK, str(folder.path)))
     save_resolved_recipe(recipe, folder)
 
 

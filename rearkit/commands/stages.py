@@ -134,6 +134,8 @@ def sample(
     if classes is None or grid is None:
         _run_ranks(arguments, recipe, out, num_gpus, only="sample")
         return
+    if num_gpus not in (None, 1):
+        raise click.UsageError("--num-gpus is for the recipe's set; --classes are sampled by one process")
     from rearkit.pipeline import trained_run
     from rearkit.sampling.picture import sample_picture
 

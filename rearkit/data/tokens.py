@@ -138,6 +138,11 @@ class TokenData:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
+    @property
+    def num_classes(self) -> int:
+        """One more than the highest class that occurs."""
+        return 1 + max(int(classes.max(initial=-1)) for classes in self._classes)
+
     def read(self, indices: np.ndarray, places: np.ndarray, reading: Callable[[int], None]) -> Samples:
         """Read samples to train on; see `rearkit.data.samples.TrainingData`."""
         return Samples(*self.take(indices, reading), indices)
@@ -165,6 +170,11 @@ class TokenData:
             reading(int(shard))
             tokens[here], classes[here] = self._tokens[shard][rows], self._classes[shard][rows]
         return torch.from_numpy(tokens), torch.from_numpy(classes)
+
+
+def spread(size: int, most: int) -> np.ndarray:
+    """Return at most ``most`` of the indices 0 to size - 1, evenly spread, since shards may be sorted by class."""
+    return np.arange(size) if size <= most else np.linspace(0, size - 1, most).astype(np.int64)
 
 
 def whole_shards(digests: Mapping[Path, str], max_bad_share: float, log: Path) -> list[Path]:

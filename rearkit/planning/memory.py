@@ -29,6 +29,7 @@ class RankMemory:
         optimizer: AdamW's two moments, the moving average where there is one, and the float32 copy where there is one.
         activations: what the step needs besides: activations, and whatever lives while they are computed.
         buffer: where DeepSpeed collects gradients for the other ranks, as large as its reduce_bucket_size says.
+        offloaded: optimizer and weights that lie in the host's memory or on its disk instead, and are not in the sum.
     """
 
     weights: int
@@ -36,6 +37,7 @@ class RankMemory:
     optimizer: int
     activations: int
     buffer: int
+    offloaded: int
 
     @property
     def total(self) -> int:
@@ -64,7 +66,7 @@ def rank_memory(
         value_bytes: of a number in the precision of the step: 4 or 2.
         accumulates: whether gradients are there already when a forward pass begins.
         averages: whether a moving average of the weights is kept.
-        zero: DeepSpeed's ``zero_optimization``, for the size of its bucket.
+        zero: DeepSpeed's ``zero_optimization``, for the size of its bucket and what it offloads.
     """
 
     def share(size: int, first_divided: int) -> int:
@@ -77,12 +79,19 @@ def rank_memory(
     # gradients are there before (accumulation), or are not all kept (stages 2 and 3).
     activations = step.activations if accumulates or stage >= 2 else step.both - step.gradients
     bucket = int(zero.get("reduce_bucket_size", BUCKET)) if stage >= 1 else 0
+    weights, optimizer = share(parameters * value_bytes, 3), share(numbers * 4 * parameters, 1)
+    offloaded = 0
+    if stage >= 1 and "offload_optimizer" in zero:
+        optimizer, offloaded = 0, optimizer
+    if stage == 3 and "offload_param" in zero:
+        weights, offloaded = 0, offloaded + weights
     return RankMemory(
-        weights=share(parameters * value_bytes, 3),
+        weights=weights,
         gradients=gradients,
-        optimizer=share(numbers * 4 * parameters, 1),
+        optimizer=optimizer,
         activations=activations,
         buffer=step.gradients  # stage 0 puts all of them into one tensor, for the other ranks
         if stage == 0
         else bucket * (4 if stage == 1 else value_bytes) * (2 if zero.get("overlap_comm") else 1),
+        offloaded=offloaded,
     )

@@ -140,11 +140,14 @@ def micro_batches(micro: int, accumulation: int) -> list[int]:
 def _by_stage(recipe: Recipe, machine: Machine, micro_batch: int, parameters: int) -> dict[int, RankMemory]:
     train = recipe.train
     step = step_memory(recipe, micro_batch, machine.cuda)
+    zero = deepspeed_config(train, machine.ranks)["zero_optimization"]
+    if not machine.cuda:  # a CPU's own memory is where offloading goes
+        zero = {key: value for key, value in zero.items() if not key.startswith("offload_")}
     options: dict[str, Any] = {
         "value_bytes": DTYPES[train.precision].itemsize,
         "accumulates": train.global_batch // machine.ranks > micro_batch,
         "averages": train.ema_decay > 0,
-        "zero": deepspeed_config(train, machine.ranks)["zero_optimization"],
+        "zero": zero,
     }
     return {stage: rank_memory(step, parameters, stage, machine.ranks, **options) for stage in STAGES}
 

@@ -60,7 +60,10 @@ def memory_table(recipe: Recipe, machine: Machine, plan: Plan) -> Table:
         table.add_row(str(size), gib(by_stage[STAGES[-1]].activations), *cells)
     table.add_section()
     first = next(iter(plan.memory.values()))
-    for part in ("weights", "gradients", "optimizer", "buffer"):
+    parts = ["weights", "gradients", "optimizer", "buffer"]
+    if any(memory.offloaded for memory in first.values()):
+        parts.append("offloaded")  # on top: it is in no sum above
+    for part in parts:
         table.add_row(part, "", *(gib(getattr(first[stage], part)) for stage in STAGES))
     return table
 

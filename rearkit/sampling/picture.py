@@ -65,9 +65,12 @@ def find_class(text: str, names: Sequence[str]) -> int:
     if text.isdecimal() and int(text) < len(names):
         return int(text)
     lowered = [name.lower() for name in names]
-    whole = [i for i, name in enumerate(lowered) if name == text.lower()]
-    found = whole or [i for i, name in enumerate(lowered) if text and name.startswith(text.lower())]
-    if len(found) == 1 or (whole and found):
+    found = (
+        [i for i, name in enumerate(names) if name == text]  # ImageNet has a Cardigan that barks and one to wear
+        or [i for i, name in enumerate(lowered) if name == text.lower()]
+        or [i for i, name in enumerate(lowered) if text and name.startswith(text.lower())]
+    )
+    if len(found) == 1:
         return found[0]
     if found:
         listed = ", ".join(f"{i} {names[i]}" for i in found[:5])

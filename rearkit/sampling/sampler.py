@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rearkit import distributed
 from rearkit.backbones.packed import can_halve, half_weights
 from rearkit.data.loader import to_uint8
 from rearkit.devices import derive_seed, resolve_device
@@ -167,7 +168,7 @@ class Sampler:
         self.model = model
         self.table = table or model.recipe.sample
         self.seed = model.recipe.sample_seed if seed is None else seed
-        self.device = resolve_device(model.recipe.device)
+        self.device = distributed.local_device(resolve_device(model.recipe.device))
         for module in (as_module(model.backbone), as_module(model.tokenizer)):
             module.to(self.device).eval()
         if self.table.precision == "fp16-weights" and (self.device.type != "cpu" or not can_halve()):
@@ -210,7 +211,7 @@ class Sampler:
             raise ValueError(f"{count} classes, but {len(numbers)} numbers and {len(scales)} guidance scales")
         parts = [slice(start, start + self.table.batch) for start in range(0, count, self.table.batch)]
         stop = threading.Event()
-        with ThreadPoolExecutor(1, "generation") as thread:
+        with ThreadPoolExecutor(1, "generation", distributed.local_device, (self.device,)) as thread:
 
             def begin(part: slice) -> Future[Tensor]:
                 return thread.submit(self._generate, classes[part], numbers[part], scales[part], stop)

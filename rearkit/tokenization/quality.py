@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rearkit.contracts import Tokenizer
 from rearkit.data.loader import ImageSet, psnr, to_float, to_uint8
-from rearkit.data.tokens import TokenData
+from rearkit.data.tokens import TokenData, spread
 from rearkit.errors import DataError
 from rearkit.model import as_module
 from rearkit.pictures import save_grid, save_pairs
@@ -56,7 +56,7 @@ def codebook_usage(data: TokenData, codebook_size: int) -> tuple[float, float]:
     Raises:
         DataError: a token is no code of the tokenizer.
     """
-    tokens, _ = data.take(np.arange(min(len(data), USAGE_SAMPLES)))
+    tokens, _ = data.take(spread(len(data), USAGE_SAMPLES))
     if int(tokens.max()) >= codebook_size:
         raise DataError(f"the token shards hold token {int(tokens.max())}, but the tokenizer has {codebook_size} codes")
     counts = torch.bincount(tokens.flatten(), minlength=codebook_size).double()
@@ -89,7 +89,7 @@ def compare(tokenizer: Tokenizer, data: TokenData, stride: int, images: ImageSet
 
 def show_decoded(tokenizer: Tokenizer, data: TokenData, picture: Path) -> None:
     """Save a grid of decoded tokens, where there are no images to hold them against."""
-    tokens, _ = data.take(np.arange(min(len(data), 2 * GRID_IMAGES)))
+    tokens, _ = data.take(spread(len(data), 2 * GRID_IMAGES))
     save_grid(picture, to_uint8(decode(tokenizer, tokens, GRID_IMAGES)), GRID_IMAGES)
 
 

@@ -96,7 +96,8 @@ def _on_the_fly(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, place: 
     """Open the images that are tokenized while training; ``place`` is the folder of the stage that wants them."""
     table = recipe.tokens
     counts = dict(zip(read_listing(folder, "train"), _listing(folder)["on_the_fly"]["images"], strict=True))
-    bad = BadSamples(recipe.data.max_bad_share, sum(counts.values()), place / SKIPPED)
+    expected = sum(counts.values()) // distributed.world_size()  # of each epoch, by this rank, which counts its own
+    bad = BadSamples(recipe.data.max_bad_share, expected, place / SKIPPED)
     # What is read ahead may be of the next window, while another process is still in the one before.
     cache = ShardCache(place / COPIES, 3 * table.shuffle_shards, retry_of(recipe))
     index = ImageIndex.open(folder.stage("tokens") / INDEX, counts)

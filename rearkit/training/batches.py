@@ -119,7 +119,3 @@ class BatchSource:
         classes_B = torch.where(dropped_B, self.num_classes, classes_B)
         level = noisy.rates_B.mean().item()
         return Batch(tokens_BN, noisy.tokens_BN[mine], noisy.replaced_BN[mine], classes_B, level)
-
-    def micro_batches(self, step: int, rank: int, world: int, micro_batch: int) -> Iterator[Batch]:
-        """Yield a rank's share of a step's global batch, in pieces of ``micro_batch``."""
-        yield from self.batch(step, rank, world).pieces(micro_batch)

@@ -41,6 +41,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int, keep_every: int = 0) -> None:
         self.folder, self.keep, self.keep_every = folder, keep, keep_every
+        self._passed_over: set[int] = set()  # steps of unusable checkpoints, which do not count as kept
 
     def save(self, step: int, write: Write) -> None:
         """Save what all ranks write; all call this.
@@ -82,7 +83,8 @@ class Checkpoints:
             remove(final)
             temporary.rename(final)
             sync(self.folder)
-            for old in self._steps()[: -self.keep]:
+            self._passed_over.discard(step)
+            for old in [step for step in self._steps() if step not in self._passed_over][: -self.keep]:
                 if not self.keep_every or old % self.keep_every:
                     remove(self.folder / f"step-{old:08d}")
 
@@ -97,6 +99,7 @@ class Checkpoints:
             if (reason := _damage(folder, manifest)) is None:
                 return Found(step, folder, manifest["facts"])
             say(f"train: {folder} is passed over: {reason}")
+            self._passed_over.add(step)
         return None
 
     def _steps(self) -> list[int]:

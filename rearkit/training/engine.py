@@ -49,7 +49,7 @@ def start_engine(module: TrainModule, train: TrainTable, device: torch.device) -
     elif train.offload_optimizer != "none" and device.type == "cuda":
         optimizer = deepspeed.ops.adam.DeepSpeedCPUAdam(groups, lr=train.lr, betas=train.betas)
     else:
-        optimizer = torch.optim.AdamW(groups, lr=train.lr, betas=train.betas)
+        optimizer = torch.optim.AdamW(groups, lr=train.lr, betas=train.betas, fused=True)
     try:
         engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=deepspeed_config(train, distributed.world_size())
@@ -59,7 +59,18 @@ def start_engine(module: TrainModule, train: TrainTable, device: torch.device) -
         if not train.deepspeed and train.precision == "fp32":
             raise
         raise RecipeError([f"{key}: DeepSpeed refuses it: {shortened(error)}"]) from error
+    if (scaler := getattr(engine.optimizer, "loss_scaler", None)) is not None:
+        scaler.raise_error_at_min_scale = False  # `StepGuard` counts what is skipped then, and names the shards
     return engine
+
+
+def scale_may_fall(optimizer: Any) -> bool:
+    """Tell whether DeepSpeed lowers a loss scale when gradients overflow, and has not reached the lowest (fp16)."""
+    for name, least in (("loss_scaler", "min_scale"), ("loss_scale_config", "min_loss_scale")):
+        scaler = getattr(optimizer, name, None)
+        if scaler is not None and getattr(scaler, least, None) is not None:
+            return bool(scaler.cur_scale > getattr(scaler, least))
+    return False
 
 
 def whole_parameters(module: nn.Module) -> dict[int, nn.Parameter]:

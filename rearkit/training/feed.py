@@ -5,11 +5,13 @@ A thread reads where samples are small (token shards), worker processes where th
 
 from __future__ import annotations
 
+import multiprocessing
 import queue
 import signal
 import threading
-from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -44,7 +46,9 @@ class Feed:
         self._shares = _Shares(source, rank, world, self._at)
         self._stop = threading.Event()
         self._queue: queue.Queue[Samples | Exception] = queue.Queue(AHEAD)
-        self._iterator: Iterator[Samples | Exception] | None = None
+        self._iterator: Any = None  # torch's, over samples and exceptions
+        self._processes: list[BaseProcess] = []
+        self._step = steps.start
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Feed:
@@ -58,7 +62,9 @@ class Feed:
                 timeout=self.timeout,
                 worker_init_fn=_start_worker,
             )
+            others = multiprocessing.active_children()
             self._iterator = iter(loader)
+            self._processes = [child for child in multiprocessing.active_children() if child not in others]
         else:
             # A daemon, so that a read that hangs does not keep the process from ending.
             self._thread = threading.Thread(target=self._read, name="rearkit-feed", daemon=True)
@@ -69,11 +75,17 @@ class Feed:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
-        self._iterator = None  # ends the workers
+        if self._iterator is not None:  # not left to its end, which a traceback may put off
+            self._iterator._shutdown_workers()
+            self._iterator = None
+        for process in self._processes:  # one whose read hangs; torch's own SIGTERM is ignored there
+            process.kill()
         while not self._queue.empty():  # wakes a thread that waits for room
             self._queue.get_nowait()
         if self._thread is not None:  # one in the middle of a read must not meet the interpreter's end
             self._thread.join(JOIN_S)
+        if isinstance(error, RuntimeError) and "is killed by signal" in str(error):  # torch's, at the end of any child
+            raise self._killed(self._step) from None
 
     def next(self, step: int) -> Samples:
         """Return the samples of the next step, which ``step`` names for messages.
@@ -81,6 +93,7 @@ class Feed:
         Raises:
             DataError: they did not come in time, or cannot be read.
         """
+        self._step = step
         try:
             item = self._queue.get(timeout=self.timeout) if self._iterator is None else next(self._iterator)
         except queue.Empty:
@@ -89,10 +102,7 @@ class Feed:
             if "timed out" in str(error):
                 raise self._late(step) from None
             if "exited unexpectedly" in str(error):
-                raise DataError(
-                    f"train: a process that reads samples was killed at step {step + 1} (for memory?), while reading "
-                    f"{self._shard(step)}"
-                ) from None
+                raise self._killed(step) from None
             raise
         if isinstance(item, Exception):
             raise item
@@ -108,6 +118,12 @@ class Feed:
         return DataError(
             f"train: no samples for step {step + 1} in {self.timeout:g} s ([train.guards] data_timeout); the reader "
             f"hangs at {self._shard(step)}"
+        )
+
+    def _killed(self, step: int) -> DataError:
+        return DataError(
+            f"train: a process that reads samples was killed at step {step + 1} (for memory?), while reading "
+            f"{self._shard(step)}"
         )
 
     def _shard(self, step: int) -> str:
@@ -142,6 +158,10 @@ class _Shares(Dataset[Samples]):
 
 
 def _start_worker(worker: int) -> None:
-    """Leave Ctrl-C to the process that trains, which still wants the samples of the step it is at."""
+    """Leave being stopped to the process that trains, which still wants the samples of the step it is at.
+
+    Launchers, Slurm and a terminal signal all processes of a rank.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)

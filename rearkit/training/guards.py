@@ -50,7 +50,7 @@ class GuardedAdamW(torch.optim.AdamW):
     """
 
     def __init__(self, groups: Iterable[dict[str, object]], clip: float, lr: float, betas: tuple[float, float]) -> None:
-        super().__init__(groups, lr=lr, betas=betas)
+        super().__init__(groups, lr=lr, betas=betas, fused=True)
         self.clip = clip
         self.overflow = False
         self._global_grad_norm: float | None = None
@@ -74,12 +74,14 @@ class StepGuard:
 
     Args:
         table: the limits.
-        fp16: whether gradients overflow now and then for good reason, while the loss scale is found.
+        may_overflow: tells whether a gradient may be infinite for good reason: fp16's loss scale is being found.
         shards_of: names the shards that samples come from, by their indices.
     """
 
-    def __init__(self, table: GuardsTable, fp16: bool, shards_of: Callable[[np.ndarray], list[str]]) -> None:
-        self.table, self.fp16, self.shards_of = table, fp16, shards_of
+    def __init__(
+        self, table: GuardsTable, may_overflow: Callable[[], bool], shards_of: Callable[[np.ndarray], list[str]]
+    ) -> None:
+        self.table, self.may_overflow, self.shards_of = table, may_overflow, shards_of
         self.skipped = self.spikes = 0
         self._norms: deque[float] = deque(maxlen=MEDIAN_OF)
 
@@ -113,8 +115,8 @@ class StepGuard:
         suspects = [indices[index] for index in bad] or indices
         found = distributed.from_all((values[bad[0]] if bad else None, self.shards_of(np.concatenate(suspects))))
         guilty = {rank: value for rank, (value, _) in enumerate(found) if value is not None}
-        if not guilty and self.fp16:
-            return  # the loss scale was too large, and is lower now
+        if not guilty and self.may_overflow():
+            return
         self.skipped += 1
         told = [f"{value} on rank {rank}" if len(found) > 1 else str(value) for rank, value in guilty.items()]
         what = f"the loss is {' and '.join(told)}" if guilty else "the gradient is NaN or infinite"

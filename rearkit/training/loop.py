@@ -18,7 +18,7 @@ from rearkit import distributed
 from rearkit.console import progress_bar, say
 from rearkit.contracts import num_parameters
 from rearkit.data.samples import Samples, TrainingData, shards_of
-from rearkit.data.tokens import TokenData
+from rearkit.data.tokens import TokenData, spread
 from rearkit.devices import resolve_device, seed_everything
 from rearkit.errors import Interrupted, Preempted, RearkitError
 from rearkit.model import Model, as_module
@@ -27,7 +27,7 @@ from rearkit.training.batches import BatchSource
 from rearkit.training.blocks import prepared_blocks
 from rearkit.training.checkpoints import Checkpoints
 from rearkit.training.config import batch_layout, check_deepspeed_table
-from rearkit.training.engine import TrainModule, put_back, start_engine, whole_parameters
+from rearkit.training.engine import TrainModule, put_back, scale_may_fall, start_engine, whole_parameters
 from rearkit.training.feed import Feed
 from rearkit.training.guards import StepGuard, poisoned
 from rearkit.training.interrupts import StopRequest
@@ -125,7 +125,7 @@ def train(
         global_batch=table.global_batch,
         seed=recipe.train_seed,
     )
-    guard = StepGuard(table.guards, table.precision == "fp16", lambda indices: shards_of(data, indices))
+    guard = StepGuard(table.guards, lambda: scale_may_fall(engine.optimizer), lambda indices: shards_of(data, indices))
     feed = Feed(source, range(step, table.steps), rank, world, table.guards.data_timeout, data.workers)
     log = None
     if folder is not None and rank == 0:
@@ -139,7 +139,7 @@ def train(
                 samples, lr = feed.next(step), learning_rate(table, step)
                 values = _train_step(engine, source, step, samples, lr, rank, world, micro, device, guard)
                 step += 1
-                if table.ema_decay:
+                if table.ema_decay and not engine.optimizer.overflow:  # a skipped step changes nothing
                     state.update_average(engine, table.ema_decay, step)
                 busy += time.monotonic() - began
                 bar.advance(1, f"loss {values['loss'].item():.3f}")
@@ -225,10 +225,11 @@ def validate(model: Model, data: TokenData, device: torch.device) -> dict[str, f
     backbone = as_module(model.backbone)
     was_training = backbone.training
     backbone.eval()
-    count = min(len(data), VALIDATION_LIMIT)
+    chosen = spread(len(data), VALIDATION_LIMIT)
+    count = len(chosen)
     total, correct = 0.0, 0.0
     for start in range(0, count, VALIDATION_BATCH):
-        indices = range(start, min(start + VALIDATION_BATCH, count))
+        indices = chosen[start : start + VALIDATION_BATCH]
         tokens_BN, classes_B = (tensor.to(device) for tensor in data.take(indices))
         logits, _ = backbone(tokens_BN, classes_B)
         logits_BNV = logits[:, : tokens_BN.shape[1]].float()
@@ -245,10 +246,10 @@ def _check_tokens(model: Model, data: TrainingData) -> None:
         raise RearkitError(f"the token shards have {data.num_tokens} tokens an image, the tokenizer {space.num_tokens}")
     if not isinstance(data, TokenData):
         return  # made by this very tokenizer
-    tokens, classes = data.take(range(min(len(data), 1000)))
-    if int(tokens.max()) >= space.codebook_size or int(classes.max()) >= space.num_classes:
+    tokens, _ = data.take(spread(len(data), 1000))
+    if int(tokens.max()) >= space.codebook_size or data.num_classes > space.num_classes:
         raise RearkitError(
-            f"the token shards hold token {int(tokens.max())} and class {int(classes.max())}, but the recipe has "
+            f"the token shards hold token {int(tokens.max())} and class {data.num_classes - 1}, but the recipe has "
             f"{space.codebook_size} codes and {space.num_classes} classes: they come from another tokenizer or dataset"
         )
 

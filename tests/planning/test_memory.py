@@ -93,6 +93,15 @@ def test_gradients_that_are_there_before_a_pass_come_on_top_of_activations() -> 
     assert (before.activations, after.activations) == (700, 1000)
 
 
+def test_what_is_offloaded_is_not_on_the_accelerator() -> None:
+    zero = OPTIONS["zero"] | {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
+    here, there = (
+        [rank_memory(STEP, 100, n, 4, **(OPTIONS | {"zero": z})) for n in range(4)] for z in (OPTIONS["zero"], zero)
+    )
+    assert [memory.offloaded for memory in there] == [0, 300, 300, 350]
+    assert [a.total - b.total for a, b in zip(here, there, strict=True)] == [0, 300, 300, 350]
+
+
 def test_in_float32_only_division_makes_a_copy_and_an_average_is_one_more() -> None:
     single = OPTIONS | {"value_bytes": 4}
     assert rank_memory(STEP, 100, 0, 1, **single).optimizer == 800

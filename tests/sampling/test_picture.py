@@ -5,12 +5,32 @@ import pytest
 from rearkit.errors import RearkitError
 from rearkit.sampling.picture import find_class
 
-NAMES = ["tench", "goldfish", "great white shark", "tiger shark", "tiger", "Tiger cat"]
+NAMES = [
+    "tench",
+    "goldfish",
+    "great white shark",
+    "tiger shark",
+    "tiger",
+    "Tiger cat",
+    "Crane",
+    "crane",
+    "maillot",
+    "maillot",
+]
 
 
 @pytest.mark.parametrize(
     ("text", "label"),
-    [("0", 0), (" 5 ", 5), ("goldfish", 1), ("GREAT WHITE SHARK", 2), ("gold", 1), ("tiger", 4), ("tiger c", 5)],
+    [
+        ("0", 0),
+        (" 5 ", 5),
+        ("goldfish", 1),
+        ("GREAT WHITE SHARK", 2),
+        ("gold", 1),
+        ("tiger", 4),
+        ("tiger c", 5),
+        ("crane", 7),
+    ],
 )
 def test_a_class_is_found_by_number_name_or_the_beginning_of_its_name(text: str, label: int) -> None:
     assert find_class(text, NAMES) == label
@@ -19,7 +39,9 @@ def test_a_class_is_found_by_number_name_or_the_beginning_of_its_name(text: str,
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("6", "no class '6'; there are numbers 0 to 5"),
+        ("10", "no class '10'; there are numbers 0 to 9"),
+        ("CRANE", "may be any of 2 classes (6 Crane, 7 crane)"),
+        ("maillot", "may be any of 2 classes (8 maillot, 9 maillot)"),
         ("goldfsh", "did you mean 'goldfish'"),
         ("tiger cats", "did you mean 'Tiger cat'"),
         ("g", "may be any of 2 classes (1 goldfish, 2 great white shark)"),

@@ -14,8 +14,8 @@ import pytest
 
 from rearkit.comparison.groups import find_groups
 from rearkit.errors import RearkitError
+from rearkit.locks import locked, try_lock
 from rearkit.stages import DONE, RunFolder
-from rearkit.sweeps.locks import locked, try_lock
 from rearkit.sweeps.plan import Sweep, load_sweep
 from rearkit.sweeps.report import sweep_and_report
 from rearkit.sweeps.runner import Job, _last_words, _work, run_sweep

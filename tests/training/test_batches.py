@@ -53,7 +53,7 @@ def test_micro_batches_of_all_ranks_are_the_global_batch_in_order(
     world: int, micro: int, times: int, step: int, seed: int
 ) -> None:
     batches = source(global_batch=world * micro * times, seed=seed)
-    shares = [list(batches.micro_batches(step, rank, world, micro)) for rank in range(world)]
+    shares = [list(batches.batch(step, rank, world).pieces(micro)) for rank in range(world)]
     assert [len(share) for share in shares] == [times] * world
     assert all(len(part.tokens_BN) == micro for share in shares for part in share)
     assert same(joined([part for share in shares for part in share]), batches.batch(step))
@@ -73,7 +73,7 @@ def test_whatever_layout_is_accepted_partitions_the_global_batch(
     size, accumulation = batch_layout(train, world)
     assert size * accumulation * world == global_batch
     batches = source(global_batch=global_batch)
-    parts = [part for rank in range(world) for part in batches.micro_batches(0, rank, world, size)]
+    parts = [part for rank in range(world) for part in batches.batch(0, rank, world).pieces(size)]
     assert len(parts) == accumulation * world
     assert same(joined(parts), batches.batch(0))
 

@@ -168,3 +168,17 @@ def test_a_file_that_its_writer_keeps_to_itself_gets_the_permissions_of_any_othe
     (tmp_path / "any").write_text("")
     modes = {path.stat().st_mode for path in (tmp_path / "step-00000001" / STATE, tmp_path / "any")}
     assert len(modes) == 1
+
+
+def test_one_that_cannot_be_used_does_not_count_as_kept(tmp_path: Path) -> None:
+    saved(tmp_path, 1, 5, 8)
+    for step in (5, 8):
+        (tmp_path / f"step-{step:08d}" / STATE).write_text("damaged")
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert found(checkpoints) == 1
+    for step in (2, 3, 6):
+        checkpoints.save(step, writer(step))
+        assert found(checkpoints) == step
+    checkpoints.save(8, writer(8))
+    assert names(tmp_path) == [f"step-{step:08d}" for step in (5, 6, 8)]
+    assert found(checkpoints) == 8

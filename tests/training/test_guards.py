@@ -3,11 +3,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +20,7 @@ from rearkit.model import Model, as_module, build
 from rearkit.recipe import Recipe
 from rearkit.training import loop
 from rearkit.training.batches import Batch
-from rearkit.training.engine import TrainModule
+from rearkit.training.engine import TrainModule, scale_may_fall
 from rearkit.training.guards import FEWEST, GuardedAdamW, StepGuard, poisoned
 from rearkit.training.logs import read_log
 from rearkit.training.loop import train
@@ -177,7 +179,7 @@ def test_a_jump_of_the_gradient_norm_is_told_and_counted(
 
 
 def norms_told(norms: list[float], factor: float, capsys: pytest.CaptureFixture[str]) -> int:
-    guard = StepGuard(GuardsTable(spike_factor=factor), False, lambda indices: [])
+    guard = StepGuard(GuardsTable(spike_factor=factor), lambda: False, lambda indices: [])
     for step, norm in enumerate(norms):
         guard.after_step(step, False, norm, [], [])
     capsys.readouterr()
@@ -194,17 +196,28 @@ def test_norms_are_held_against_the_median_of_those_before(capsys: pytest.Captur
     assert norms_told([*calm, 50.0], 0, capsys) == 0
 
 
-def test_fp16_lowers_its_loss_scale_without_a_word_unless_the_loss_is_bad(capsys: pytest.CaptureFixture[str]) -> None:
-    guard = StepGuard(GuardsTable(), True, lambda indices: ["a.tar"])
+def test_fp16_lowers_its_loss_scale_without_a_word_unless_the_loss_is_bad_or_it_is_at_its_lowest(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scaler = DynamicLossScaler(
+        2.0, 1000, min_scale=1.0, delayed_shift=1, consecutive_hysteresis=False, raise_error_at_min_scale=False
+    )
+    optimizer = SimpleNamespace(loss_scaler=scaler)
+    guard = StepGuard(GuardsTable(), lambda: scale_may_fall(optimizer), lambda indices: ["a.tar"])
     guard.after_step(1, True, math.inf, [torch.tensor(2.0)], [np.array([0])])
     assert (guard.skipped, capsys.readouterr().out) == (0, "")
     guard.after_step(2, True, math.inf, [torch.tensor(math.inf)], [np.array([0])])
     assert guard.skipped == 1
     assert "the loss is inf; its samples come from a.tar" in capsys.readouterr().out
+    monkeypatch.setattr("deepspeed.runtime.fp16.loss_scaler.dist.get_rank", lambda: 1)
+    scaler.update_scale(True)  # now at its lowest, where an overflow is no longer for good reason
+    guard.after_step(3, True, math.inf, [torch.tensor(2.0)], [np.array([0])])
+    assert guard.skipped == 2
+    assert "the gradient is NaN or infinite" in capsys.readouterr().out
 
 
 def test_many_shards_are_not_all_named(capsys: pytest.CaptureFixture[str]) -> None:
-    guard = StepGuard(GuardsTable(), False, lambda indices: [f"{index:02d}.tar" for index in indices])
+    guard = StepGuard(GuardsTable(), lambda: False, lambda indices: [f"{index:02d}.tar" for index in indices])
     guard.after_step(1, True, None, [torch.tensor(1.0), torch.tensor(math.nan)], [np.arange(2), np.arange(2, 22)])
     out = capsys.readouterr().out
     assert "from 02.tar, 03.tar" in out
