@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from rearkit.comparison.table import Group, Table, make_table
 from rearkit.diagnosis.diagnose import read_diagnosis
 from rearkit.diagnosis.show import charts as diagnosis_charts
 from rearkit.diagnosis.show import summary
-from rearkit.evaluation.charts import Chart, Series, draw
+from rearkit.evaluation.charts import Chart, Series, drawn
+from rearkit.evaluation.differences import ABSENT, flat
 from rearkit.evaluation.report import sample_grid
 from rearkit.files import write_text
 from rearkit.recipe_files import load_recipe, recipe_to_dict
@@ -61,13 +62,13 @@ def gather(groups: Sequence[Group], table: Table, title: str) -> dict[str, Any]:
         "several": any(len(group.folders) > 1 for group in groups),
         "table": table,
         "differences": differences(groups),
-        "curves": [_drawn(chart) for chart in _curves(groups)],
+        "curves": drawn(_curves(groups)),
         "samples": [
             {"label": group.name, "picture": picture}
             for group in groups
             if group.folders and (picture := sample_grid(group.folders[0])) is not None
         ],
-        "diagnosis": [_drawn(chart) for chart in diagnosis_charts(diagnoses)] if diagnoses else [],
+        "diagnosis": drawn(diagnosis_charts(diagnoses)) if diagnoses else [],
         "diagnosed": list(diagnoses),
         "diagnosis_rows": summary(diagnoses),
     }
@@ -75,23 +76,12 @@ def gather(groups: Sequence[Group], table: Table, title: str) -> dict[str, Any]:
 
 def differences(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
     """The recipes' keys that differ between groups, with the value of each; seeds, names and places aside."""
-    recipes = [
-        _flat(recipe_to_dict(load_recipe(group.folders[0].path / "recipe.toml"))) for group in groups if group.folders
-    ]
+    plain = (recipe_to_dict(load_recipe(group.folders[0].path / "recipe.toml")) for group in groups if group.folders)
+    recipes = [{key: str(value) for key, value in flat(recipe)} for recipe in plain]
     keys = list(dict.fromkeys(key for recipe in recipes for key in recipe))
     own = ("name", "train.seed", "sample.seed")
-    told = [(key, [recipe.get(key, "–") for recipe in recipes]) for key in keys if key not in own]
+    told = [(key, [recipe.get(key, ABSENT) for recipe in recipes]) for key in keys if key not in own]
     return [(key, values) for key, values in told if len(set(values)) > 1]
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, str]:
-    if isinstance(value, Mapping):
-        items = [(str(key), item) for key, item in value.items()]
-    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-        items = [(str(index), item) for index, item in enumerate(value)]
-    else:
-        return {prefix: str(value)}
-    return {key: text for name, item in items for key, text in _flat(item, f"{prefix}.{name}".lstrip(".")).items()}
 
 
 def _curves(groups: Sequence[Group]) -> list[Chart]:
@@ -112,7 +102,3 @@ def _curves(groups: Sequence[Group]) -> list[Chart]:
 
 def _logged(folder: RunFolder, key: str) -> dict[float, float]:
     return {line["step"]: line[key] for line in read_log(folder.stage("train")) if key in line}
-
-
-def _drawn(chart: Chart) -> dict[str, Any]:
-    return {"chart": chart, "svg": draw(chart)}

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import attrs
 
@@ -130,6 +131,11 @@ def fit_charts(history: Lines) -> list[Chart]:
         title, unit = FIT_WORDS.get(name, (name.replace("_", " ").capitalize(), "as the tokenizer logs it"))
         charts.append(_chart(history, title, unit, [(name, "training")], name in SHARES))
     return [chart for chart in charts if chart.series]
+
+
+def drawn(charts: Iterable[Chart]) -> list[dict[str, Any]]:
+    """Draw charts for a page's template."""
+    return [{"chart": chart, "svg": draw(chart)} for chart in charts]
 
 
 def draw(chart: Chart) -> str:
