@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from rearkit.comparison.compare import compare, diagnose_and_compare
+from rearkit.comparison.groups import SWEEP
 from rearkit.diagnosis.diagnose import FILE, diagnose, from_plain, measure, read_diagnosis
 from rearkit.diagnosis.show import charts, screen_tables, summary
 from rearkit.errors import RearkitError
 from rearkit.evaluation.charts import draw
+from rearkit.files import write_json
 from rearkit.model import as_module, build
 from rearkit.pipeline import run
 from rearkit.recipe import Recipe
@@ -99,5 +101,10 @@ def test_a_run_is_diagnosed_once_and_shown_in_its_report(
 def test_a_folder_without_a_trained_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RearkitError, match="no trained run"):
         diagnose(RunFolder(tmp_path))
-    with pytest.raises(RearkitError, match="neither a run of rearkit nor a sweep"):
+    with pytest.raises(RearkitError, match="neither a run of rearkit nor a sweep; give the folder of a run"):
+        compare([tmp_path])
+    with pytest.raises(RearkitError, match="gone: no such folder"):
+        compare([tmp_path / "gone"])
+    write_json(tmp_path / SWEEP, {"sweep": "s", "runs": {"a": ["a-s0"]}, "published": {}, "published_as": ""})
+    with pytest.raises(RearkitError, match=f"{tmp_path.name}: no trained run in it yet; run: .* sweep"):
         compare([tmp_path])
