@@ -231,21 +231,6 @@ def test_compare_says_where_there_is_nothing_to_compare(tmp_path: Path) -> None:
 # torch-fidelity's Inception, with random weights
 
 
-@pytest.fixture(scope="module")
-def inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of weights in torch-fidelity's layout."""
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *given: None)
-        patch.setattr(torch, "load", lambda *given, **more: {})
-        torch.manual_seed(0)
-        module = FeatureExtractorInceptionV3("random", ["2048"], feature_extractor_weights_path="none")
-    path = tmp_path_factory.mktemp("inception") / "weights.pth"
-    torch.save(module.state_dict(), path)
-    return path
-
-
 def test_inception_gives_what_adms_evaluator_takes(inception: Path, tmp_path: Path) -> None:
     images = NpzImages.open(save(tmp_path / "x.npz", 1, count=6, side=16))
     space = inception_space(str(inception))
