@@ -69,7 +69,7 @@ class Chart:
     Attributes:
         title: in plain words.
         unit: of the values.
-        series: the curves, none of them empty.
+        series: the curves; one that has no points keeps its place, and so the colours of the others.
         share: whether the values are shares, shown in percent.
         over: what the curves are over.
         over_share: whether that is a share, too.
@@ -99,6 +99,7 @@ class Chart:
             f"{s.name} from {_number(s.values[0], self.share)} at {self._where(s.steps[0])} "
             f"to {_number(s.values[-1], self.share)} at {self._where(s.steps[-1])}"
             for s in self.series
+            if s.steps
         )
         return f"{self.title}, {self.unit}: {'; '.join(told)}"
 

@@ -95,8 +95,8 @@ def _reference_warnings(checked: Checked) -> Iterator[str]:
             f"samples are of {checked.samples.side} pixels a side, the reference's images of {checked.reference.side}"
         )
     if checked.reference is None and checked.reference_path is not None:
-        named = ADM_NAME.match(checked.reference_path.name)
-        if named is not None and int(named[1]) != checked.samples.side:
+        published = ADM_NAME.match(checked.reference_path.name)
+        if published is not None and int(published[1]) != checked.samples.side:
             yield (
                 f"samples are of {checked.samples.side} pixels a side, "
                 f"the reference is called {checked.reference_path.name}"

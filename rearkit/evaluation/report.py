@@ -37,6 +37,7 @@ from rearkit.versions import package_versions
 
 REPORT = "report.html"
 DONE = "done"
+OUT_OF_DATE = "out of date"
 PADDING = 2  # pixels between the cells of a saved grid
 CELL = 130  # pixels; larger cells are scaled down
 
@@ -221,7 +222,7 @@ def _state(stage: Stage, recipe: Recipe, folder: RunFolder, inputs_hold: bool) -
         holds = inputs_hold and done["key"] == stage_key(stage, recipe, folder)
     except (RearkitError, OSError):  # a file that only this stage reads may be gone by now
         holds = inputs_hold
-    return DONE if holds else "out of date"
+    return DONE if holds else OUT_OF_DATE
 
 
 def _reconstructions(folder: RunFolder, result: Mapping[str, Any] | None) -> list[dict[str, Any]]:
