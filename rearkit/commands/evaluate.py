@@ -6,10 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from rearkit.commands.options import optional_recipe_options
 
 FILE = click.Path(path_type=Path)
+OF_FILES = ("reference", "feature_weights", "batch", "nearest_k", "device", "cache", "to")
+TAKEN = {
+    "a RECIPE": ("recipe", "overrides", "out", "tokenizer"),
+    "--samples": ("samples", *OF_FILES),
+    "--compare": ("compare",),
+}
+"""The parameters that each form of the command takes."""
 
 
 @click.command()
@@ -40,8 +48,7 @@ def evaluate(
     """Score the samples of RECIPE's run; or --samples against a --reference; or --compare two sets of samples."""
     if sum(given is not None for given in (recipe, samples, compare)) != 1:
         raise click.UsageError("give a RECIPE, or --samples and --reference, or --compare A B")
-    if tokenizer and recipe is None:
-        raise click.UsageError("--tokenizer needs a RECIPE")
+    _refuse_others("a RECIPE" if recipe is not None else "--samples" if samples is not None else "--compare")
     if tokenizer:
         from rearkit import pipeline
         from rearkit.evaluation.reconstruction import reconstruction_lines
@@ -63,6 +70,19 @@ def evaluate(
 
         for line in difference_lines(*map(describe, compare)):
             click.echo(line)
+
+
+def _refuse_others(form: str) -> None:
+    """Name the options that were given and would be passed over."""
+    context = click.get_current_context()
+    given = [
+        param
+        for param in context.command.params
+        if context.get_parameter_source(param.name or "") is ParameterSource.COMMANDLINE
+    ]
+    if others := [param.opts[0] for param in given if param.name not in TAKEN[form]]:
+        hint = "; --set evaluate.KEY=VALUE changes what its table says" if form == "a RECIPE" else ""
+        raise click.UsageError(f"{', '.join(others)}: not with {form}{hint}")
 
 
 def _evaluate_files(

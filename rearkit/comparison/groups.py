@@ -32,10 +32,12 @@ def find_groups(paths: Sequence[Path]) -> list[Group]:
         elif (path / RUN).is_file():
             groups.append(Group(path.name, [RunFolder(path)]))
         else:
-            raise RearkitError(f"{path}: neither a run of rearkit nor a sweep")
+            what = "neither a run of rearkit nor a sweep" if path.is_dir() else "no such folder"
+            raise RearkitError(f"{path}: {what}; give the folder of a run, of python -m rearkit run, or of a sweep")
     groups = [group for group in groups if group.folders]
     if not groups:
-        raise RearkitError("there is no trained run yet")
+        told = ", ".join(map(str, paths))
+        raise RearkitError(f"{told}: no trained run in it yet; run: python -m rearkit sweep SWEEP --out FOLDER")
     names = [group.name for group in groups]
     if len(set(names)) < len(names):  # runs of one name in several places
         groups = [Group(str(group.folders[0].path), group.folders, group.published) for group in groups]

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import attrs
 import jinja2
 
 from rearkit.comparison.table import Group, Table, make_table
 from rearkit.diagnosis.diagnose import read_diagnosis
 from rearkit.diagnosis.show import charts as diagnosis_charts
 from rearkit.diagnosis.show import summary
-from rearkit.evaluation.charts import Chart, Series, draw
-from rearkit.evaluation.report import sample_grid
+from rearkit.evaluation.charts import Chart, Series, drawn
+from rearkit.evaluation.differences import ABSENT, flat
+from rearkit.evaluation.report import OUT_OF_DATE, sample_grid, stage_rows
 from rearkit.files import write_text
+from rearkit.pipeline import STAGES
 from rearkit.recipe_files import load_recipe, recipe_to_dict
 from rearkit.stages import RunFolder
 from rearkit.training.logs import read_log
@@ -45,6 +48,7 @@ def write_page(groups: Sequence[Group], path: Path, title: str, published_as: st
         lstrip_blocks=True,
     )
     table = make_table(groups, published_as)
+    table = attrs.evolve(table, notes=(*table.notes, *outdated(groups)))
     write_text(path, environment.get_template("comparison.html.j2").render(gather(groups, table, title)))
     return table
 
@@ -52,7 +56,7 @@ def write_page(groups: Sequence[Group], path: Path, title: str, published_as: st
 def gather(groups: Sequence[Group], table: Table, title: str) -> dict[str, Any]:
     """Collect what the template shows; a part that no run has is empty."""
     diagnoses = {group.name: [d for f in group.folders if (d := read_diagnosis(f)) is not None] for group in groups}
-    diagnoses = {name: found for name, found in diagnoses.items() if found}
+    diagnosed = any(diagnoses.values())
     return {
         "title": title,
         "written": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -61,37 +65,39 @@ def gather(groups: Sequence[Group], table: Table, title: str) -> dict[str, Any]:
         "several": any(len(group.folders) > 1 for group in groups),
         "table": table,
         "differences": differences(groups),
-        "curves": [_drawn(chart) for chart in _curves(groups)],
+        "curves": drawn(_curves(groups)),
         "samples": [
             {"label": group.name, "picture": picture}
             for group in groups
             if group.folders and (picture := sample_grid(group.folders[0])) is not None
         ],
-        "diagnosis": [_drawn(chart) for chart in diagnosis_charts(diagnoses)] if diagnoses else [],
-        "diagnosed": list(diagnoses),
+        "diagnosis": drawn(diagnosis_charts(diagnoses)) if diagnosed else [],
         "diagnosis_rows": summary(diagnoses),
     }
 
 
+def outdated(groups: Sequence[Group]) -> list[str]:
+    """Which results of runs are not of their present recipe and inputs, such as scores of earlier weights."""
+    told = []
+    for folder in (folder for group in groups for folder in group.folders):
+        rows = stage_rows(load_recipe(folder.path / "recipe.toml"), folder, STAGES)
+        if names := [row["name"] for row in rows if row["state"] == OUT_OF_DATE]:
+            told.append(
+                f"{folder.path}: out of date, since made with another recipe or other inputs: {', '.join(names)}; "
+                f"run: python -m rearkit run RECIPE --out {folder.path}"
+            )
+    return told
+
+
 def differences(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
     """The recipes' keys that differ between groups, with the value of each; seeds, names and places aside."""
-    recipes = [
-        _flat(recipe_to_dict(load_recipe(group.folders[0].path / "recipe.toml"))) for group in groups if group.folders
-    ]
+    firsts = [group.folders[0] if group.folders else None for group in groups]
+    plain = [{} if one is None else recipe_to_dict(load_recipe(one.path / "recipe.toml")) for one in firsts]
+    recipes = [{key: str(value) for key, value in flat(recipe)} for recipe in plain]
     keys = list(dict.fromkeys(key for recipe in recipes for key in recipe))
     own = ("name", "train.seed", "sample.seed")
-    told = [(key, [recipe.get(key, "–") for recipe in recipes]) for key in keys if key not in own]
-    return [(key, values) for key, values in told if len(set(values)) > 1]
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, str]:
-    if isinstance(value, Mapping):
-        items = [(str(key), item) for key, item in value.items()]
-    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-        items = [(str(index), item) for index, item in enumerate(value)]
-    else:
-        return {prefix: str(value)}
-    return {key: text for name, item in items for key, text in _flat(item, f"{prefix}.{name}".lstrip(".")).items()}
+    told = [(key, [recipe.get(key, ABSENT) for recipe in recipes]) for key in keys if key not in own]
+    return [(key, values) for key, values in told if len({v for v, one in zip(values, firsts, strict=True) if one}) > 1]
 
 
 def _curves(groups: Sequence[Group]) -> list[Chart]:
@@ -102,17 +108,12 @@ def _curves(groups: Sequence[Group]) -> list[Chart]:
         for group in groups:
             logs = [_logged(folder, key) for folder in group.folders]
             steps = sorted(set.intersection(*(set(log) for log in logs))) if logs else []
-            if steps:
-                means = tuple(statistics.fmean(log[step] for log in logs) for step in steps)
-                series.append(Series(group.name, tuple(steps), means))
-        if series:
+            means = tuple(statistics.fmean(log[step] for log in logs) for step in steps)
+            series.append(Series(group.name, tuple(steps), means))
+        if any(one.steps for one in series):
             found.append(Chart(title, unit, tuple(series), share))
     return found
 
 
 def _logged(folder: RunFolder, key: str) -> dict[float, float]:
     return {line["step"]: line[key] for line in read_log(folder.stage("train")) if key in line}
-
-
-def _drawn(chart: Chart) -> dict[str, Any]:
-    return {"chart": chart, "svg": draw(chart)}

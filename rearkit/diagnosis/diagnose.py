@@ -17,13 +17,16 @@ from rearkit.devices import resolve_device
 from rearkit.diagnosis.embedding import Awareness, LayerProbe, Recovery, awareness, probe_layers
 from rearkit.diagnosis.exposure import Batches, Prediction, under_own_draws, under_random_codes
 from rearkit.errors import RearkitError
-from rearkit.files import read_json, write_json
+from rearkit.files import read_json, remove, write_json
 from rearkit.model import Model, as_module
+from rearkit.recipe import Recipe
 from rearkit.recipe_files import load_recipe
 from rearkit.sampling.stage import NPZ
-from rearkit.stages import RunFolder
+from rearkit.sampling.stage import STAGE as SAMPLE
+from rearkit.stages import RunFolder, up_to_date
+from rearkit.tokenization.on_the_fly import OnTheFly
 from rearkit.tokenization.quality import survival
-from rearkit.tokenization.tokens import token_data
+from rearkit.tokenization.tokens import COPIES, token_data, training_data
 from rearkit.training.stage import trained_model
 
 FILE = "diagnosis.json"
@@ -74,25 +77,28 @@ def diagnose(folder: RunFolder, max_images: int = 1000) -> Diagnosis:
 
     Raises:
         RearkitError: there is no trained run, or it has no held-out images.
+        DataError: training images that are tokenized on the fly can't be read.
     """
     if folder.done("train") is None:
         raise RearkitError(f"{folder.path}: no trained run; run: python -m rearkit run RECIPE --out {folder.path}")
-    of = {name: (folder.done(name) or {}).get("digest") for name in ("tokens", "train", "sample")}
-    of |= {"max_images": max_images}
     known = read_json(folder.path / FILE)
-    if known is not None and known.get("of") == of:
+    if known is not None and known.get("of") == _of(folder) | {"max_images": max_images}:
         return from_plain(known["diagnosis"])
     say(f"{folder.path.name}: diagnosing")
     recipe = load_recipe(folder.path / "recipe.toml")
-    held_out, train = token_data(folder, "held-out"), token_data(folder, "train")
-    if held_out is None or train is None:
-        raise RearkitError(f"{folder.path}: a diagnosis needs tokens of training and held-out images, and lacks some")
+    held_out = token_data(folder, "held-out")
+    if held_out is None:
+        raise RearkitError(
+            f"{folder.path}: a diagnosis is made on held-out images, and the run has none; "
+            "give [data.source] held_out, and run the recipe again"
+        )
     model, device = trained_model(recipe, folder), resolve_device(recipe.device)
     for module in (as_module(model.backbone), as_module(model.tokenizer)):
         module.to(device).eval()
+    train = _training_tokens(recipe, folder, model, max_images, device)
     batches = _Batches(held_out, max_images, device), _Batches(train, max_images, device)
-    found = measure(model, *batches, _sampled_tokens(folder, max_images))
-    write_json(folder.path / FILE, {"of": of, "diagnosis": attrs.asdict(found)})
+    found = measure(model, *batches, _sampled_tokens(recipe, folder, max_images))
+    write_json(folder.path / FILE, {"of": _of(folder) | {"max_images": max_images}, "diagnosis": attrs.asdict(found)})
     return found
 
 
@@ -119,9 +125,9 @@ def measure(model: Model, held_out: Batches, train: Batches, sampled_BN: Tensor 
 
 
 def read_diagnosis(folder: RunFolder) -> Diagnosis | None:
-    """What `diagnose` left in a run's folder."""
+    """What `diagnose` left in a run's folder; None where that is of other tokens, weights or samples than are there."""
     known = read_json(folder.path / FILE)
-    return None if known is None else from_plain(known["diagnosis"])
+    return from_plain(known["diagnosis"]) if known is not None and _of(folder).items() <= known["of"].items() else None
 
 
 def from_plain(values: dict[str, Any]) -> Diagnosis:
@@ -138,9 +144,31 @@ def from_plain(values: dict[str, Any]) -> Diagnosis:
     )
 
 
-def _sampled_tokens(folder: RunFolder, limit: int) -> Tensor | None:
+def _of(folder: RunFolder) -> dict[str, Any]:
+    """What a diagnosis depends on, beside the number of images."""
+    return {name: (folder.done(name) or {}).get("digest") for name in ("tokens", "train", "sample")}
+
+
+def _training_tokens(recipe: Recipe, folder: RunFolder, model: Model, limit: int, device: torch.device) -> TokenData:
+    """The tokens that training reads, or those of the first images that it tokenizes on the fly."""
+    data: TokenData | OnTheFly | None = token_data(folder, "train")
+    if data is None:
+        data = training_data(recipe, folder, model.tokenizer)
+    if isinstance(data, TokenData):
+        return data
+    try:
+        tokens_BN, classes_B = data.to_tokens(data.read(np.arange(min(limit, len(data)))), device)
+    finally:
+        remove(folder.stage("train") / COPIES)
+    return TokenData.from_arrays(tokens_BN.cpu(), classes_B.cpu())
+
+
+def _sampled_tokens(recipe: Recipe, folder: RunFolder, limit: int) -> Tensor | None:
     path: Path = folder.stage("sample") / NPZ
     if folder.done("sample") is None or not path.is_file():
+        return None
+    if not up_to_date([SAMPLE], recipe, folder):
+        say(f"{folder.path.name}: its samples are of other weights or of another recipe, and left out")
         return None
     with np.load(path, allow_pickle=False) as archive:
         return torch.from_numpy(archive["tokens"][:limit].astype(np.int64))

@@ -82,7 +82,8 @@ def _summary(named: Named) -> ScreenTable:
 
 
 def _probes(named: Named) -> ScreenTable:
-    blocks = [str(probe.layer) for probe in next(iter(named.values()))[0].probes]
+    deepest = max((one.probes for members in named.values() for one in members), key=len)
+    blocks = [str(probe.layer) for probe in deepest]
     table = ScreenTable("", "embedding of", *blocks, title="R² of linear probes, by block")
     for name, members in named.items():
         for kind in ("current", "next"):

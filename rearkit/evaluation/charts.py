@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import attrs
 
@@ -68,7 +69,7 @@ class Chart:
     Attributes:
         title: in plain words.
         unit: of the values.
-        series: the curves, none of them empty.
+        series: the curves; one that has no points keeps its place, and so the colours of the others.
         share: whether the values are shares, shown in percent.
         over: what the curves are over.
         over_share: whether that is a share, too.
@@ -98,6 +99,7 @@ class Chart:
             f"{s.name} from {_number(s.values[0], self.share)} at {self._where(s.steps[0])} "
             f"to {_number(s.values[-1], self.share)} at {self._where(s.steps[-1])}"
             for s in self.series
+            if s.steps
         )
         return f"{self.title}, {self.unit}: {'; '.join(told)}"
 
@@ -130,6 +132,11 @@ def fit_charts(history: Lines) -> list[Chart]:
         title, unit = FIT_WORDS.get(name, (name.replace("_", " ").capitalize(), "as the tokenizer logs it"))
         charts.append(_chart(history, title, unit, [(name, "training")], name in SHARES))
     return [chart for chart in charts if chart.series]
+
+
+def drawn(charts: Iterable[Chart]) -> list[dict[str, Any]]:
+    """Draw charts for a page's template."""
+    return [{"chart": chart, "svg": draw(chart)} for chart in charts]
 
 
 def draw(chart: Chart) -> str:

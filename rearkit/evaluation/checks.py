@@ -5,6 +5,7 @@ Most scores that can't be reproduced are of a set that was not what its author t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from rearkit.evaluation.fidelity import FULL_SET, Fidelity
 from rearkit.sampling.manifest import Manifest
 
 DATASETS = ("imagenet", "lsun", "ffhq", "celeba", "cifar", "mnist", "afhq", "coco")
+ADM_NAME = re.compile(r"VIRTUAL_[a-z_]+(\d+)")  # ADM's published references have the side in their names
 NARROW = 128  # photographs and drawings alike span more grey levels than this, in thousands of images
 
 
@@ -80,9 +82,9 @@ def _class_warnings(checked: Checked) -> Iterator[str]:
         )
     if listed is not None and listed != counts:
         yield "the classes in arr_1 are not those that the manifest counts: the set was changed since it was made"
-    elif manifest and manifest.get("num_images") != len(checked.samples):
+    elif isinstance(told := manifest.get("num_images"), int) and told != len(checked.samples):
         yield (
-            f"the manifest is of {manifest.get('num_images'):,} images, the set has {len(checked.samples):,}: "
+            f"the manifest is of {told:,} images, the set has {len(checked.samples):,}: "
             "it was changed since it was made"
         )
 
@@ -92,6 +94,13 @@ def _reference_warnings(checked: Checked) -> Iterator[str]:
         yield (
             f"samples are of {checked.samples.side} pixels a side, the reference's images of {checked.reference.side}"
         )
+    if checked.reference is None and checked.reference_path is not None:
+        published = ADM_NAME.match(checked.reference_path.name)
+        if published is not None and int(published[1]) != checked.samples.side:
+            yield (
+                f"samples are of {checked.samples.side} pixels a side, "
+                f"the reference is called {checked.reference_path.name}"
+            )
     ours, theirs = _source(checked.manifest), _source(checked.reference_manifest)
     if ours and theirs:
         if ours != theirs:
@@ -105,8 +114,13 @@ def _reference_warnings(checked: Checked) -> Iterator[str]:
                 f"another dataset? The samples' model was trained on {_told(ours)}, "
                 f"the reference is called {checked.reference_path.name}"
             )
-    if checked.fidelity.precision == 0 or checked.fidelity.recall == 0:
+    precision, recall = checked.fidelity.precision, checked.fidelity.recall
+    if precision == 0 and recall == 0:
         yield "samples and reference have no part of their manifolds in common: another dataset, or a fault?"
+    elif precision == 0:
+        yield "no sample lies within the reference's manifold (precision 0): noise, or another dataset?"
+    elif recall == 0:
+        yield "no image of the reference lies within the samples' manifold (recall 0): are all samples alike?"
 
 
 def _source(manifest: Manifest | None) -> dict[str, object]:

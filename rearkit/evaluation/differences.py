@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,8 @@ def describe(path: str | Path) -> Described:
     path = Path(path)
     if path.is_dir():
         scores = read_json(path / "evaluate" / SCORES) or read_json(path / SCORES) or {}
-        manifest = read_manifest(path / "sample" / NPZ) or scores.get("manifest")
+        # The scores' own first: newer samples may lie there, which they are not of.
+        manifest = scores.get("manifest") or read_manifest(path / "sample" / NPZ)
     elif path.suffix == ".npz":
         scores, manifest = {}, read_manifest(path)
     else:
@@ -61,7 +62,7 @@ def difference_lines(first: Described, second: Described) -> list[str]:
     """Say what differs: settings, weights, software and counts first, then the scores."""
     lines = [f"{one.path}: no manifest, so its settings are unknown" for one in (first, second) if not one.manifest]
     if not lines:
-        a, b = dict(_flat(first.manifest or {})), dict(_flat(second.manifest or {}))
+        a, b = dict(flat(first.manifest or {})), dict(flat(second.manifest or {}))
         changed = [key for key in dict.fromkeys((*a, *b)) if a.get(key, ABSENT) != b.get(key, ABSENT)]
         lines = [f"{key}: {_told(a.get(key, ABSENT))} → {_told(b.get(key, ABSENT))}" for key in changed]
         lines = lines or ["no setting differs: the same weights, recipe, seed, counts and versions"]
@@ -72,16 +73,17 @@ def difference_lines(first: Described, second: Described) -> list[str]:
     return lines
 
 
-def _flat(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of nested tables as ``table.key``; lists stay whole unless they hold tables."""
+def flat(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of nested tables, by keys as ``--set`` takes them; lists stay whole unless they hold tables."""
     if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _flat(item, f"{place}.{key}" if place else str(key))
+        items: Iterable[tuple[Any, Any]] = value.items()
     elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-        for index, item in enumerate(value):
-            yield from _flat(item, f"{place}[{index}]")
+        items = enumerate(value)
     else:
         yield place, value
+        return
+    for key, item in items:
+        yield from flat(item, f"{place}.{key}" if place else str(key))
 
 
 def _told(value: Any) -> str:

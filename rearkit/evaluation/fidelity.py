@@ -55,16 +55,18 @@ class Reference:
         gaussian: of its features.
         spatial: of its spatial features, or None.
         features: (n, F) float32 of its images for precision and recall, or None.
+        name: what to call it in an error.
     """
 
     gaussian: Gaussian
     spatial: Gaussian | None
     features: Tensor | None
+    name: str = "the reference"
 
     @classmethod
-    def of(cls, found: Features) -> Reference:
+    def of(cls, found: Features, name: str = "the reference") -> Reference:
         """Take a set of images as the reference."""
-        return cls(found.gaussian, found.spatial, found.features)
+        return cls(found.gaussian, found.spatial, found.features, name)
 
 
 @attrs.frozen(eq=False)
@@ -87,9 +89,10 @@ class ReferenceFile:
         """Compute what it lacks from its images: the reference, and what a pass over its images found."""
         found = None if self.images is None else extract(self.images)
         if self.gaussian is not None:
-            return Reference(self.gaussian, self.spatial, None if found is None else found.features), found
+            features = None if found is None else found.features
+            return Reference(self.gaussian, self.spatial, features, str(self.path)), found
         assert found is not None  # `read_reference` sees to it that there is one of the two
-        return Reference.of(found), found
+        return Reference.of(found, str(self.path)), found
 
 
 def read_reference(path: str | Path, key: str = "[evaluate] reference") -> ReferenceFile:
@@ -127,29 +130,39 @@ def score(samples: Features, reference: Reference, nearest_k: int) -> Fidelity:
         RearkitError: there are too few images, or the reference's statistics are of another feature space.
     """
     real = reference.features
-    if min(len(samples), len(samples) if real is None else len(real)) <= nearest_k + 1:
-        raise RearkitError(f"scores need more than {nearest_k + 1} images on both sides")
+    for name, images in (("the samples", samples.features), (reference.name, real)):
+        if images is not None and len(images) <= nearest_k + 1:
+            raise RearkitError(
+                f"{name}: scores need more than {nearest_k + 1} images, and there are {len(images)}; give more, or "
+                "lower [evaluate] nearest_k (--nearest-k)"
+            )
     precision = recall = None
     if real is not None:
         precision, recall = precision_recall(samples.features, real, nearest_k)
     return Fidelity(
-        fid=frechet(samples.gaussian, reference.gaussian),
-        sfid=None if reference.spatial is None else frechet(samples.spatial, reference.spatial),
+        fid=frechet(samples.gaussian, reference.gaussian, reference.name),
+        sfid=None if reference.spatial is None else frechet(samples.spatial, reference.spatial, reference.name),
         inception_score=float(np.mean(samples.split_scores)),
         precision=precision,
         recall=recall,
     )
 
 
-def frechet(first: Gaussian, second: Gaussian) -> float:
+def frechet(first: Gaussian, second: Gaussian, name: str = "the reference") -> float:
     """Fréchet distance of two normal distributions, ``|mu1-mu2|² + tr(S1 + S2 - 2·(S1·S2)^½)``.
+
+    Args:
+        first: of what is scored.
+        second: of the reference.
+        name: what to call the reference in an error.
 
     Raises:
         RearkitError: they are of different widths.
     """
     if first.mu.shape != second.mu.shape:
         raise RearkitError(
-            f"the reference's statistics are of {len(second.mu)} features, but this feature space has {len(first.mu)}"
+            f"{name}: its statistics are of {len(second.mu)} features, but this feature space has {len(first.mu)}; "
+            "score in the space that they were computed in: [evaluate] feature_weights, or --feature-weights"
         )
     found = fid_statistics_to_metric(attrs.asdict(first), attrs.asdict(second), verbose=False)
     return max(0.0, float(found[KEY_METRIC_FID]))  # of equal distributions, rounding can make it a little negative

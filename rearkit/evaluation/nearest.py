@@ -58,7 +58,10 @@ def find_copies(
     for chosen in () if picture is None else (range(shown), distances.argsort(stable=True)[:shown].tolist()):
         rows += [take(images[0], chosen), take(images[1], indices[list(chosen)].tolist())]
     if picture is not None:
-        save_grid(picture, torch.cat(rows), shown)
+        from torchvision.transforms.functional import resize  # here, since it takes seconds to import
+
+        # A reference's images may be of another size, which is warned of elsewhere.
+        save_grid(picture, torch.cat([resize(row, [samples.side], antialias=True) for row in rows]), shown)
     known = set(map(tuple, real.hashes.tolist()))
     return Nearest(
         among=among,

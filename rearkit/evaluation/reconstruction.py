@@ -15,6 +15,7 @@ from rearkit.evaluation.features import Features
 from rearkit.evaluation.fidelity import frechet
 from rearkit.evaluation.images import Images, StreamedImages
 from rearkit.model import as_module
+from rearkit.tokenization.quality import usage
 
 SSIM_WINDOW = 11  # pixels, with a standard deviation of 1.5 (Wang et al. 2004)
 
@@ -77,13 +78,13 @@ def measure(
             yield rebuilt
 
     found = extract(StreamedImages(len(images), decoded, "decoded"))
-    share = counts[counts > 0].double() / counts.sum()
+    codebook_use, perplexity = usage(counts)
     return Reconstruction(
         rfid=frechet(found.gaussian, real.gaussian),
         psnr=sums["psnr"] / len(found),
         ssim=sums["ssim"] / len(found),
-        codebook_use=(counts > 0).double().mean().item(),
-        perplexity=math.exp(-(share * share.log()).sum().item()),
+        codebook_use=codebook_use,
+        perplexity=perplexity,
         bits_per_pixel=tokenizer.num_tokens * math.log2(tokenizer.codebook_size) / tokenizer.image_size**2,
         num_images=len(found),
         images=told,

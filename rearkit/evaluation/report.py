@@ -20,7 +20,7 @@ from rearkit.diagnosis.diagnose import read_diagnosis
 from rearkit.diagnosis.show import charts as diagnosis_charts
 from rearkit.diagnosis.show import summary as diagnosis_summary
 from rearkit.errors import RearkitError
-from rearkit.evaluation.charts import Chart, draw, fit_charts, training_charts
+from rearkit.evaluation.charts import drawn, fit_charts, training_charts
 from rearkit.evaluation.fidelity import FULL_SET
 from rearkit.evaluation.stage import NEAREST
 from rearkit.files import write_text
@@ -37,6 +37,7 @@ from rearkit.versions import package_versions
 
 REPORT = "report.html"
 DONE = "done"
+OUT_OF_DATE = "out of date"
 PADDING = 2  # pixels between the cells of a saved grid
 CELL = 130  # pixels; larger cells are scaled down
 
@@ -89,9 +90,9 @@ def gather(recipe: Recipe, folder: RunFolder, flow: Sequence[Stage]) -> dict[str
         "samples": _sample_rows(folder, results["sample"]),
         "copies": _copies(folder, results["evaluate"]),
         "reconstructions": _reconstructions(folder, results["tokens"]),
-        "training": [_drawn(chart) for chart in training_charts(read_log(folder.stage("train")))],
-        "fit": [_drawn(chart) for chart in fit_charts(read_log(folder.stage("tokenizer"), FIT_LOG))],
-        "diagnosis": [] if diagnosis is None else [_drawn(chart) for chart in diagnosis_charts({"": [diagnosis]})],
+        "training": drawn(training_charts(read_log(folder.stage("train")))),
+        "fit": drawn(fit_charts(read_log(folder.stage("tokenizer"), FIT_LOG))),
+        "diagnosis": [] if diagnosis is None else drawn(diagnosis_charts({"": [diagnosis]})),
         "diagnosis_rows": [] if diagnosis is None else diagnosis_summary({"": [diagnosis]}),
         "components": component_tables(recipe),
         "recipe": tomli_w.dumps(recipe_to_dict(recipe)),
@@ -221,7 +222,7 @@ def _state(stage: Stage, recipe: Recipe, folder: RunFolder, inputs_hold: bool) -
         holds = inputs_hold and done["key"] == stage_key(stage, recipe, folder)
     except (RearkitError, OSError):  # a file that only this stage reads may be gone by now
         holds = inputs_hold
-    return DONE if holds else "out of date"
+    return DONE if holds else OUT_OF_DATE
 
 
 def _reconstructions(folder: RunFolder, result: Mapping[str, Any] | None) -> list[dict[str, Any]]:
@@ -298,7 +299,3 @@ def _picture(image: Image.Image, pitch: int) -> dict[str, Any]:
     image.save(buffer, form, optimize=True, **({"quality": 90} if form == "JPEG" else {}))
     content = base64.b64encode(buffer.getvalue()).decode()
     return {"uri": f"data:image/{form.lower()};base64,{content}", "width": image.width, "height": image.height}
-
-
-def _drawn(chart: Chart) -> dict[str, Any]:
-    return {"chart": chart, "svg": draw(chart)}

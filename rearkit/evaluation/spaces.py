@@ -12,12 +12,13 @@ from typing import Any
 import attrs
 import torch
 import torch_fidelity
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.utils import create_feature_extractor
 
 from rearkit.data.loader import to_float
-from rearkit.errors import RearkitError
+from rearkit.errors import RearkitError, WeightsError, first_line
 from rearkit.evaluation.classifier import load_classifier
 from rearkit.weights import read_metadata, read_state_dict
 
@@ -139,10 +140,14 @@ def space_of_file(weights: str | None) -> FeatureSpace:
     """Return the space whose weights a file holds: a run's ``classifier.safetensors``, or else Inception-v3's.
 
     Raises:
-        RearkitError: it is neither.
+        RearkitError: it is neither, or damaged.
     """
     if weights is not None and Path(weights).is_file() and weights.endswith(".safetensors"):
-        if "classifier" not in read_metadata(weights):
+        try:
+            metadata = read_metadata(weights)
+        except SafetensorError as error:
+            raise WeightsError(f"{weights}: not a readable weights file ({first_line(error)})") from None
+        if "classifier" not in metadata:
             raise RearkitError(f"{weights}: not the classifier of a run (RUN/classifier/classifier.safetensors)")
         return classifier_space(Path(weights), f"the classifier {weights}; not comparable with published scores")
     return inception_space(weights)

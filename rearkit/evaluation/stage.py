@@ -18,7 +18,7 @@ from rearkit.devices import resolve_device
 from rearkit.files import sha256, write_json
 from rearkit.model import build_dataset, build_tokenizer
 from rearkit.recipe import Recipe
-from rearkit.sampling.manifest import read_manifest
+from rearkit.sampling.manifest import manifest_lines, read_manifest
 from rearkit.sampling.parts import read_npz
 from rearkit.sampling.sampler import Samples
 from rearkit.sampling.stage import NPZ
@@ -54,7 +54,8 @@ def run(recipe: Recipe, folder: RunFolder) -> Outcome:
         home, manifest = folder.stage(CLASSIFIER), read_manifest(npz)
         scores = evaluate(recipe, samples, train, held_out, home, manifest, tokenizer, place / NEAREST)
     write_json(place / SCORES, attrs.asdict(scores))
-    for line in score_lines(scores):
+    told = ["no manifest in them"] if scores.manifest is None else manifest_lines(scores.manifest)
+    for line in [*(f"samples: {line}" for line in told), *score_lines(scores)]:
         say(f"evaluate: {line}")
     return Outcome(attrs.asdict(scores), (SCORES,) if scores.nearest is None else (SCORES, NEAREST))
 

@@ -9,7 +9,6 @@ regularizers.0.weight = [0.1, 1.0, 10.0]
 
 [variants.plain]                                # or named sets of keys; each is combined with the whole grid
 noise.name = "none"
-regularizers = []
 """
 
 from __future__ import annotations
@@ -92,15 +91,16 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     """
     table = structure(read_toml(path, "sweep"), SweepTable, str(path), {})
     common = [parse_override(text) for text in overrides]
-    variants = dict(_variants(table, path))
+    variants = list(_variants(table, path))
+    names = tuple(name for name, _ in variants)
     if not all(PLAIN_NAME.fullmatch(name) for name in (table.name, *table.variants)):
         raise RecipeError([f"{path}: name, [variants]: a name is made of letters, digits, '.', '_' and '-'"])
     for variant, figure in table.published.items():
-        if variant not in variants or type(figure) not in (int, float):
-            known = ", ".join(variants)
+        if variant not in names or type(figure) not in (int, float):
+            known = ", ".join(names)
             raise RecipeError([f"{path}: [published] {variant}: expected a number for one of the variants: {known}"])
     runs = []
-    for seed, (variant, changes) in itertools.product(table.seeds, variants.items()):
+    for seed, (variant, changes) in itertools.product(table.seeds, variants):
         name = f"{re.sub(r'[^A-Za-z0-9._=-]+', '_', variant)}-s{seed}"
         said = f"{path}: run {name}"
         own = {("name",): f"{table.name}-{name}", ("train", "seed"): seed, ("sample", "seed"): seed}
@@ -108,7 +108,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         runs.append(PlannedRun(name, variant, recipe))
     if len({run.name for run in runs}) < len(runs):
         raise RecipeError([f"{path}: seeds, [grid]: a value is listed twice"])
-    return Sweep(table.name, tuple(variants), tuple(runs), table.published, table.published_as)
+    return Sweep(table.name, names, tuple(runs), table.published, table.published_as)
 
 
 def _variants(table: SweepTable, path: Path) -> Iterator[tuple[str, dict[KeyPath, Any]]]:
@@ -144,7 +144,11 @@ def _short(keys: KeyPath, axes: Sequence[Sequence[tuple[KeyPath, Any]]]) -> str:
 
 
 def _word(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    """A value as a part of a name: short where that says it all, since two values must not share a name."""
+    if not isinstance(value, float):
+        return str(value)
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 def _as_changes(values: Mapping[KeyPath, Any], said: str) -> list[Change]:

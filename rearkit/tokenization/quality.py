@@ -59,10 +59,13 @@ def codebook_usage(data: TokenData, codebook_size: int) -> tuple[float, float]:
     tokens, _ = data.take(spread(len(data), USAGE_SAMPLES))
     if int(tokens.max()) >= codebook_size:
         raise DataError(f"the token shards hold token {int(tokens.max())}, but the tokenizer has {codebook_size} codes")
-    counts = torch.bincount(tokens.flatten(), minlength=codebook_size).double()
-    share = counts / counts.sum()
-    entropy = -(share * share.clamp(min=1e-12).log()).sum()
-    return (counts > 0).double().mean().item(), entropy.exp().item()
+    return usage(torch.bincount(tokens.flatten(), minlength=codebook_size))
+
+
+def usage(counts_V: Tensor) -> tuple[float, float]:
+    """Share of codes that occur, in [0, 1], and the perplexity of their distribution, from how often each does."""
+    share = counts_V[counts_V > 0].double() / counts_V.sum()
+    return (counts_V > 0).double().mean().item(), (-(share * share.log()).sum()).exp().item()
 
 
 def compare(tokenizer: Tokenizer, data: TokenData, stride: int, images: ImageSet, batch: int, picture: Path) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,16 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from rearkit.comparison.compare import compare, diagnose_and_compare
-from rearkit.diagnosis.diagnose import FILE, diagnose, from_plain, measure, read_diagnosis
+from rearkit.comparison.groups import SWEEP
+from rearkit.comparison.page import gather, outdated
+from rearkit.comparison.table import Group, Table
+from rearkit.diagnosis.diagnose import FILE, Diagnosis, diagnose, from_plain, measure, read_diagnosis
 from rearkit.diagnosis.show import charts, screen_tables, summary
 from rearkit.errors import RearkitError
 from rearkit.evaluation.charts import draw
+from rearkit.files import write_json
 from rearkit.model import as_module, build
 from rearkit.pipeline import run
 from rearkit.recipe import Recipe
 from rearkit.recipe_files import load_recipe
-from rearkit.stages import RunFolder
+from rearkit.stages import DONE, RunFolder
 from rearkit.tokenization.quality import survival
+from rearkit.tokenization.tokens import token_data
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.toml"
 
@@ -52,12 +58,16 @@ def test_all_tokens_of_a_bijection_survive_and_half_of_one_that_forgets() -> Non
     assert survival(Bijection(forgets=True), tokens, 3) == 0.5
 
 
-def test_a_diagnosis_goes_to_plain_values_and_back(tiny: Callable[..., Recipe]) -> None:
+def measured(tiny: Callable[..., Recipe]) -> Diagnosis:
     model = build(tiny())
     as_module(model.backbone).eval()
     generator = torch.Generator().manual_seed(0)
     batches = [(torch.randint(12, (8, 16), generator=generator), torch.arange(8)) for _ in range(2)]
-    found = measure(model, batches, batches, None)
+    return measure(model, batches, batches, None)
+
+
+def test_a_diagnosis_goes_to_plain_values_and_back(tiny: Callable[..., Recipe]) -> None:
+    found = measured(tiny)
     assert from_plain(attrs.asdict(found)) == found
     assert (found.images, len(found.probes), found.survival_generated) == (16, 2, None)
     assert [one.replaced for one in found.own_draws] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0]
@@ -96,8 +106,73 @@ def test_a_run_is_diagnosed_once_and_shown_in_its_report(
         diagnose(finished, 50)
 
 
+@pytest.fixture
+def copied(finished: RunFolder, tmp_path: Path) -> RunFolder:
+    return RunFolder(Path(shutil.copytree(finished.path, tmp_path / "copied")))
+
+
+def test_what_is_of_earlier_weights_is_marked_or_left_out(
+    finished: RunFolder, copied: RunFolder, tmp_path: Path
+) -> None:
+    whole = diagnose(finished, 50)
+    assert whole.survival_generated is not None
+    shutil.copyfile(finished.path / FILE, copied.path / FILE)
+    assert read_diagnosis(copied) == whole
+    assert outdated([Group("copied", [copied])]) == []
+    trained = copied.done("train")
+    assert trained is not None
+    write_json(copied.stage("train") / DONE, {**trained, "digest": "another"})
+    assert read_diagnosis(copied) is None
+    compare([copied.path], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "other inputs: sample, evaluate; run: python -m rearkit run" in page and "Not made yet" in page
+    assert diagnose(copied, 50).survival_generated is None
+
+
+def test_colours_and_legend_are_those_of_the_groups(finished: RunFolder, copied: RunFolder, tmp_path: Path) -> None:
+    diagnose(finished, 50)
+    (copied.path / FILE).unlink(missing_ok=True)
+    page = gather([Group("a", [copied]), Group("b", [finished]), Group("c", [])], Table((), (), ()), "t")
+    assert len(page["diagnosis"]) == 6
+    for drawing in page["diagnosis"]:
+        assert [series.name for series in drawing["chart"].series] == ["a", "b", "c"]
+        assert "var(--series-2)" in drawing["svg"] and "var(--series-1)" not in drawing["svg"]
+        assert "a from" not in drawing["chart"].alt and "b from" in drawing["chart"].alt
+    assert page["diagnosis_rows"][0][1][::2] == ["–", "–"]
+    assert page["differences"] == []
+    compare([copied.path, finished.path], tmp_path / "page.html")
+    assert '<li style="--key: var(--series-2)">smoke</li>' in (tmp_path / "page.html").read_text()
+
+
+def test_tokens_made_while_training_are_made_for_a_diagnosis_too(finished: RunFolder, copied: RunFolder) -> None:
+    recipe = load_recipe(copied.path / "recipe.toml", ["tokens.on_the_fly=true"])
+    run(recipe, copied.path, only="tokens")
+    assert token_data(copied, "train") is None
+    before, after = diagnose(finished, 50), diagnose(copied, 50)
+    assert after.probes == before.probes  # fitted on the same tokens
+
+
+def test_blocks_are_counted_to_the_deepest(tiny: Callable[..., Recipe]) -> None:
+    found = measured(tiny)
+    shallow = attrs.evolve(found, probes=found.probes[:1])
+    *_, probes = screen_tables({"shallow": [shallow], "deep": [found]})
+    assert [str(column.header) for column in probes.columns] == ["", "embedding of", "0", "1"]
+
+
+def test_a_run_without_held_out_images_is_refused(copied: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rearkit.diagnosis.diagnose.token_data", lambda folder, split: None)
+    (copied.path / FILE).unlink(missing_ok=True)
+    with pytest.raises(RearkitError, match=r"run has none; give \[data\.source\] held_out"):
+        diagnose(copied, 50)
+
+
 def test_a_folder_without_a_trained_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RearkitError, match="no trained run"):
         diagnose(RunFolder(tmp_path))
-    with pytest.raises(RearkitError, match="neither a run of rearkit nor a sweep"):
+    with pytest.raises(RearkitError, match="neither a run of rearkit nor a sweep; give the folder of a run"):
+        compare([tmp_path])
+    with pytest.raises(RearkitError, match="gone: no such folder"):
+        compare([tmp_path / "gone"])
+    write_json(tmp_path / SWEEP, {"sweep": "s", "runs": {"a": ["a-s0"]}, "published": {}, "published_as": ""})
+    with pytest.raises(RearkitError, match=f"{tmp_path.name}: no trained run in it yet; run: .* sweep"):
         compare([tmp_path])

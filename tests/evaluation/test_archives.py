@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
 from rearkit.cli import cli
-from rearkit.errors import RearkitError
+from rearkit.errors import RearkitError, WeightsError
 from rearkit.evaluation import features
 from rearkit.evaluation.archives import evaluate_files
 from rearkit.evaluation.classifier import Classifier, save_classifier
@@ -25,6 +25,7 @@ from rearkit.evaluation.images import MemoryImages, NpzImages
 from rearkit.evaluation.spaces import inception_space, space_of_file
 from rearkit.sampling.manifest import MEMBER, read_manifest
 
+SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.toml"
 MANIFEST: dict[str, Any] = {
     "format": 1,
     "weights": {"backbone": "ab" * 32, "tokenizer": "cd" * 32},
@@ -36,6 +37,7 @@ MANIFEST: dict[str, Any] = {
         "name": "mine",
         "backbone": {"name": "dit-ar"},
         "data": {"source": {"name": "mnist-5k"}},
+        "regularizers": [{"name": "codebook-embedding", "weight": 1.0}],
         "sample": {"guidance_scale": 2.0, "temperature": 1.0},
     },
 }
@@ -140,12 +142,13 @@ def test_what_is_suspicious_is_told(weights: Path, reference: Path, tmp_path: Pa
         ({"images": noise % 90}, reference, "span only 0 to 89 of 0 to 255"),
         ({"arr_1": np.array([0] * 6 + [1] * 3 + [2] * 3)}, reference, "unbalanced: 3 to 6 samples a class over 3"),
         ({"arr_1": np.array([0] * 6 + [2] * 6)}, reference, "unbalanced: 0 to 6 samples a class over 3"),
+        ({"manifest": {"format": 1}, "images": noise % 90}, reference, "span only 0 to 89"),  # and no number in it
         ({"manifest": MANIFEST, "count": 11}, reference, "the manifest is of 12 images, the set has 11"),
         ({"manifest": MANIFEST, "arr_1": np.array([0] * 12)}, reference, "the classes in arr_1 are not those that"),
         ({"side": 16}, reference, "samples are of 16 pixels a side, the reference's images of 8"),
         ({"manifest": MANIFEST}, imagenet, r"another dataset\? .* trained on mnist-5k, .* called VIRTUAL_imagenet8"),
         ({"manifest": MANIFEST}, theirs, "trained on mnist-5k, the reference is of folder cats"),
-        ({"images": noise // 60 + 190}, reference, "no part of their manifolds in common"),
+        ({"images": noise // 60 + 190}, reference, "no image of the reference lies within the samples' manifold"),
     ]
     for arrays, against, expected in cases:
         samples = save(tmp_path / "x.npz", 1, **arrays)
@@ -159,11 +162,27 @@ def test_mistakes_are_told_in_a_line(weights: Path, reference: Path, tmp_path: P
     assert "give a RECIPE, or --samples" in run().output
     assert "give a RECIPE, or --samples" in run("--samples", samples, "--compare", samples, samples).output
     assert "--samples needs --reference" in run("--samples", samples).output
+    for arguments, expected in (
+        ((SMOKE, "--reference", reference, "--batch", 64), "--reference, --batch: not with a RECIPE; --set evaluate."),
+        (("--samples", samples, "--reference", reference, "--set", "a=1", "--tokenizer"),
+         "--set, --tokenizer: not with --samples"),
+        (("--compare", samples, samples, "--to", tmp_path / "x.json", "--out", tmp_path),
+         "--out, --to: not with --compare"),
+    ):  # fmt: skip
+        found = run(*arguments)
+        assert found.exit_code == 2 and expected in found.output, found.output
     with pytest.raises(RearkitError, match=r"--reference: .*gone\.npz"):
         evaluate_files(samples, tmp_path / "gone.npz", str(weights))
     with pytest.raises(RearkitError, match=r"other\.safetensors: not the classifier of a run"):
         save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
         evaluate_files(samples, reference, str(tmp_path / "other.safetensors"))
+    (tmp_path / "cut.safetensors").write_bytes(weights.read_bytes()[:50])
+    with pytest.raises(WeightsError, match=r"cut\.safetensors: not a readable weights file"):
+        evaluate_files(samples, reference, str(tmp_path / "cut.safetensors"))
+    with pytest.raises(RearkitError, match=r"few\.npz: scores need more than 4 images, and there are 3; .*--nearest-k"):
+        evaluate_files(samples, save(tmp_path / "few.npz", 1, count=3), str(weights))
+    with pytest.raises(RearkitError, match="the samples: scores need more than 4 images"):
+        evaluate_files(tmp_path / "few.npz", reference, str(weights))
 
 
 # What differs
@@ -172,6 +191,7 @@ def test_mistakes_are_told_in_a_line(weights: Path, reference: Path, tmp_path: P
 def test_compare_names_each_setting_that_differs(tmp_path: Path) -> None:
     changed = json.loads(json.dumps(MANIFEST))
     changed["recipe"]["sample"]["temperature"] = 0.5
+    changed["recipe"]["regularizers"][0]["weight"] = 2.0
     changed["weights"]["backbone"] = "ef" * 32
     del changed["recipe"]["backbone"]
     a = save(tmp_path / "a.npz", 1, manifest=MANIFEST)
@@ -179,7 +199,7 @@ def test_compare_names_each_setting_that_differs(tmp_path: Path) -> None:
     found = run("--compare", a, b)
     assert found.exit_code == 0, found.output
     assert sorted(line.split(":")[0] for line in found.output.splitlines()) == [
-        "recipe.backbone.name", "recipe.sample.temperature", "weights.backbone",
+        "recipe.backbone.name", "recipe.regularizers.0.weight", "recipe.sample.temperature", "weights.backbone",
     ]  # fmt: skip
     assert "recipe.sample.temperature: 1 → 0.5" in found.output
     assert "recipe.backbone.name: dit-ar → –" in found.output
@@ -195,6 +215,8 @@ def test_compare_takes_runs_and_scores_too_and_shows_their_numbers(tmp_path: Pat
     lines = difference_lines(describe(tmp_path / "run"), describe(tmp_path / "scores.json"))
     assert lines[0].startswith("no setting differs")
     assert lines[1:] == ["scores.reference: r → q", "scores.fid: 2 → 3"]
+    save(tmp_path / "run" / "sample" / "samples.npz", 2, manifest={**MANIFEST, "seeds": {"seed": 4}})
+    assert describe(tmp_path / "run").manifest == MANIFEST  # the scores are not of the newer samples
 
 
 def test_compare_says_where_there_is_nothing_to_compare(tmp_path: Path) -> None:
@@ -207,21 +229,6 @@ def test_compare_says_where_there_is_nothing_to_compare(tmp_path: Path) -> None:
 
 
 # torch-fidelity's Inception, with random weights
-
-
-@pytest.fixture(scope="module")
-def inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of weights in torch-fidelity's layout."""
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *given: None)
-        patch.setattr(torch, "load", lambda *given, **more: {})
-        torch.manual_seed(0)
-        module = FeatureExtractorInceptionV3("random", ["2048"], feature_extractor_weights_path="none")
-    path = tmp_path_factory.mktemp("inception") / "weights.pth"
-    torch.save(module.state_dict(), path)
-    return path
 
 
 def test_inception_gives_what_adms_evaluator_takes(inception: Path, tmp_path: Path) -> None:

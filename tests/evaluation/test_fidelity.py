@@ -140,7 +140,7 @@ def test_the_extractor_gives_the_layers_asked_for_in_their_order(space: FeatureS
 
 @pytest.mark.parametrize(("count", "reference"), [(4, 30), (30, 4)])
 def test_too_few_images_are_refused(count: int, reference: int, space: FeatureSpace) -> None:
-    with pytest.raises(RearkitError, match="more than 4 images on both sides"):
+    with pytest.raises(RearkitError, match="more than 4 images, and there are 4;"):
         score(noise(count, 0), noise(reference, 1), space, 8, 3)
     score(noise(5, 0), noise(5, 1), space, 8, 3)
 

@@ -57,3 +57,12 @@ def test_without_held_out_images_nothing_is_said_of_them(seen: Callable[[Tensor]
     few, train = noise(3, 2), noise(9, 0)
     found = find_copies(seen(few), seen(train), None, "x", (MemoryImages(few), MemoryImages(train)), tmp_path / "n.png")
     assert found.held_out_distance is None and found.shown == 3 and found.identical == 0
+
+
+def test_real_images_of_another_size_are_shown_at_the_samples(
+    seen: Callable[[Tensor], Features], tmp_path: Path
+) -> None:
+    few, train = noise(3, 2), noise(9, 0).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    find_copies(seen(few), seen(train), None, "x", (MemoryImages(few), MemoryImages(train)), tmp_path / "n.png")
+    with Image.open(tmp_path / "n.png") as opened:
+        assert opened.height == 4 * (opened.width - 2) // 3 + 2

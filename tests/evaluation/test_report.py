@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rearkit.evaluation import report
+from rearkit.evaluation import charts, report
 from rearkit.evaluation.charts import POINTS, draw, fit_charts, training_charts
 from rearkit.evaluation.report import git_revision, score_cards, score_notes, stage_rows, write_report
 from rearkit.files import write_json, write_text
@@ -280,7 +280,7 @@ def test_a_stage_cut_off_is_unfinished(folder: RunFolder, tiny: Any) -> None:
 def test_an_older_report_survives_a_failure(whole: RunFolder, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     write_report(tiny(), whole, STAGES)
     before = (whole.path / "report.html").read_bytes()
-    monkeypatch.setattr(report, "draw", lambda chart: 1 / 0)
+    monkeypatch.setattr(charts, "draw", lambda chart: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_report(tiny(), whole, STAGES)
     assert (whole.path / "report.html").read_bytes() == before

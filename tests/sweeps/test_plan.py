@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from rearkit.errors import RecipeError
+from rearkit.sweeps import plan
 from rearkit.sweeps.plan import Sweep, load_sweep
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -68,6 +70,12 @@ def test_variants_are_combined_with_the_grid_and_lie_over_the_changes_for_all(wr
     ]
 
 
+def test_values_that_look_alike_in_short_are_runs_of_their_own(write: Callable[[str], Path]) -> None:
+    sweep = load_sweep(write("[grid]\ntrain.lr = [0.0010000001, 0.0010000002, 1e-3]\n"))
+    assert sweep.variants == ("lr=0.0010000001", "lr=0.0010000002", "lr=0.001")
+    assert [run.recipe.train.lr for run in sweep.runs] == [0.0010000001, 0.0010000002, 0.001]
+
+
 def test_keys_that_end_alike_are_told_apart(write: Callable[[str], Path]) -> None:
     sweep = load_sweep(write("[grid]\ntokens.batch = [1]\nsample.batch = [2]\n"))
     assert sweep.variants == ("tokens.batch=1, sample.batch=2",)
@@ -82,6 +90,7 @@ def test_keys_that_end_alike_are_told_apart(write: Callable[[str], Path]) -> Non
         ("[variants.a]\ntrain.stepz = 1\n", r"run a-s0: \[train\] stepz: unknown key \(did you mean 'steps'"),
         ('[variants."a/b"]\n', r"a name is made of letters"),
         ("seeds = [1, 1]\n", "a value is listed twice"),
+        ("[grid]\ntrain.lr = [0.1, 0.1]\n", "a value is listed twice"),
         ("seeds = [-1]\n", "seeds: expected ≥ 0"),
         ("seed = [1]\n", r"seed: unknown key \(did you mean 'seeds'"),
         ("[variants.a]\n[published]\nb = 1.0\n", r"\[published\] b: expected a number for one of the variants: a"),
@@ -96,6 +105,17 @@ def test_a_mistake_is_told_with_file_and_key(write: Callable[[str], Path], text:
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no such sweep file"):
         load_sweep(tmp_path / "sweep.toml")
+
+
+README = (RECIPES.parent / "README.md").read_text(encoding="utf-8")
+(README_EXAMPLE,) = re.findall(r"```toml\n([^`]*\[grid\].*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("example", [plan.__doc__.split("\n\n", 1)[1], README_EXAMPLE], ids=["module", "readme"])
+def test_the_examples_can_be_read(example: str, tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text(f'extends = "{RECIPES / "smoke.toml"}"\n', encoding="utf-8")
+    (tmp_path / "sweep.toml").write_text(example, encoding="utf-8")
+    assert "plain, weight=0.1" in load_sweep(tmp_path / "sweep.toml").variants
 
 
 @pytest.mark.parametrize("path", sorted((RECIPES / "ablations").glob("*.toml")), ids=lambda path: path.stem)
