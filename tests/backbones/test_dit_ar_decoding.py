@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rearkit.backbones import dit_ar_decoding, packed
+from rearkit import packed
+from rearkit.backbones import dit_ar_decoding
 from rearkit.backbones.dit_ar import DiTAR, DiTARSettings
 from rearkit.contracts import TokenSpace
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rearkit.backbones.packed import PackedLinear, can_halve, can_pack, half_weights
+from rearkit.packed import PackedLinear, can_halve, can_pack, half_weights
 
 
 @pytest.fixture
