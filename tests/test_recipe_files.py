@@ -346,11 +346,12 @@ def test_an_uninstalled_requirement_is_told_only_where_a_component_is_missing(
     tiny_recipe: Callable[..., Content],
 ) -> None:
     load_recipe(tiny_recipe(requires=["no-such-package"]))
-    content = tiny_recipe(requires=["no-such-package", "torch"])
+    content = tiny_recipe(requires=["no-such-package", "torch", "another @ ./plugins/another"])
     content["backbone"] = {"name": "not-installed"}
-    first, second = problems(content)
+    first, second, third = problems(content)
     assert first.startswith("<recipe>: [backbone] name: unknown backbone 'not-installed'")
     assert second == "<recipe>: requires: no-such-package is not installed; run: pip install no-such-package"
+    assert third == "<recipe>: requires: another is not installed; run: pip install ./plugins/another"
 
 
 # --set

@@ -120,7 +120,7 @@ def test_installed_run_and_missed(install: Callable[[Path], Path], rearkit: Comm
     refused = rearkit("run", str(recipe), "--out", str(tmp_path / "b"))
     assert refused.returncode == 2
     assert "unknown tokenizer 'alitok'" in refused.stderr
-    assert refused.stderr.splitlines()[-1].endswith("run: pip install rearkit-alitok")
+    assert refused.stderr.splitlines()[-1].endswith("run: pip install ./plugins/rearkit-alitok")
 
 
 def test_recipes_have_the_published_sizes(install: Callable[[Path], Path]) -> None:

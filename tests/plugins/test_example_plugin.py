@@ -62,7 +62,7 @@ def test_installed_named_in_a_recipe_and_uninstalled(
     assert "Traceback" not in refused.stdout + refused.stderr
     lines = refused.stderr.splitlines()
     assert all(line.startswith(f"error: {RECIPE}: ") for line in lines)
-    assert lines[-1].endswith("requires: rearkit-example is not installed; run: pip install rearkit-example")
+    assert lines[-1].endswith("requires: rearkit-example is not installed; run: pip install ./plugins/rearkit-example")
     assert any(re.search(r"\[noise\] name: unknown noise 'cosine'", line) for line in lines)
     assert any("unknown regularizer 'next-embedding'" in line for line in lines)
     assert not (tmp_path / "again").exists()

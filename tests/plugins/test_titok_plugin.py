@@ -45,7 +45,7 @@ def test_not_installed_its_recipes_say_which_package_to_install(rearkit: Command
         assert refused.returncode == 2
         lines = refused.stderr.splitlines()
         assert any("[tokenizer] name: unknown tokenizer 'titok'" in line for line in lines)
-        assert lines[-1].endswith("requires: rearkit-titok is not installed; run: pip install rearkit-titok")
+        assert lines[-1].endswith("requires: rearkit-titok is not installed; run: pip install ./plugins/rearkit-titok")
         assert "Traceback" not in refused.stderr
 
 
