@@ -174,7 +174,7 @@ class Backbone(Protocol):
         ...
 
     def start(self, classes_B: Tensor) -> tuple[Tensor, Any]:
-        """Begin cached decoding: return the logits of token 0, (B, V), and a cache."""
+        """Begin cached decoding, by the weights as they are now: return the logits of token 0, (B, V), and a cache."""
         ...
 
     def step(self, tokens_B: Tensor, cache: Any) -> Tensor:

@@ -61,7 +61,9 @@ def check_backbone(build: Callable[[TokenSpace], Backbone], space: TokenSpace = 
         _check_rows_apart(module, tokens_BN, classes_B)
         _check_causal(backbone, module, tokens_BN, space)
         _check_reads_class(module, tokens_BN, space)
-        _check_decoding(backbone, module, tokens_BN, classes_B, space)
+        _check_decoding(backbone, module, tokens_BN, classes_B, space, "two batches were decoded in turns")
+        stir(module)
+        _check_decoding(backbone, module, tokens_BN, classes_B, space, "weights were changed before start")
         _check_state(build, module, tokens_BN, classes_B, space)
         _check_recordable(backbone, tokens_BN, classes_B, space)
         _check_blocks(backbone, module, tokens_BN, classes_B)
@@ -150,7 +152,7 @@ def _check_reads_class(module: nn.Module, tokens_BN: Tensor, space: TokenSpace) 
 
 @torch.no_grad()
 def _check_decoding(
-    backbone: Backbone, module: nn.Module, tokens_BN: Tensor, classes_B: Tensor, space: TokenSpace
+    backbone: Backbone, module: nn.Module, tokens_BN: Tensor, classes_B: Tensor, space: TokenSpace, why: str
 ) -> None:
     """Decode two batches in turns: a cache must be the caller's, not the module's."""
     batches = [(tokens_BN, classes_B), (tokens_BN.flip(0), classes_B.flip(0))]
@@ -164,7 +166,7 @@ def _check_decoding(
             require(
                 close(found[index], expected[index][:, i]),
                 f"cached decoding must equal the teacher-forced forward: at token {i} the logits differ by "
-                f"{largest(found[index] - expected[index][:, i]):.2g} (two batches were decoded in turns)",
+                f"{largest(found[index] - expected[index][:, i]):.2g} ({why})",
             )
             if i + 1 < space.num_tokens:
                 found[index] = backbone.step(tokens[:, i], caches[index])

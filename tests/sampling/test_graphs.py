@@ -43,7 +43,7 @@ def module(request: pytest.FixtureRequest) -> Any:
 @torch.no_grad()
 def test_replayed_steps_are_the_steps(module: Any) -> None:
     graphed = GraphedBackbone(module, SPACE.num_tokens)
-    for batch in (4, 4, 6):  # recorded, replayed, recorded anew
+    for batch in (4, 4, 5):  # recorded, replayed, recorded anew
         classes = torch.randint(5, (batch,), device="cuda")
         tokens = torch.randint(20, (batch, 12), device="cuda")
         expected, _ = module(tokens, classes)
@@ -52,7 +52,7 @@ def test_replayed_steps_are_the_steps(module: Any) -> None:
             torch.testing.assert_close(logits, expected[:, i], rtol=1e-3, atol=1e-3)
             if i + 1 < SPACE.num_tokens:
                 logits = graphed.step(tokens[:, i], cache)
-    assert sorted(graphed.recordings) == [4, 6]
+    assert sorted(graphed.recordings) == [4, 5]
 
 
 def test_sampled_tokens_are_the_same_with_graphs(module: Any) -> None:

@@ -105,6 +105,17 @@ class CacheInModule(Running):
         return super().step(tokens_B, self.kept)
 
 
+class KeepsOldWeights(Running):
+    def start(self, classes_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        if not hasattr(self, "kept"):
+            self.kept = self.head.weight.detach().clone()
+        return super().start(classes_B)
+
+    def append(self, x_BD: Tensor, cache: dict[str, Tensor]) -> Tensor:
+        super().append(x_BD, cache)
+        return nn.functional.linear(cache["sum"], self.kept, self.head.bias)
+
+
 class StateOutsideItsStateDict(Running):
     def __init__(self, space: TokenSpace) -> None:
         super().__init__(space)
@@ -221,6 +232,7 @@ def test_a_good_backbone_passes(space: TokenSpace) -> None:
         (DropsOutAlways, "in eval mode, the same input must give the same logits"),
         (ForgetsInStep, "cached decoding must equal the teacher-forced forward: at token 1"),
         (CacheInModule, "two batches were decoded in turns"),
+        (KeepsOldWeights, "at token 0 .*weights were changed before start"),
         (StateOutsideItsStateDict, "the state dict does not hold everything"),
         (OddState, "must take the first's state dict: .*odd"),
         (CopiesATable, r"must copy nothing from the host, since CUDA graphs record them; torch\.Tensor\.to does"),
