@@ -61,8 +61,8 @@ from torch import Tensor
 
 from rearkit.backbones.dit_ar import NORM_EPS, DiTAR, DiTARSettings
 from rearkit.backbones.dit_ar_decoding import Decoder
-from rearkit.backbones.packed import PackedLinear, half_weights
 from rearkit.contracts import TokenSpace
+from rearkit.packed import PackedLinear, half_weights
 from rearkit.recipe import SampleTable
 from rearkit.sampling.sampler import sample_tokens
 

@@ -38,14 +38,13 @@ _HOME = {
     "capture": "objective",
     "VectorQuantizer": "tokenizers.quantizer",
     "MaskGITVQGANDecoder": "tokenizers.maskgit_vqgan",
-    "PackedLinear": "backbones.packed",
-    "attend_to_cache": "backbones.cached_attention",
-    "cache_length": "backbones.cached_attention",
+    "PackedLinear": "packed",
+    "attend_to_cache": "cached_attention",
+    "cache_length": "cached_attention",
 }
 
 if TYPE_CHECKING:
-    from rearkit.backbones.cached_attention import attend_to_cache, cache_length
-    from rearkit.backbones.packed import PackedLinear
+    from rearkit.cached_attention import attend_to_cache, cache_length
     from rearkit.data.loader import ImageSet, load_images
     from rearkit.data.tokens import TokenData
     from rearkit.errors import RearkitError
@@ -54,6 +53,7 @@ if TYPE_CHECKING:
     from rearkit.model import Model, build, make
     from rearkit.objective import Objective, capture, corrupt
     from rearkit.options import setting, settings
+    from rearkit.packed import PackedLinear
     from rearkit.pipeline import run
     from rearkit.recipe import Recipe
     from rearkit.recipe_files import load_recipe

@@ -146,6 +146,9 @@ class Backbone(Protocol):
     The sequence that its blocks see has `prefix_length` places P before token 0's own place (class token, condition,
     …), so token i stands at place P + i, and the place that predicts it is the one before, P + i - 1.
 
+    `start` and `step` copy nothing from the host and look at no tensor's content (CUDA graphs record them). So a table
+    that they read is a parameter or a buffer.
+
     It may have an attribute ``blocks``: its `num_layers` blocks in order, modules that `forward` calls as modules, once
     each. With it, activation checkpointing can be switched on, and compilation takes one block's time.
     """
@@ -171,7 +174,7 @@ class Backbone(Protocol):
         ...
 
     def start(self, classes_B: Tensor) -> tuple[Tensor, Any]:
-        """Begin cached decoding: return the logits of token 0, (B, V), and a cache."""
+        """Begin cached decoding, by the weights as they are now: return the logits of token 0, (B, V), and a cache."""
         ...
 
     def step(self, tokens_B: Tensor, cache: Any) -> Tensor:

@@ -224,7 +224,9 @@ class Recipe:
     name: str = setting("name of the run; its files go to runs/NAME", min_len=1)
     seed: int = setting("seed of everything random", default=0, ge=0, lt=2**31)
     device: str = setting("where to compute; auto: CUDA if any", default="auto", choices=("auto", "cpu", "cuda"))
-    requires: tuple[str, ...] = setting("packages whose components this recipe names", default=())
+    requires: tuple[str, ...] = setting(
+        "packages whose components this recipe names: NAME, or NAME @ SOURCE, what pip installs it from", default=()
+    )
     needs: tuple[NeedTable, ...] = setting("files that must be there before anything runs", default=())
     data: DataTable = setting("image shards")
     tokenizer: TokenizerTable = setting("image tokenizer")

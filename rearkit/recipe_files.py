@@ -57,11 +57,9 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str 
             raise RecipeError([f"{where}: extends: only a recipe file can extend another"])
     else:
         where, content = str(source), _read(Path(source), origins, ())
-    changed: set[KeyPath] = set()
-    for override in overrides:
-        change = override if isinstance(override, Change) else parse_override(override)
-        _apply(change, content, origins, changed)
-        changed.add(change.keys)
+    changes = [override if isinstance(override, Change) else parse_override(override) for override in overrides]
+    for i, change in enumerate(changes):
+        _apply(change, content, origins, changes[:i])
     return structure(content, Recipe, where, origins)
 
 
@@ -160,7 +158,9 @@ def parse_override(text: str) -> Change:
     return Change(path, parsed["value"], f"--set {text}")
 
 
-def _apply(change: Change, content: dict[str, Any], origins: dict[KeyPath, str], changed: set[KeyPath]) -> None:
+def _apply(
+    change: Change, content: dict[str, Any], origins: dict[KeyPath, str], earlier: Sequence[Change] = ()
+) -> None:
     path, value, said = change.keys, change.value, change.said
     table: Any = content
     for depth, part in enumerate(path):
@@ -178,20 +178,16 @@ def _apply(change: Change, content: dict[str, Any], origins: dict[KeyPath, str],
             raise RecipeError([f"{said}: {'.'.join(path[:depth])} is not a table"])
         if last:
             if part == "name" and depth and table.get("name", value) != value:  # the settings of another component
-                _drop_unchanged(table, path[:-1], changed)
+                table.clear()
+                for other in earlier:  # but what was set for this one stays, in whatever order it was said
+                    if len(other.keys) > depth and other.keys[:depth] == path[:depth]:
+                        _apply(other, content, origins)
             table[index] = copy.deepcopy(value)
         else:
             table = table[index]
     for stale in [keys for keys in origins if keys[: len(path)] == path]:
         del origins[stale]
     origins[path] = said
-
-
-def _drop_unchanged(table: dict[str, Any], prefix: KeyPath, changed: set[KeyPath]) -> None:
-    """Drop the keys of a table that no change gave."""
-    given = {keys[len(prefix)] for keys in changed if keys[:-1] == prefix}
-    for key in table.keys() - given:
-        del table[key]
 
 
 def _plain(value: Any) -> Any:

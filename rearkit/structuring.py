@@ -183,11 +183,10 @@ def _problems(error: Exception, where: str, origins: Mapping[KeyPath, str], cont
             problems.append(f"{origins.get((*keys, key), origin)}: {_location((*keys, key), content)}{text}")
     requires = content.get("requires")
     if any("unknown" in p and "; installed:" in p for p in problems) and isinstance(requires, list):
-        problems += [
-            f"{where}: requires: {name} is not installed; run: pip install {name}"
-            for name in requires
-            if isinstance(name, str) and not _installed(name)
-        ]
+        for entry in requires:
+            name, _, source = (part.strip() for part in str(entry).partition("@"))
+            if name and not _installed(name):
+                problems.append(f"{where}: requires: {name} is not installed; run: pip install {source or name}")
     return problems
 
 

@@ -153,10 +153,10 @@ def fit_state_dict(module: nn.Module, state: Mapping[str, Tensor], where: str) -
 
 def _needed(layout: PublishedLayout | None, state: Mapping[str, Tensor]) -> str:
     """What a recipe would have to say for these weights, where their shapes tell."""
-    if layout is None:
+    if layout is None or not layout.recognises(layout.to_published(state)):  # another component's
         return ""
     try:
         sizes = layout.sizes(state)
-    except (KeyError, IndexError):  # other weights altogether
+    except (KeyError, IndexError):  # tensors are missing
         return ""
     return f"; these weights need {', '.join(f'{name} = {value}' for name, value in sizes.items())}"

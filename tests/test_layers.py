@@ -12,6 +12,7 @@ COMPONENTS = ("datasets", "tokenizers", "backbones", "noise", "regularizers")
 STAGES = ("data", "tokenization", "training", "sampling", "evaluation")
 CORE = ("contracts", "registry", "hookspecs", "plugins", "options", "recipe", "structuring", "recipe_files", "model")
 CORE += ("train_table", "guard_table", "objective", "errors", "weights", "files", "devices", "distributed")
+CORE += ("packed", "cached_attention")
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
     for path in PACKAGE.rglob("*.py")
@@ -55,6 +56,11 @@ def test_the_core_imports_no_component_and_no_stage(module: str) -> None:
 def test_a_component_imports_no_stage_and_no_component_of_another_kind(folder: str) -> None:
     others = tuple(name for name in COMPONENTS if name != folder)
     assert offenders(folder, (*STAGES, *others, "pipeline", "cli", "commands", "builtins", "stages")) == []
+
+
+@pytest.mark.parametrize("owner", [*STAGES, "planning", "diagnosis", "comparison", "sweeps", "pipeline", "commands"])
+def test_a_stage_imports_no_component(owner: str) -> None:
+    assert offenders(owner, COMPONENTS) == []
 
 
 def test_nothing_imports_the_built_ins() -> None:

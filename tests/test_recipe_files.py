@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rearkit.errors import RecipeError
-from rearkit.recipe import Recipe
+from rearkit.recipe import FitTable, Recipe
 from rearkit.recipe_files import load_recipe, recipe_to_dict
+from rearkit.tokenizers.maskgit_vqgan import MaskGITVQGANSettings
 
 Content = dict[str, Any]
 Path_ = tuple[str | int, ...]
@@ -345,11 +346,12 @@ def test_an_uninstalled_requirement_is_told_only_where_a_component_is_missing(
     tiny_recipe: Callable[..., Content],
 ) -> None:
     load_recipe(tiny_recipe(requires=["no-such-package"]))
-    content = tiny_recipe(requires=["no-such-package", "torch"])
+    content = tiny_recipe(requires=["no-such-package", "torch", "another @ ./plugins/another"])
     content["backbone"] = {"name": "not-installed"}
-    first, second = problems(content)
+    first, second, third = problems(content)
     assert first.startswith("<recipe>: [backbone] name: unknown backbone 'not-installed'")
     assert second == "<recipe>: requires: no-such-package is not installed; run: pip install no-such-package"
+    assert third == "<recipe>: requires: another is not installed; run: pip install ./plugins/another"
 
 
 # --set
@@ -425,6 +427,19 @@ def test_naming_another_component_by_set_drops_the_settings_of_the_old_one(
     kept = recipe_to_dict(load_recipe(content, ["noise.name=linear"]))["noise"]
     assert (kept["start_level"], kept["end_level"]) == (0.5, 0.1)
     assert load_recipe(content, ["name=another"]).train == load_recipe(content).train
+
+
+OF_ANOTHER_TOKENIZER = ["name=maskgit-vqgan", "fit.steps=5", "fit.warmup_steps=2", "codebook_size=7"]
+
+
+@given(st.permutations([f"tokenizer.{change}" for change in OF_ANOTHER_TOKENIZER]))
+def test_what_is_set_of_another_component_is_kept_in_whatever_order_it_is_named(
+    tiny_recipe: Callable[..., Content], overrides: list[str]
+) -> None:
+    content = tiny_recipe(tokenizer={"name": "theirs", "fit": {"min_psnr": 13.0}, "embedding_dim": 6})
+    tokenizer = load_recipe(content, overrides).tokenizer
+    assert tokenizer.fit == FitTable(steps=5, warmup_steps=2)
+    assert tokenizer.settings == MaskGITVQGANSettings(codebook_size=7)
 
 
 # extends

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from hypothesis import given
@@ -207,6 +208,19 @@ def test_weights_of_another_size_say_which_settings_they_need(tmp_path: Path) ->
         load_weights(Tiny(), tmp_path / "else.safetensors", COMPONENT)
 
 
+class OfAnother(Prefixed):
+    """A layout whose sizes could be read off these weights, though they are not its own."""
+
+    def recognises(self, state: Mapping[str, Tensor]) -> bool:
+        return False
+
+
+def test_weights_of_another_component_get_no_advice_on_sizes(tmp_path: Path) -> None:
+    write_state_dict(tmp_path / "wide.safetensors", Tiny(7).state_dict())
+    with pytest.raises(WeightsError, match=r"of another shape .* where the recipe makes \([0-9, ]*\)\)$"):
+        load_weights(Tiny(), tmp_path / "wide.safetensors", attrs.evolve(COMPONENT, published=OfAnother()))
+
+
 @pytest.mark.parametrize("wrapper", ["state_dict", "model", "model_state_dict"])
 def test_a_wrapped_state_dict_is_unwrapped(wrapper: str, tmp_path: Path) -> None:
     saved = state()
@@ -242,10 +256,11 @@ def test_the_reference_weights_survive_conversion_there_and_back(
         {"something": torch.zeros(1)},
         {"pos_embed": torch.zeros(3, 4)},
         {"pos_embed": torch.zeros(1, 3, 4)},
+        {"pos_embed": torch.zeros(2, 3, 4)},
         {"pos_embed": torch.zeros(1)},
         {},
     ],
-    ids=["one tensor", "a flat table", "a table", "a vector", "nothing"],
+    ids=["one tensor", "a flat table", "a table", "two tables", "a vector", "nothing"],
 )
 def test_weights_that_nobody_knows_cannot_be_converted(other: dict[str, Tensor], tmp_path: Path) -> None:
     write_state_dict(tmp_path / "other.safetensors", other)

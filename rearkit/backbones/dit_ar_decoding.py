@@ -5,12 +5,12 @@ effect of each):
 
 - Modulations depend on class and place only. They are computed for many places ahead, in one product per layer, once
   for each distinct class: a third of a block's weights is then read every hundred places instead of at every one.
-- Linear layers are packed (`rearkit.backbones.packed`).
+- Linear layers are packed (`rearkit.packed`).
 - Keys and values lie in buffers of full length; the single query needs no mask.
 - Only places that predict a token pass the head.
 
 On a CPU, a row's result has the same bits whatever else is in the batch and however many threads compute it, where D is
-a multiple of 16. So rows are padded to an even number, and attention is `rearkit.backbones.cached_attention`.
+a multiple of 16. So rows are padded to an even number, and attention is `rearkit.cached_attention`.
 
 Shapes: R rows (B, padded), U distinct classes among them, P places ahead; the others as in `dit_ar`.
 """
@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rearkit.backbones.cached_attention import attend_to_cache, cache_length
-from rearkit.backbones.packed import PackedLinear
+from rearkit.cached_attention import attend_to_cache, cache_length
+from rearkit.packed import PackedLinear
 
 if TYPE_CHECKING:
     from rearkit.backbones.dit_ar import Block, DiTAR

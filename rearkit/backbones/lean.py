@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from rearkit.backbones.packed import can_pack
+from rearkit.packed import can_pack
 
 Prepare = Callable[..., Tensor]
 # With them, oneDNN is quicker than MKL on AMD's processors, and as quick on Intel's; without, slower.

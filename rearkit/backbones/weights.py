@@ -49,7 +49,7 @@ class DiTARLayout:
         """Undo `to_rearkit`; where no spare rows were kept, they are zero."""
         theirs: dict[str, Tensor] = {}
         for key, value in state.items():
-            if key in SPARE_ROWS and value.ndim == 3:
+            if key in SPARE_ROWS and value.ndim == 3 and len(value) == 1:
                 rows = SPARE_ROWS[key] - PREFIX
                 spare = state.get(f"{EXTRA}{key}", value.new_zeros(1, rows, value.shape[2]))
                 theirs[key] = torch.cat([value, spare], dim=1)

@@ -46,7 +46,7 @@ class GraphedBackbone:
     until that step of the next batch. Weights may change in place in between.
 
     Args:
-        backbone: in eval mode; its start and step must not look at the content of tensors.
+        backbone: in eval mode; its start and step copy nothing from the host, nor look at the content of tensors.
         num_tokens: N.
     """
 

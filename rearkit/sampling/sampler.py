@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from rearkit import distributed
-from rearkit.backbones.packed import can_halve, half_weights
 from rearkit.data.loader import to_uint8
 from rearkit.devices import derive_seed, resolve_device
 from rearkit.errors import RearkitError
 from rearkit.model import Model, as_module
+from rearkit.packed import can_halve, half_weights
 from rearkit.recipe import SampleTable
 from rearkit.sampling.graphs import GraphedBackbone
 

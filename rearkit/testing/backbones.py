@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils._pytree import tree_leaves
 
 from rearkit.contracts import Backbone, TokenSpace
 from rearkit.objective import capture
@@ -30,7 +33,7 @@ SPACE = TokenSpace(num_tokens=6, codebook_size=11, num_classes=3)
 
 
 def check_backbone(build: Callable[[TokenSpace], Backbone], space: TokenSpace = SPACE) -> None:
-    """Check a backbone: shapes, causality, cached decoding, gradients, and what its state dict holds.
+    """Check a backbone: shapes, causality, cached decoding (also for CUDA graphs), gradients, and its state dict.
 
     Args:
         build: makes the backbone for a token space; called twice.
@@ -58,8 +61,11 @@ def check_backbone(build: Callable[[TokenSpace], Backbone], space: TokenSpace = 
         _check_rows_apart(module, tokens_BN, classes_B)
         _check_causal(backbone, module, tokens_BN, space)
         _check_reads_class(module, tokens_BN, space)
-        _check_decoding(backbone, module, tokens_BN, classes_B, space)
+        _check_decoding(backbone, module, tokens_BN, classes_B, space, "two batches were decoded in turns")
+        stir(module)
+        _check_decoding(backbone, module, tokens_BN, classes_B, space, "weights were changed before start")
         _check_state(build, module, tokens_BN, classes_B, space)
+        _check_recordable(backbone, tokens_BN, classes_B, space)
         _check_blocks(backbone, module, tokens_BN, classes_B)
         _check_gradients(module, tokens_BN, classes_B)
         _check_bfloat16(module, tokens_BN, classes_B)
@@ -146,7 +152,7 @@ def _check_reads_class(module: nn.Module, tokens_BN: Tensor, space: TokenSpace) 
 
 @torch.no_grad()
 def _check_decoding(
-    backbone: Backbone, module: nn.Module, tokens_BN: Tensor, classes_B: Tensor, space: TokenSpace
+    backbone: Backbone, module: nn.Module, tokens_BN: Tensor, classes_B: Tensor, space: TokenSpace, why: str
 ) -> None:
     """Decode two batches in turns: a cache must be the caller's, not the module's."""
     batches = [(tokens_BN, classes_B), (tokens_BN.flip(0), classes_B.flip(0))]
@@ -160,7 +166,7 @@ def _check_decoding(
             require(
                 close(found[index], expected[index][:, i]),
                 f"cached decoding must equal the teacher-forced forward: at token {i} the logits differ by "
-                f"{largest(found[index] - expected[index][:, i]):.2g} (two batches were decoded in turns)",
+                f"{largest(found[index] - expected[index][:, i]):.2g} ({why})",
             )
             if i + 1 < space.num_tokens:
                 found[index] = backbone.step(tokens[:, i], caches[index])
@@ -184,6 +190,37 @@ def _check_state(
         "a second backbone with the first's state dict must give the same logits; they differ by "
         f"{largest(logits - loaded):.2g}, so the state dict does not hold everything",
     )
+
+
+class _NothingFromHost(TorchFunctionMode):
+    """Refuses tensors made of Python data, and all that reads or makes a tensor on the CPU."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        read = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        of_data = func in (torch.tensor, Tensor.new_tensor) or (func is torch.as_tensor and not read)
+        on_host = made and any(tensor.device.type == "cpu" for tensor in made + read)
+        require(
+            not (of_data or on_host),
+            f"start and step must copy nothing from the host, since CUDA graphs record them; {resolve_name(func)} does",
+        )
+        return out
+
+
+@torch.no_grad()
+def _check_recordable(backbone: Backbone, tokens_BN: Tensor, classes_B: Tensor, space: TokenSpace) -> None:
+    """Decode on another device than the CPU: one that every machine has, whose tensors have no content."""
+    elsewhere: Any = copy.deepcopy(backbone)
+    elsewhere.to("meta")
+    tokens_BN, classes_B = tokens_BN.to("meta"), classes_B.to("meta")
+    try:
+        with _NothingFromHost():
+            _, cache = elsewhere.start(classes_B)
+            for i in range(space.num_tokens - 1):
+                elsewhere.step(tokens_BN[:, i], cache)
+    except RuntimeError as error:
+        raise AssertionError(f"start and step must not look at the content of tensors: {error}") from error
 
 
 @torch.no_grad()

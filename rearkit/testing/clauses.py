@@ -77,14 +77,14 @@ def copy_state(first: nn.Module, second: nn.Module, what: str) -> None:
 
 @torch.no_grad()
 def stir(module: nn.Module) -> None:
-    """Add noise to every parameter.
+    """Add noise to every parameter, past autograd's counter of versions, as DeepSpeed's steps are.
 
     A fresh module often has its gates or heads at zero, and would then pass any check of what it does.
     """
     for parameter in module.parameters():
         if parameter.is_floating_point() and parameter.numel():
             width = parameter[0].numel() if parameter.dim() > 1 else 25
-            parameter.add_(torch.randn_like(parameter) * 0.5 * width**-0.5)
+            parameter.data.add_(torch.randn_like(parameter) * 0.5 * width**-0.5)
 
 
 @contextlib.contextmanager

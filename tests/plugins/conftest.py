@@ -39,6 +39,29 @@ def rearkit(tmp_path: Path) -> Command:
 
 
 @pytest.fixture
+def brief() -> list[str]:
+    """Options that make a run on digits one of seconds; what it makes is not looked at."""
+    settings = {
+        "data.source.train_per_class": 2,
+        "data.source.held_out_per_class": 1,
+        "tokenizer.fit.steps": 2,
+        "tokenizer.fit.warmup_steps": 1,
+        "tokenizer.fit.batch": 4,
+        "tokenizer.fit.min_psnr": 0,
+        "tokens.min_psnr": 0,
+        "tokens.min_codebook_use": 0,
+        "train.steps": 2,
+        "train.warmup_steps": 1,
+        "train.global_batch": 4,
+        "train.log_every": 1,
+        "sample.num_images": 10,
+        "evaluate.classifier.steps": 1,
+        "evaluate.classifier.min_accuracy": 0,
+    }
+    return [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+
+
+@pytest.fixture
 def own_tests() -> Command:
     """Run a package's own tests in a process of their own, in its folder."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,28 +17,12 @@ ROOT = Path(__file__).parents[2]
 PROJECT = ROOT / "plugins" / "rearkit-alitok"
 DIGITS = PROJECT / "mnist.toml"
 REFERENCE = ROOT / "tests" / "data" / "reference"
-# A run in seconds: what it makes is not looked at.
-BRIEF = {
-    "data.source.train_per_class": 2,
-    "data.source.held_out_per_class": 1,
+SMALLER = {
     "tokenizer.encoder_layers": 1,
     "tokenizer.decoder_layers": 1,
     "tokenizer.continuous_steps": 1,
-    "tokenizer.fit.steps": 2,
-    "tokenizer.fit.warmup_steps": 1,
-    "tokenizer.fit.batch": 4,
-    "tokenizer.fit.min_psnr": 0,
-    "tokens.min_psnr": 0,
-    "tokens.min_codebook_use": 0,
     "backbone.hidden_size": 16,
     "backbone.num_layers": 2,
-    "train.steps": 2,
-    "train.warmup_steps": 1,
-    "train.global_batch": 4,
-    "train.log_every": 1,
-    "sample.num_images": 10,
-    "evaluate.classifier.steps": 1,
-    "evaluate.classifier.min_accuracy": 0,
 }
 PUBLISHED_TOKENIZER = """
 name = "published"
@@ -92,19 +75,18 @@ print(json.dumps(found))
 """
 
 
-def overrides() -> list[str]:
-    return [word for key, value in BRIEF.items() for word in ("--set", f"{key}={value}")]
-
-
 @pytest.mark.slow
-def test_installed_run_and_missed(install: Callable[[Path], Path], rearkit: Command, tmp_path: Path) -> None:
+def test_installed_run_and_missed(
+    install: Callable[[Path], Path], rearkit: Command, brief: list[str], tmp_path: Path
+) -> None:
     site = install(PROJECT)
     listed = rearkit("plugins", path=[site])
     assert listed.returncode == 0, listed.stderr
     for component in ("tokenizer alitok", "backbone alitok-ar"):
         assert f"{component}  rearkit-alitok 0.1.0" in listed.stdout
 
-    done = rearkit("run", str(DIGITS), "--out", str(tmp_path / "run"), *overrides(), path=[site])
+    smaller = [word for key, value in SMALLER.items() for word in ("--set", f"{key}={value}")]
+    done = rearkit("run", str(DIGITS), "--out", str(tmp_path / "run"), *brief, *smaller, path=[site])
     assert done.returncode == 0, done.stdout + done.stderr
     log = "".join(path.read_text() for path in (tmp_path / "run" / "train").glob("*.jsonl"))
     assert "regularizer/codebook-embedding/encode" in log
@@ -120,7 +102,7 @@ def test_installed_run_and_missed(install: Callable[[Path], Path], rearkit: Comm
     refused = rearkit("run", str(recipe), "--out", str(tmp_path / "b"))
     assert refused.returncode == 2
     assert "unknown tokenizer 'alitok'" in refused.stderr
-    assert refused.stderr.splitlines()[-1].endswith("run: pip install rearkit-alitok")
+    assert refused.stderr.splitlines()[-1].endswith("run: pip install ./plugins/rearkit-alitok")
 
 
 def test_recipes_have_the_published_sizes(install: Callable[[Path], Path]) -> None:
@@ -177,12 +159,6 @@ def test_published_weights_are_loaded_by_name_and_others_refused_with_the_sizes_
     assert refused.returncode != 0
     assert "of another shape" in refused.stderr
     assert "these weights need hidden_size = 32, num_layers = 2, num_heads = 2" in refused.stderr
-
-
-def test_it_uses_public_names_only() -> None:
-    for path in PROJECT.rglob("*.py"):
-        for module in re.findall(r"(?:from|import) (rearkit(?:\.\w+)*)(?!_)\b", path.read_text(encoding="utf-8")):
-            assert module in {"rearkit", "rearkit.contracts", "rearkit.testing"}, f"{path} imports {module}"
 
 
 @pytest.mark.slow

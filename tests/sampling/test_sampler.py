@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rearkit.backbones.packed import can_halve
 from rearkit.errors import RearkitError
 from rearkit.model import Model, as_module, build
+from rearkit.packed import can_halve
 from rearkit.recipe import Recipe, SampleTable
 from rearkit.sampling.sampler import (
     Sampler,

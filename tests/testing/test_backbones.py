@@ -38,7 +38,7 @@ class Running(nn.Module):
         return torch.tanh(self.mix(x_BTD)).cumsum(1)
 
     def start(self, classes_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        cache = {"sum": torch.zeros(len(classes_B), self.hidden_size)}
+        cache = {"sum": self.head.weight.new_zeros(len(classes_B), self.hidden_size)}
         return self.append(self.classes(classes_B), cache), cache
 
     def step(self, tokens_B: Tensor, cache: dict[str, Tensor]) -> Tensor:
@@ -105,6 +105,17 @@ class CacheInModule(Running):
         return super().step(tokens_B, self.kept)
 
 
+class KeepsOldWeights(Running):
+    def start(self, classes_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        if not hasattr(self, "kept"):
+            self.kept = self.head.weight.detach().clone()
+        return super().start(classes_B)
+
+    def append(self, x_BD: Tensor, cache: dict[str, Tensor]) -> Tensor:
+        super().append(x_BD, cache)
+        return nn.functional.linear(cache["sum"], self.kept, self.head.bias)
+
+
 class StateOutsideItsStateDict(Running):
     def __init__(self, space: TokenSpace) -> None:
         super().__init__(space)
@@ -122,6 +133,25 @@ class OddState(Running):
         super().__init__(space)
         width = 1 + int(torch.randint(10**6, ()))
         self.register_buffer("odd", torch.zeros(width))
+
+
+class CopiesATable(Running):
+    def __init__(self, space: TokenSpace) -> None:
+        super().__init__(space)
+        self.ones = torch.ones(self.hidden_size)
+
+    def append(self, x_BD: Tensor, cache: dict[str, Tensor]) -> Tensor:
+        return super().append(x_BD * self.ones.to(x_BD), cache)
+
+
+class CopiesANumber(Running):
+    def append(self, x_BD: Tensor, cache: dict[str, Tensor]) -> Tensor:
+        return super().append(x_BD * torch.tensor([1.0], device=x_BD.device), cache)
+
+
+class LooksAtTokens(Running):
+    def step(self, tokens_B: Tensor, cache: dict[str, Tensor]) -> Tensor:
+        return super().step(tokens_B if tokens_B.any() else tokens_B.clone(), cache)
 
 
 class UnusedParameter(Running):
@@ -202,8 +232,12 @@ def test_a_good_backbone_passes(space: TokenSpace) -> None:
         (DropsOutAlways, "in eval mode, the same input must give the same logits"),
         (ForgetsInStep, "cached decoding must equal the teacher-forced forward: at token 1"),
         (CacheInModule, "two batches were decoded in turns"),
+        (KeepsOldWeights, "at token 0 .*weights were changed before start"),
         (StateOutsideItsStateDict, "the state dict does not hold everything"),
         (OddState, "must take the first's state dict: .*odd"),
+        (CopiesATable, r"must copy nothing from the host, since CUDA graphs record them; torch\.Tensor\.to does"),
+        (CopiesANumber, r"must copy nothing from the host, since CUDA graphs record them; torch\.tensor does"),
+        (LooksAtTokens, "must not look at the content of tensors"),
         (UnusedParameter, r"spare.weight gets none, so it takes no part in the loss"),
         (InfiniteGradient, "must get a finite gradient; scale does not"),
         (Float32Only, "must run when it is cast to bfloat16"),

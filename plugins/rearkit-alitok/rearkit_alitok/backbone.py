@@ -115,8 +115,9 @@ class AliTokAR(nn.Module):
         self.space = space
         self.hidden_size, self.num_layers = settings.hidden_size, settings.num_layers
         self.num_heads, self.head_dim = settings.num_heads, settings.hidden_size // settings.num_heads
-        # No buffer, since bf16 training would round its angles.
-        self.rotary_2Tp = rotary_table(settings.prefix_tokens, _grid(settings, space), self.head_dim)
+        rotary_2Tp = rotary_table(settings.prefix_tokens, _grid(settings, space), self.head_dim)
+        # A buffer of bits: it is where the parameters are, and bf16 training, which casts floats, does not round it.
+        self.register_buffer("rotary_bits", rotary_2Tp.view(torch.int32), persistent=False)
         self.embeddings = nn.Embedding(space.codebook_size + 1 + space.num_classes + 1, self.hidden_size)
         self.token_dropout = nn.Dropout(settings.token_dropout)
         self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.num_layers))
@@ -138,7 +139,7 @@ class AliTokAR(nn.Module):
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """Predict all tokens, teacher-forced; see `rearkit.contracts.Backbone.forward`."""
         x_BTD = self.token_dropout(self.embeddings(torch.cat([self._class_ids(classes_B)[:, None], tokens_BN], dim=1)))
-        rotary_2Tp = self.rotary_2Tp.to(x_BTD.device)
+        rotary_2Tp = self.rotary_2Tp
         hidden: dict[int, Tensor] = {}
         for index, block in enumerate(self.blocks):
             x_BTD = block(x_BTD, rotary_2Tp)
@@ -156,6 +157,11 @@ class AliTokAR(nn.Module):
     def step(self, tokens_B: Tensor, cache: Decoder) -> Tensor:
         """Append a token; see `rearkit.contracts.Backbone.step`."""
         return cache.advance(self.embeddings(tokens_B))
+
+    @property
+    def rotary_2Tp(self) -> Tensor:
+        """What `rotary_table` returned, on the module's device."""
+        return self.rotary_bits.view(torch.float32)
 
     def _class_ids(self, classes_B: Tensor) -> Tensor:
         """Row of the token table for a class in [0, C]."""

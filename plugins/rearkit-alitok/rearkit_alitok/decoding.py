@@ -37,8 +37,7 @@ class Decoder:
     def __init__(self, backbone: AliTokAR, batch: int) -> None:
         self.batch, self.rows, self.length = batch, batch + batch % 2, 0
         weight, places = backbone.embeddings.weight, 1 + backbone.space.num_tokens
-        rotary_2Tp = backbone.rotary_2Tp.to(weight.device)
-        self.blocks = [DecodingBlock(block, rotary_2Tp, self.rows) for block in backbone.blocks]
+        self.blocks = [DecodingBlock(block, backbone.rotary_2Tp, self.rows) for block in backbone.blocks]
         self.norm, self.head = backbone.norm, PackedLinear(backbone.output, self.rows)
         # Zeros, since attention on a CPU multiplies places that are not there yet by a weight of zero.
         shape = (len(self.blocks), self.rows, backbone.num_heads, cache_length(places), backbone.head_dim)
@@ -108,7 +107,7 @@ def turning(attn: Attention, rotary_2Tp: Tensor) -> tuple[Tensor, Tensor]:
     """
     weight_2h = torch.stack([attn.q_norm.weight * attn.q_norm.weight.shape[0] ** -0.5, attn.k_norm.weight]).float()
     swapped_2h = weight_2h.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    cosine_Th, sine_Th = rotary_2Tp.repeat_interleave(2, -1)
-    sign_h = torch.tensor([-1.0, 1.0], device=sine_Th.device).repeat(sine_Th.shape[1] // 2)
-    own_T2h, neighbour_T2h = cosine_Th[:, None] * weight_2h, (sine_Th * sign_h)[:, None] * swapped_2h
+    cosine_Tp, sine_Tp = rotary_2Tp
+    cosine_Th, sine_Th = cosine_Tp.repeat_interleave(2, -1), torch.stack([-sine_Tp, sine_Tp], -1).flatten(-2)
+    own_T2h, neighbour_T2h = cosine_Th[:, None] * weight_2h, sine_Th[:, None] * swapped_2h
     return own_T2h.type_as(attn.q_norm.weight), neighbour_T2h.type_as(attn.q_norm.weight)

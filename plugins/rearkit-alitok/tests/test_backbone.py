@@ -59,6 +59,12 @@ def test_guided_logits_of_cached_decoding_agree_with_the_published_code(case: An
     torch.testing.assert_close(torch.stack(guided, 1), case["guided_logits"], **AGREE)
 
 
+def test_a_cast_leaves_the_angles_as_they_are() -> None:
+    backbone = AliTokAR(TINY, TokenSpace(6, 11, 3))
+    angles = backbone.rotary_2Tp.clone()
+    assert torch.equal(backbone.bfloat16().rotary_2Tp, angles)
+
+
 def test_it_keeps_its_contract() -> None:
     check_component(COMPONENT, TINY)
 

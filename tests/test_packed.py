@@ -9,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rearkit.backbones.packed import PackedLinear, can_halve, can_pack, half_weights
+from rearkit.errors import RearkitError
+from rearkit.packed import PackedLinear, can_halve, can_pack, half_weights
+
+NEEDS_FBGEMM = pytest.mark.skipif(not can_halve(), reason="this torch or this machine has no FBGEMM")
 
 
 @pytest.fixture
@@ -33,7 +36,7 @@ def test_a_packed_layer_is_the_layer(inputs: int, outputs: int, rows: int, gelu:
 
 
 @pytest.mark.skipif(not can_pack(torch.empty(2, 2)), reason="this torch or this machine has no oneDNN")
-@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("half", [False, pytest.param(True, marks=NEEDS_FBGEMM)])
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize(("inputs", "outputs"), [(768, 2304), (3072, 768), (128, 512), (512, 128), (32, 96), (16, 64)])
 @torch.no_grad()
@@ -60,7 +63,7 @@ def test_another_number_of_rows_than_it_was_packed_for_works(inputs: int, output
     torch.testing.assert_close(PackedLinear(linear, rows)(x), linear(x), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.skipif(not can_halve(), reason="this torch or this machine has no FBGEMM")
+@NEEDS_FBGEMM
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 20), st.booleans(), st.booleans())
 @torch.no_grad()
 def test_half_weights_are_rounded_and_nothing_else_is(
@@ -73,6 +76,15 @@ def test_half_weights_are_rounded_and_nothing_else_is(
     expected = F.gelu(linear(x)) if gelu else linear(x)
     torch.testing.assert_close(packed(x), expected, rtol=1e-5, atol=1e-6)
     assert PackedLinear(linear, rows).halved is None  # outside of the context
+
+
+def test_half_weights_that_nobody_takes_are_an_error() -> None:
+    with pytest.raises(RearkitError, match="the backbone decodes without"), half_weights():
+        PackedLinear(layer(8, 4).double(), 3)
+    with half_weights(False):
+        pass
+    with pytest.raises(ValueError, match="theirs"), half_weights():
+        raise ValueError("theirs")
 
 
 @torch.no_grad()

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rearkit.errors import RearkitError
+
 # Values at a time: as many as torch gives to two threads. More of them might divide a tensor where a vector register
 # does not begin, and what is left over there is computed by another function, with another rounding.
 GELU_PIECE = 2**16
@@ -27,7 +29,7 @@ GELU_PIECE = 2**16
 HALF_ROWS = 3
 ONE_BY_ONE = ((0, 0), (1, 1), (1, 1), 1)  # padding, stride, dilation, groups
 
-_half: ContextVar[bool] = ContextVar("half_weights", default=False)
+_halved: ContextVar[list[PackedLinear] | None] = ContextVar("half_weights", default=None)
 
 
 @contextlib.contextmanager
@@ -35,12 +37,21 @@ def half_weights(on: bool = True) -> Iterator[None]:
     """Within this context, layers are packed with their weights rounded to float16; arithmetic stays float32.
 
     Weights beyond float16's range (65,504) become its largest number. See `can_halve` for where it works.
+
+    Raises:
+        RearkitError: at its end, no layer was packed so.
     """
-    token = _half.set(on)
+    halved: list[PackedLinear] = []
+    token = _halved.set(halved if on else None)
     try:
         yield
     finally:
-        _half.reset(token)
+        _halved.reset(token)
+    if on and not halved:
+        raise RearkitError(
+            '[sample] precision: "fp16-weights" does nothing here, since the backbone decodes without '
+            "rearkit.PackedLinear, or not in float32; leave it out"
+        )
 
 
 class PackedLinear:
@@ -60,7 +71,9 @@ class PackedLinear:
         self.bias: Tensor | None = None if linear.bias is None else linear.bias.detach()
         self.packed = can_pack(self.weight)
         self.halved: Any = None
-        if _half.get() and self.packed and can_halve():
+        halved = _halved.get()
+        if halved is not None and self.packed and can_halve():
+            halved.append(self)
             self.halved = torch.ops.quantized.linear_prepack_fp16(self.weight.float(), self.bias)
             del self.weight
         elif self.packed:
