@@ -7,7 +7,7 @@ at the published S size unless told otherwise, with random weights. Only tokens 
 
 A step's time is measured at several depths of the cache, in turns for all that are compared, and the least of several
 repetitions is taken, since other processes only ever add; a run's time is the trapezoid over the depths plus what comes
-before the loop. ``--full`` adds one whole run of the sampler at each batch size.
+before the loop. ``--full`` adds one whole run of each of the two at each batch size.
 
 Predictions, written before the measurement (batch 1, 4, 32; the machine reads 30 GB/s and multiplies at 150 GFLOP/s):
 
@@ -42,9 +42,10 @@ bars at batch 1 and 32 are missed, the one at 4 is met or missed by chance. Agai
     python benchmarks/sampling.py --full
 
 The last line is a JSON object: ``speedup`` over the straightforward one (bars 4, 3, 3 at batch 1, 4, 32), ``floor``
-(time over the floor; bar 2), the largest ``difference`` of guided logits along one path (bar 1e-4), and, with
-``--ideas``, the speedup by each idea alone and the ``difference`` that rounded weights make, which are not held to the
-bar; ``fp16 weights`` is the sampler's speedup with ``precision = "fp16-weights"``.
+(time over the floor; bar 2), the largest ``difference`` of guided logits along one path (bar 1e-4), the sampler's
+``seconds``, the speedup of ``whole`` runs, and, with ``--ideas``, the speedup by each of the ``ideas`` alone and the
+difference that ``rounded`` weights make, which are not held to the bar; ``fp16 weights`` is the sampler's speedup with
+``precision = "fp16-weights"``.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ IDEAS = (
     "bmm attention",
     "masked query",
     "split qkv",
+    "passes apart",
 )
 
 
@@ -192,6 +194,21 @@ class Plain:
         return self.advance(self.net.embeddings(tokens))
 
 
+class Apart:
+    """`Plain` twice, for the conditional and the unconditional rows, instead of once for both."""
+
+    def __init__(self, backbone: DiTAR, classes: Tensor, ideas: frozenset[str] = frozenset()) -> None:
+        self.halves = [Plain(backbone, half, ideas) for half in classes.chunk(2)]
+
+    def at(self, places: int) -> Apart:
+        for half in self.halves:
+            half.at(places)
+        return self
+
+    def step(self, tokens: Tensor) -> Tensor:
+        return torch.cat([half.step(own) for half, own in zip(self.halves, tokens.chunk(2), strict=True)])
+
+
 def build(arguments: argparse.Namespace) -> DiTAR:
     settings = DiTARSettings(hidden_size=arguments.hidden, num_layers=arguments.layers)
     torch.manual_seed(0)
@@ -266,7 +283,9 @@ def measure(backbone: DiTAR, rows: Tensor, kinds: dict[str, frozenset[str] | Non
     depths = (16, places // 2, places - 1)
     steps: dict[str, list[float]] = {}
     decoders = {
-        n: Ours(backbone, rows, n == "fp16 weights") if i is None else Plain(backbone, rows, i)
+        n: Ours(backbone, rows, n == "fp16 weights")
+        if i is None
+        else (Apart if "passes apart" in i else Plain)(backbone, rows, i)
         for n, i in kinds.items()
     }
     ahead = {name: decoder for name, decoder in decoders.items() if hasattr(decoder, "ahead_places")}
@@ -361,7 +380,7 @@ def main() -> None:
     read, multiply = machine()
     print(f"machine: reads {read / 1e9:.1f} GB/s, multiplies {multiply / 1e9:.0f} GFLOP/s")
     result: dict[str, dict[str, Any]] = {"speedup": {}, "floor": {}, "difference": {}}
-    result |= {"whole": {}, "fp16 weights": {}, "ideas": {}, "rounded": {}}
+    result |= {"seconds": {}, "whole": {}, "fp16 weights": {}, "ideas": {}, "rounded": {}}
     for batch in arguments.batches:
         kinds: dict[str, frozenset[str] | None] = {
             "straightforward": frozenset(),
@@ -385,6 +404,7 @@ def main() -> None:
             )
             result["whole"][str(batch)] = round(plain / ours, 2)
         key = str(batch)
+        result["seconds"][key] = round(total["sampler"], 2)
         result["speedup"][key] = round(total["straightforward"] / total["sampler"], 2)
         result["floor"][key] = round(total["sampler"] / least, 2)
         result["difference"][key] = float(f"{difference(backbone, batch, 64 if batch == 1 else 16):.2g}")

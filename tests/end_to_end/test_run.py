@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from rearkit.files import sha256
+from rearkit.locks import claimed
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "recipes" / "smoke.toml"
@@ -154,3 +155,10 @@ def test_a_full_disk_ends_a_stage_with_its_own_code_and_costs_nothing(stage: str
 
 def hash_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_second_process_in_the_folder_of_a_run_is_refused(copied: Path) -> None:
+    with claimed(copied / ".lock", "it"):
+        told = rearkit("run", str(SMOKE), f"--out={copied}", code=2)
+    assert f"error: {copied}: process {os.getpid()} on " in told
+    assert up_to_date(rearkit("run", str(SMOKE), f"--out={copied}")) == [*STAGES]

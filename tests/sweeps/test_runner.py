@@ -14,7 +14,7 @@ import pytest
 
 from rearkit.comparison.groups import find_groups
 from rearkit.errors import RearkitError
-from rearkit.locks import locked, try_lock
+from rearkit.locks import try_lock
 from rearkit.stages import DONE, RunFolder
 from rearkit.sweeps.plan import Sweep, load_sweep
 from rearkit.sweeps.report import sweep_and_report
@@ -132,15 +132,6 @@ def test_a_run_that_another_process_is_at_is_waited_for(jobs: list[Job], tmp_pat
     _work([jobs[0]], tmp_path, 1, [])
     assert holder.poll() == 0
     assert (jobs[0].folder.path / "ran").is_file()
-
-
-def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
-    path = tmp_path / "x.lock"
-    with locked(path):
-        assert try_lock(path) is None
-    descriptor = try_lock(path)
-    assert descriptor is not None
-    os.close(descriptor)
 
 
 def test_a_linked_stage_is_replaced_without_changing_the_other(tmp_path: Path) -> None:

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rearkit.errors import RearkitError
+from rearkit.locks import claimed, locked, try_lock
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from rearkit.locks import claimed
+with claimed(Path(sys.argv[1]), "it"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process, which has claimed a file."""
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / ".lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_what_another_process_has_claimed_is_refused_until_it_ends(
+    holder: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    with (
+        pytest.raises(RearkitError, match=rf"^runs/x: process {holder.pid} on \S+ is at work there"),
+        claimed(tmp_path / ".lock", "runs/x"),
+    ):
+        pass
+    holder.kill()
+    holder.wait()
+    with claimed(tmp_path / ".lock", "runs/x"):
+        assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_a_claim_is_not_its_childrens(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    with claimed(tmp_path / ".lock", "runs/x"):
+        child = os.fork()
+        if not child:  # waits as a process that reads samples may, whose parent was killed
+            os.read(reading, 1)
+            os._exit(0)
+    with claimed(tmp_path / ".lock", "runs/x"):
+        pass
+    os.write(writing, b"x")
+    os.waitpid(child, 0)
+
+
+def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
+    path = tmp_path / "x.lock"
+    with locked(path):
+        assert try_lock(path) is None
+    descriptor = try_lock(path)
+    assert descriptor is not None
+    os.close(descriptor)
