@@ -28,20 +28,32 @@ def claimed(path: Path, what: str) -> Iterator[None]:
     Raises:
         RearkitError: another process holds it.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    descriptor = _open_claimed(path, what)
+    with contextlib.suppress(OSError):  # only for the message
         os.truncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            holder = os.read(descriptor, 1000).decode(errors="replace") or "another process"
-            os.close(descriptor)
-            raise RearkitError(f"{what}: {holder} is at work there; wait until it has ended, or end it") from None
     try:
         yield
     finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
         os.close(descriptor)
+
+
+def _open_claimed(path: Path, what: str) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                holder = os.read(descriptor, 1000).decode(errors="replace") or "another process"
+                os.close(descriptor)
+                raise RearkitError(f"{what}: {holder} is at work there; wait until it has ended, or end it") from None
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(path.stat(), os.fstat(descriptor)):
+                return descriptor
+        os.close(descriptor)  # its last holder has removed it meanwhile
 
 
 def try_lock(path: Path) -> int | None:

@@ -44,6 +44,7 @@ def test_what_another_process_has_claimed_is_refused_until_it_ends(
     holder.wait()
     with claimed(tmp_path / ".lock", "runs/x"):
         assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+    assert not (tmp_path / ".lock").exists()
 
 
 def test_a_claim_is_not_its_childrens(tmp_path: Path) -> None:

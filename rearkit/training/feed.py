@@ -60,10 +60,15 @@ class Feed:
                 num_workers=self.workers,
                 prefetch_factor=AHEAD,
                 timeout=self.timeout,
-                worker_init_fn=_start_worker,
             )
             others = multiprocessing.active_children()
-            self._iterator = iter(loader)
+            # Launchers, Slurm and a terminal signal all processes of a rank. The readers, which inherit what is
+            # blocked, leave it to the process that trains, which still wants the samples of the step it is at.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+            try:
+                self._iterator = iter(loader)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             self._processes = [child for child in multiprocessing.active_children() if child not in others]
         else:
             # A daemon, so that a read that hangs does not keep the process from ending.
@@ -78,7 +83,7 @@ class Feed:
         if self._iterator is not None:  # not left to its end, which a traceback may put off
             self._iterator._shutdown_workers()
             self._iterator = None
-        for process in self._processes:  # one whose read hangs; torch's own SIGTERM is ignored there
+        for process in self._processes:  # one whose read hangs; torch's own SIGTERM is blocked there
             process.kill()
         while not self._queue.empty():  # wakes a thread that waits for room
             self._queue.get_nowait()
@@ -155,13 +160,3 @@ class _Shares(Dataset[Samples]):
             return error
         finally:
             reading(IDLE)
-
-
-def _start_worker(worker: int) -> None:
-    """Leave being stopped to the process that trains, which still wants the samples of the step it is at.
-
-    Launchers, Slurm and a terminal signal all processes of a rank.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    torch.set_num_threads(1)
