@@ -71,16 +71,25 @@ def losses(out: Path) -> list[float]:
     return [line["loss"] for line in lines]
 
 
+def at_step(step: int, out: Path) -> subprocess.Popen[str]:
+    """Let two ranks train until they have saved at a step."""
+    process = start("train", str(SMOKE), *TINY, f"--out={out}", "--num-gpus=2")
+    deadline = time.monotonic() + 200
+    while not (out / "train" / "checkpoints" / f"step-{step:08d}").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    return process
+
+
 @pytest.mark.slow
 def test_two_ranks_train_as_one_and_a_killed_run_ends_as_if_it_had_not_been(prepared: Path) -> None:
     one, two = copied(prepared, "one"), copied(prepared, "two")
     assert "held-out cross-entropy" in rearkit("train", one)
     assert "train: up to date" in rearkit("train", one)
-    process = start("train", str(SMOKE), *TINY, f"--out={two}", "--num-gpus=2")
-    deadline = time.monotonic() + 200
-    while not (two / "train" / "checkpoints" / "step-00000010").exists():  # an epoch is 25 steps
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
+    process = at_step(5, two)
+    process.terminate()  # which reaches the processes that read, too
+    assert "saved; run the same command to go on" in finish(process, 75)
+    process = at_step(15, two)  # an epoch is 25 steps
     for rank in children(process.pid):
         os.kill(rank, signal.SIGKILL)
     process.communicate(timeout=60)
