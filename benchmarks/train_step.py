@@ -7,15 +7,18 @@ clipping. Each contender is a process of its own, so that its peak memory is its
 gradient norm are compared without dropout; the steps that are timed have the published dropout of 0.1, unless
 ``--dropout`` says otherwise. Neither is compiled.
 
-Where the time goes (S size, batch 4, 2 threads, torch 2.14.1): matrix products of a step are 1.453 TFLOP, a third of a
-block's being modulations, which differ from sample to sample and so cannot be shared. What they take at least depends
-on the processor. On an AMD EPYC without AVX-512 (family 25, model 1) torch's default product (MKL) reached 135 GFLOP/s
-and oneDNN, which comes with torch too, 138, less in the backward pass: 10.6 s. The straightforward step took 12.1 s
-there at best and 12.9 s in the median, so that no implementation of the same arithmetic could be more than 1.14 to 1.2
-times as fast; rearkit's took 11.1 and 12.0, which is 1.08 times as fast (median of pairs), at 0.73 of the memory: the
-bar of 0.75 is met, that of 1.2 is not. On one with AVX-512 (model 17) MKL reached 134 GFLOP/s at (1032, 768) ×
-(768, 4608) and oneDNN 204, which by these rates makes 10.8 s into 7.1; the whole step was not measured there on a quiet
-machine. So `rearkit.backbones.lean` takes oneDNN where the processor has AVX-512, and MKL elsewhere.
+Where the time goes (S size, batch 4, 2 threads, torch 2.14.1): matrix products of a step are 1.453 TFLOP, a third of
+a block's being modulations, which differ from sample to sample and so cannot be shared. What they take at least
+depends on the processor. On an AMD EPYC without AVX-512 (family 25, model 1) torch's default product (MKL) reached
+135 GFLOP/s and oneDNN, which comes with torch too, 138, less in the backward pass: 10.6 s. The straightforward step
+took 12.1 s there at best and 12.9 s in the median, so that no implementation of the same arithmetic could be more
+than 1.14 to 1.2 times as fast; rearkit's took 11.1 and 12.0, which is 1.08 times as fast (median of pairs; 1.12 in a
+slower hour), at 0.73 of the memory: the bar of 0.75 is met, that of 1.2 is not. OpenBLAS, which comes with numpy,
+makes the same products a tenth quicker there than MKL at best, no quicker in the median, and its threads, which wait
+busily beside torch's, slow all other work down by a third and more: not taken. On one with AVX-512 (model 17) MKL
+reached 134 GFLOP/s at (1032, 768) × (768, 4608) and oneDNN 204, which by these rates makes 10.8 s into 7.1; the whole
+step was not measured there on a quiet machine. So `rearkit.backbones.lean` takes oneDNN where the processor has
+AVX-512, and MKL elsewhere.
 
 What is not products: drawing the masks of dropout, a tenth of the straightforward step (torch draws a number an entry;
 four entries can share one), multiplying by masks of bool (torch makes floats of them first), elementwise chains, AdamW.
