@@ -81,8 +81,8 @@ def diagnose(folder: RunFolder, max_images: int = 1000) -> Diagnosis:
     """
     if folder.done("train") is None:
         raise RearkitError(f"{folder.path}: no trained run; run: python -m rearkit run RECIPE --out {folder.path}")
-    known = read_json(folder.path / FILE)
-    if known is not None and known.get("of") == _of(folder) | {"max_images": max_images}:
+    of, known = _of(folder) | {"max_images": max_images}, read_json(folder.path / FILE)
+    if known is not None and known.get("of") == of:
         return from_plain(known["diagnosis"])
     say(f"{folder.path.name}: diagnosing")
     recipe = load_recipe(folder.path / "recipe.toml")
@@ -98,7 +98,7 @@ def diagnose(folder: RunFolder, max_images: int = 1000) -> Diagnosis:
     train = _training_tokens(recipe, folder, model, max_images, device)
     batches = _Batches(held_out, max_images, device), _Batches(train, max_images, device)
     found = measure(model, *batches, _sampled_tokens(recipe, folder, max_images))
-    write_json(folder.path / FILE, {"of": _of(folder) | {"max_images": max_images}, "diagnosis": attrs.asdict(found)})
+    write_json(folder.path / FILE, {"of": of, "diagnosis": attrs.asdict(found)})
     return found
 
 
