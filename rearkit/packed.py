@@ -2,11 +2,11 @@
 
 On a CPU, torch multiplies by MKL, whose kernels for 2 to 64 rows are poor: at 2 rows it read a matrix of (3072, 768) at
 6 GB/s where memory gave 23, and at 64 rows it made two thirds of the arithmetic that the machine can do. oneDNN, which
-comes with torch too, is near both floors once it has packed the matrix in its own layout, and nearest where it is told
-that the layer is a 1×1 convolution over a picture one pixel high. Its kernels also sum in an order that does not depend
-on the number of rows, nor on the number of threads, which MKL's do not promise: a row gives the same bits in any batch.
-Weights in 16 bits are FBGEMM's part, also in torch: half of the bytes to read, which is what time goes to at few rows.
-``benchmarks/sampling.py`` measures the speed, the tests the bits.
+comes with torch too, is near both floors once it has packed the matrix in its own layout; for large matrices nearest
+where it is told that the layer is a 1×1 convolution over a picture one pixel high, which costs 15 µs a call. Its
+kernels also sum in an order that does not depend on the number of rows, nor on the number of threads, which MKL's do
+not promise: a row gives the same bits in any batch. Weights in 16 bits are FBGEMM's part, also in torch: half of the
+bytes to read, which is what time goes to at few rows. ``benchmarks/sampling.py`` measures speed, the tests the bits.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from rearkit.errors import RearkitError
 GELU_PIECE = 2**16
 # FBGEMM sums in one order at numbers of rows that this divides; at some others, in another.
 HALF_ROWS = 3
+CONVOLVED = 2**20  # entries from which on a convolution pays
 ONE_BY_ONE = ((0, 0), (1, 1), (1, 1), 1)  # padding, stride, dilation, groups
 
 _halved: ContextVar[list[PackedLinear] | None] = ContextVar("half_weights", default=None)
@@ -70,12 +71,15 @@ class PackedLinear:
         self.weight, self.gelu = linear.weight.detach(), gelu
         self.bias: Tensor | None = None if linear.bias is None else linear.bias.detach()
         self.packed = can_pack(self.weight)
+        self.convolved = self.weight.numel() >= CONVOLVED
         self.halved: Any = None
         halved = _halved.get()
         if halved is not None and self.packed and can_halve():
             halved.append(self)
             self.halved = torch.ops.quantized.linear_prepack_fp16(self.weight.float(), self.bias)
             del self.weight
+        elif self.packed and not self.convolved:
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, rows)
         elif self.packed:
             outputs, inputs = self.weight.shape
             kernel = self.weight.contiguous().as_strided((outputs, inputs, 1, 1), (inputs, 1, inputs, inputs))
@@ -90,6 +94,10 @@ class PackedLinear:
         if self.halved is not None:
             padded = F.pad(x, (0, 0, 0, -len(x) % HALF_ROWS))
             return self._finished(torch.ops.quantized.linear_dynamic_fp16(padded, self.halved)[: len(x)])
+        if not self.convolved:
+            several = x if len(x) > 1 else x.expand(2, -1)  # oneDNN sums a single row in another order
+            out = torch.ops.mkldnn._linear_pointwise(several, self.weight, self.bias, "none", [], "")
+            return self._finished(out[: len(x)])
         rows, inputs = x.shape
         picture = x.contiguous().as_strided((1, inputs, 1, rows), (rows * inputs, 1, rows * inputs, inputs))
         out = torch.ops.mkldnn._convolution_pointwise.default(

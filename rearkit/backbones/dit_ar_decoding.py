@@ -52,11 +52,8 @@ class Decoder:
         self.final_eps = backbone.adaln_before_head.norm_final.eps
         self.head = PackedLinear(backbone.lm_head, self.rows)
         self.modulations = Modulations(backbone, self._padded(classes_B))
-        # Zeros, since attention on a CPU multiplies places that are not there yet by a weight of zero.
-        self.keys = table_TD.new_zeros(
-            backbone.num_layers, self.rows, self.heads, cache_length(places), backbone.head_dim
-        )
-        self.values = torch.zeros_like(self.keys)
+        shape = (backbone.num_layers, self.rows, self.heads, cache_length(places), backbone.head_dim)
+        self.keys, self.values = table_TD.new_empty(shape), table_TD.new_empty(shape)
 
     def advance(self, x_BD: Tensor, predict: bool = True) -> Tensor:
         """Append a place.

@@ -39,9 +39,8 @@ class Decoder:
         weight, places = backbone.embeddings.weight, 1 + backbone.space.num_tokens
         self.blocks = [DecodingBlock(block, backbone.rotary_2Tp, self.rows) for block in backbone.blocks]
         self.norm, self.head = backbone.norm, PackedLinear(backbone.output, self.rows)
-        # Zeros, since attention on a CPU multiplies places that are not there yet by a weight of zero.
         shape = (len(self.blocks), self.rows, backbone.num_heads, cache_length(places), backbone.head_dim)
-        self.keys, self.values = weight.new_zeros(shape), weight.new_zeros(shape)
+        self.keys, self.values = weight.new_empty(shape), weight.new_empty(shape)
 
     def advance(self, x_BD: Tensor) -> Tensor:
         """Append a place, (B, D), the embedding of what stands there; return logits, (B, V)."""

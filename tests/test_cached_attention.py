@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rearkit.cached_attention import attend_to_cache, cache_length
+
+
+@pytest.fixture
+def restored_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def drawn(rows: int, heads: int, width: int, places: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+    """A query, and caches with something in each of their places."""
+    generator = torch.Generator().manual_seed(rows)
+    shape = (rows, heads, cache_length(places), width)
+    return tuple(torch.randn(s, generator=generator).to(dtype) for s in ((rows, heads, width), shape, shape))
+
+
+@given(
+    st.integers(1, 7),
+    st.integers(1, 4),
+    st.integers(1, 50),
+    st.integers(1, 40),
+    st.integers(0, 40),
+    st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+)
+def test_it_is_attention_to_the_places_that_are_filled(
+    rows: int, heads: int, width: int, end: int, ahead: int, dtype: torch.dtype
+) -> None:
+    query, keys, values = drawn(rows, heads, width, end + ahead, dtype)
+    keys[:, :, end:], values[:, :, end:] = torch.nan, torch.nan
+    filled = (query[:, :, None].double(), keys[:, :, :end].double(), values[:, :, :end].double())
+    expected = F.scaled_dot_product_attention(*filled, scale=1.0).flatten(1)
+    found = attend_to_cache(query, keys, values, end)
+    assert found.dtype == dtype
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 0.1}[dtype]
+    torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("heads", "width"), [(16, 48), (12, 64), (2, 16), (3, 20)])
+def test_a_row_has_the_same_bits_in_any_batch_and_on_any_number_of_threads(
+    heads: int, width: int, restored_threads: None
+) -> None:
+    query, keys, values = drawn(64, heads, width, 70)
+    for end in (1, 15, 16, 17, 69):
+        torch.set_num_threads(2)
+        expected = attend_to_cache(query, keys, values, end)
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            for first, rows in ((0, 2), (6, 8), (13, 6), (0, 64)):
+                part = slice(first, first + rows)
+                found = attend_to_cache(query[part], keys[part], values[part], end)
+                assert torch.equal(found, expected[part]), (end, threads, first, rows)
