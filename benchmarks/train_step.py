@@ -9,19 +9,26 @@ gradient norm are compared without dropout; the steps that are timed have the pu
 
 Where the time goes (S size, batch 4, 2 threads, torch 2.14.1): matrix products of a step are 1.453 TFLOP, a third of
 a block's being modulations, which differ from sample to sample and so cannot be shared. What they take at least
-depends on the processor. On an AMD EPYC without AVX-512 (family 25, model 1) torch's default product (MKL) reached
-135 GFLOP/s and oneDNN, which comes with torch too, 138, less in the backward pass: 10.6 s. The straightforward step
-took 12.1 s there at best and 12.9 s in the median, so that no implementation of the same arithmetic could be more
-than 1.14 to 1.2 times as fast; rearkit's took 11.1 and 12.0, which is 1.08 times as fast (median of pairs; 1.12 in a
-slower hour), at 0.73 of the memory: the bar of 0.75 is met, that of 1.2 is not. OpenBLAS, which comes with numpy,
-makes the same products a tenth quicker there than MKL at best, no quicker in the median, and its threads, which wait
-busily beside torch's, slow all other work down by a third and more: not taken. On one with AVX-512 (model 17) MKL
-reached 134 GFLOP/s at (1032, 768) × (768, 4608) and oneDNN 204, which by these rates makes 10.8 s into 7.1; the whole
-step was not measured there on a quiet machine. So `rearkit.backbones.lean` takes oneDNN where the processor has
-AVX-512, and MKL elsewhere.
+depends on the processor.
+
+- On an AMD EPYC with AVX-512 (family 25, model 17) torch's default product (MKL) reaches 186 GFLOP/s at (1032, 768) ×
+  (768, 3072) and oneDNN 206: 7.8 s and 7.1 s. The straightforward step takes 9.8 s at best and 9.9 to 10.2 s in the
+  median, rearkit's 8.2 and 8.3: 1.2 times as fast (median of pairs; 1.23 and 1.20 in two runs), at 0.72 of the memory.
+  So `rearkit.backbones.lean` takes oneDNN where the processor has AVX-512, and MKL elsewhere.
+- On one without (family 25, model 1) MKL reached 135 GFLOP/s and oneDNN 138, less in the backward pass: 10.6 s. The
+  straightforward step took 12.1 s there at best and 12.9 s in the median, so that no implementation of the same
+  arithmetic could be more than 1.14 to 1.2 times as fast; rearkit's took 11.1 and 12.0 (1.08, and 1.12 in a slower
+  hour), before the last three of what follows. OpenBLAS, which comes with numpy, makes the same products a tenth
+  quicker there than MKL at best, no quicker in the median, and its threads, which wait busily beside torch's, slow all
+  other work down by a third and more: not taken.
 
 What is not products: drawing the masks of dropout, a tenth of the straightforward step (torch draws a number an entry;
-four entries can share one), multiplying by masks of bool (torch makes floats of them first), elementwise chains, AdamW.
+four entries can share one, and numpy draws it in half of the time), multiplying by masks of bool (torch makes floats of
+them first, and is quick at that only from integers), elementwise chains, AdamW. Gradients of slices of keys and values
+are padded with zeros and added by autograd, unless attention adds them in place itself. And freed memory goes back to
+the system, whose new pages cost 0.5 s a step (`rearkit.heap` keeps it): with it, an elementwise operation on (4, 258,
+3072) took 6 to 17 ms where it takes 1 to 2.
+
 Memory: 917 MB each of weights, gradients and both of AdamW's moments; the straightforward network keeps 4 GB of
 activations besides, half of which (norms, modulated norms, activations, three copies of the attention weights) are
 cheap to compute again.
@@ -30,6 +37,7 @@ cheap to compute again.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -183,15 +191,18 @@ def peak_mib() -> float:
 
 def work(options: argparse.Namespace) -> None:
     """Be one contender: answer each line of standard input with a line of JSON."""
+    from rearkit.heap import freed_memory_kept
+
     torch.set_num_threads(options.threads)
     torch.randn(64, 64) @ torch.randn(64, 64)
     import rearkit.objective  # noqa: F401  so that the baseline holds what both import
 
     baseline = peak_mib()
     contender = Contender(options.contender, options.layers, options.batch, options.dropout)
-    for line in sys.stdin:
-        answer = contender.compare() if line.strip() == "compare" else contender.step()
-        print(json.dumps(answer | {"baseline_mib": baseline}), flush=True)
+    with freed_memory_kept() if options.contender == "rearkit" else contextlib.nullcontext():  # as in training
+        for line in sys.stdin:
+            answer = contender.compare() if line.strip() == "compare" else contender.step()
+            print(json.dumps(answer | {"baseline_mib": baseline}), flush=True)
 
 
 class Worker:

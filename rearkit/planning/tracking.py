@@ -93,7 +93,7 @@ class StandIns(TorchDispatchMode):
             return args[0].clone(), torch.zeros_like(args[0]), args[0].new_empty(0)
         if func is torch.ops.aten.equal.default:
             return True
-        if func.namespace == "mkldnn" and func._opname == "_reorder_convolution_weight":
+        if func.namespace == "mkldnn" and func._opname in ("_reorder_convolution_weight", "_reorder_linear_weight"):
             return torch.empty_like(args[0])
         return func(*args, **(kwargs or {}))
 

@@ -21,6 +21,7 @@ from rearkit.data.samples import Samples, TrainingData, shards_of
 from rearkit.data.tokens import TokenData, spread
 from rearkit.devices import resolve_device, seed_everything
 from rearkit.errors import Interrupted, Preempted, RearkitError
+from rearkit.heap import freed_memory_kept
 from rearkit.model import Model, as_module
 from rearkit.training import state
 from rearkit.training.batches import BatchSource
@@ -133,7 +134,8 @@ def train(
     started, last = time.monotonic(), {} if log is None else log.last
     busy = 0.0  # seconds in steps, without validation and checkpoints
     try:
-        with StopRequest() as stop, feed, prepared_blocks(model), progress_bar("train", table.steps, step) as bar:
+        kept = freed_memory_kept() if device.type == "cpu" else contextlib.nullcontext()
+        with StopRequest() as stop, feed, kept, prepared_blocks(model), progress_bar("train", table.steps, step) as bar:
             while step < table.steps:
                 began = time.monotonic()
                 samples, lr = feed.next(step), learning_rate(table, step)
