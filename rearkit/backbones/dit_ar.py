@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rearkit.backbones.dit_ar_decoding import Decoder
-from rearkit.backbones.lean import LeanLinear, causal_attention, drop_mask, dropout, dropped, is_lean
+from rearkit.backbones.lean import LeanLinear, causal_attention, drop_mask, dropout, factors, is_lean
 from rearkit.contracts import TokenSpace
 from rearkit.options import setting, settings
 
@@ -76,7 +76,7 @@ class MLP(nn.Module):
         hidden = behind_norm(self.fc1, norm, x_BTD, shift_BTD, scale_BTD)
         if self.dropout and self.training:
             mask = drop_mask(hidden, self.dropout)
-            out_BTD = self.fc2(hidden, mask, prepare=lambda x, kept: dropped(F.gelu(x), kept, self.dropout))
+            out_BTD = self.fc2(hidden, mask, prepare=lambda x, kept: F.gelu(x) * factors(kept, self.dropout, x.dtype))
         else:
             out_BTD = self.fc2(hidden, prepare=F.gelu)
         return dropout(out_BTD, self.dropout, self.training)

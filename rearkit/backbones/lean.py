@@ -117,8 +117,13 @@ def _(like: Tensor) -> Tensor:
 
 
 def dropped(x: Tensor, kept: Tensor, rate: float) -> Tensor:
-    """Apply a dropout that `drop_mask` drew."""
+    """Apply a dropout that `drop_mask` drew, keeping its bools for the backward pass."""
     return (x * kept.view(torch.int8)).mul_(1 / (1 - rate))  # integers, since torch is ten times as slow with bools
+
+
+def factors(kept: Tensor, rate: float, dtype: torch.dtype) -> Tensor:
+    """Return what a dropout multiplies by, for where it need not be kept."""
+    return kept.view(torch.int8).to(dtype).mul_(1 / (1 - rate))
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, rate: float) -> Tensor:
@@ -138,26 +143,28 @@ class _DroppedAttention(torch.autograd.Function):
     """Of (G, T, d) each, G = B·H."""
 
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # where autocast is on
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, rate: float) -> Tensor:
         out, masks = torch.empty_like(v), []
         for start, end in _pieces(q.shape[1]):
             weights = _causal_weights(q[:, start:end], k[:, :end])
             masks.append(drop_mask(weights, rate))
-            out[:, start:end] = dropped(weights, masks[-1], rate) @ v[:, :end]
+            out[:, start:end] = weights.mul_(factors(masks[-1], rate, weights.dtype)) @ v[:, :end]
         ctx.rate = rate
         ctx.save_for_backward(q, k, v, *masks)
         return out
 
     @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *masks = ctx.saved_tensors
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for (start, end), kept in zip(_pieces(q.shape[1]), masks, strict=True):
             rows, grad_rows = q[:, start:end], grad[:, start:end]
-            weights = _causal_weights(rows, k[:, :end])
-            grad_v[:, :end] += dropped(weights, kept, ctx.rate).mT @ grad_rows
-            grad_weights = dropped(grad_rows @ v[:, :end].mT, kept, ctx.rate)
+            weights, factor = _causal_weights(rows, k[:, :end]), factors(kept, ctx.rate, q.dtype)
+            grad_v[:, :end] += (weights * factor).mT @ grad_rows
+            grad_weights = (grad_rows @ v[:, :end].mT).mul_(factor)
             grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
             grad_scores *= q.shape[-1] ** -0.5
             grad_q[:, start:end] = grad_scores @ k[:, :end]

@@ -64,6 +64,13 @@ def test_dropped_weights_are_the_same_in_the_backward_pass_and_make_up_for_one_a
     assert many.item() == pytest.approx(1, abs=0.02)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_dropped_attention_keeps_the_type(dtype: torch.dtype) -> None:
+    q, k, v = (torch.randn(2, 3, 70, 4, dtype=dtype, requires_grad=True) for _ in range(3))
+    out = causal_attention(q, k, v, 0.1)
+    assert {out.dtype, *(grad.dtype for grad in torch.autograd.grad(out.sum(), (q, k, v)))} == {dtype}
+
+
 def test_dropout_drops_the_share_it_is_told_to_and_only_in_training() -> None:
     torch.manual_seed(0)
     x = torch.ones(100, 100)
