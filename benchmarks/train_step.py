@@ -26,8 +26,8 @@ What is not products: drawing the masks of dropout, a tenth of the straightforwa
 four entries can share one, and numpy draws it in half of the time), multiplying by masks of bool (torch makes floats of
 them first, and is quick at that only from integers), elementwise chains, AdamW. Gradients of slices of keys and values
 are padded with zeros and added by autograd, unless attention adds them in place itself. And freed memory goes back to
-the system, whose new pages cost 0.5 s a step (`rearkit.heap` keeps it): with it, an elementwise operation on (4, 258,
-3072) took 6 to 17 ms where it takes 1 to 2.
+the system, whose new pages cost 0.5 s a step: an elementwise operation on (4, 258, 3072) took 6 to 17 ms where it takes
+1 to 2 once `rearkit.heap` keeps what is freed.
 
 Memory: 917 MB each of weights, gradients and both of AdamW's moments; the straightforward network keeps 4 GB of
 activations besides, half of which (norms, modulated norms, activations, three copies of the attention weights) are
