@@ -21,10 +21,15 @@ Predictions, written before the measurement (batch 1, 4, 32; the machine reads 3
 - Leaving the unconditional rows out of steps whose scale is 1: nothing. Their keys and values are needed later, so the
   work is only put off; at tolerance 0 it would be one step in 256, and at batch 1 a second row is free anyway.
 
-Found on two cores of an AMD EPYC without AVX-512, which neighbours slow down by a fifth now and then (three runs;
-batch 1, 4, 32): 3.3 to 3.6×, 2.9 to 3.0×, 2.7 to 2.9×, where the 32 images are of one class, as a set's batches are,
-2.5 to 3.7×; whole runs 3.3×, 2.8 to 3.2×, 2.3 to 2.8×. Of the floor it is 1.8, 2.1 to 2.5, 1.3 to 1.8 times. So the
-bars at batch 1 and 32 are missed, the one at 4 is met or missed by chance. Against the predictions:
+Found on two cores of an AMD EPYC with AVX-512 (three runs; the machine wavers by a fifth; batch 1, 4, 32): 3.7 to 4.2×,
+2.7 to 2.9×, 2.2 to 3.0×; where the images of a batch are of one class, as a set's batches are, 3.1 to 3.2× and 2.5 to
+3.3× at 4 and 32. Of the floor it is 1.5 to 1.7, 1.8, 1.4 times (2.6 and 2.5 at 1 and 4 in a run where memory gave 57
+GB/s and not 37). At batch 32 the straightforward decoder takes 98 to 132 s, and the floor is 31 to 33: the bar of 3 is
+the floor itself there. Above the knee the cost grows less than linearly: 1.69, 1.45, 1.25, 1.13 s an image at batches
+of 8, 16, 32, 64 of one class.
+
+Without AVX-512, before attention read values as bags: 3.3 to 3.6×, 2.9 to 3.0×, 2.7 to 2.9×, one class 2.5 to 3.7×;
+whole runs 3.3×, 2.8 to 3.2×, 2.3 to 2.8×; 1.8, 2.1 to 2.5, 1.3 to 1.8 times the floor. Against the predictions, there:
 
 - MKL reads the weights at 4 to 6 GB/s at two rows, as predicted; oneDNN at 12 to 17, and at 19 to 23, as memory gives,
   for a 1×1 convolution, which is worth a sixth of a run at batch 1. What stands between this and 4× is oneDNN's and
@@ -38,6 +43,17 @@ bars at batch 1 and 32 are missed, the one at 4 is met or missed by chance. Agai
 - The q-k-v product in three: no difference at batch 1 and 4.
 - At 64 rows, attention reads keys and values at 12 GB/s, half of what memory gives, in all forms of the product that
   torch has; it is a quarter of the time there.
+
+And with AVX-512:
+
+- Attention was 40% of a step at 64 rows, 28% at 8. Values as bags of embeddings, weighted, come at 27 to 37 GB/s where
+  the product gave 12 to 21; keys times a column at 21 to 37 where a row times keys gave 16 to 26: a step at depth 128
+  takes 152 ms where it took 179, and 32 where it took 35. Keys as bags, too, in pieces of 16 places, would bring 2%
+  more, for a layout of their own: not taken.
+- By itself: packed layers 3.2, 2.1, 1.2×; modulations ahead 1.5, 1.3, 1.2×; static cache 1.0, 1.0, 1.8×; a mask for the
+  query 0.99, 0.99, 1.03×; the two passes of guidance apart 0.86, 0.54, 0.93×.
+- oneDNN is at 204 of 226 GFLOP/s at 64 rows and at 32 to 35 GB/s at 2 and 8. A convolution costs 15 µs more a call than
+  a linear layer, so that it is taken for matrices of a million entries only: 0.3 ms of a step.
 
     python benchmarks/sampling.py --full
 
