@@ -1,10 +1,10 @@
 """Layers for training that are quick on a CPU and keep little for the backward pass.
 
-Three findings of ``benchmarks/train_step.py`` are behind them. torch multiplies float32 matrices on a CPU by MKL, which
-on AMD's processors with AVX-512 leaves much of the arithmetic unused; oneDNN, which comes with torch too, does not.
-Of what autograd keeps of a block, half is cheap to compute again from what is kept anyway: norms, modulations,
-activations, dropped entries. Gradients are the same to rounding. And torch draws what a dropout keeps one number an
-entry, which takes longer than all else that is not a matrix product.
+Findings of ``benchmarks/train_step.py`` are behind them. torch multiplies float32 matrices on a CPU by MKL, which on
+AMD's processors with AVX-512 is a tenth slower than oneDNN, which comes with torch too. Of what autograd keeps of a
+block, half is cheap to compute again from what is kept anyway: norms, modulations, activations, dropped entries.
+Gradients are the same to rounding. torch draws what a dropout keeps one number an entry, which takes longer than all
+else that is not a matrix product. And autograd adds up the gradients of a tensor's slices in full length.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _random_shorts(like: Tensor) -> Tensor:
 
     An integer of 64 bits serves four entries; numpy draws it, in half of torch's time, from a seed that torch draws.
     """
-    seed, count = int(torch.randint(2**63 - 1, ())), like.numel()
+    seed, count = int(torch.randint(2**63 - 1, (), device="cpu")), like.numel()
     drawn = np.random.SFC64(seed).random_raw(-(-count // 4)).view(np.int16)
     return torch.from_numpy(drawn)[:count].view(like.shape)
 
