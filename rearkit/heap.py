@@ -10,27 +10,25 @@ import contextlib
 import ctypes
 from collections.abc import Iterator
 
-# Of glibc's malloc.h, and the largest values that its own adjustment to a program reaches.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
-MMAP_THRESHOLD, MMAP_MAX = 32 * 2**20, 65_536
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+MMAP_THRESHOLD = 32 * 2**20  # bytes: the largest that glibc's own adjustment to a program reaches
 
 
 @contextlib.contextmanager
 def freed_memory_kept() -> Iterator[None]:
     """Within this context, memory that is freed stays with the process; at its end, what is free is given back.
 
-    Does nothing where the C library is not glibc.
+    Blocks of 32 MiB and more are given back at once even so, since those that do not fit one another would add up. Does
+    nothing where the C library is not glibc.
     """
     libc = ctypes.CDLL(None)
     if not (hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim")):
         yield
         return
-    libc.mallopt(M_MMAP_MAX, 0)
+    libc.mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD)
     libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
     try:
         yield
     finally:
-        libc.mallopt(M_MMAP_MAX, MMAP_MAX)
-        libc.mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD)
         libc.mallopt(M_TRIM_THRESHOLD, 2 * MMAP_THRESHOLD)
         libc.malloc_trim(0)
