@@ -25,7 +25,7 @@ def allocate_and_free():
 
 allocate_and_free()
 before = resident()
-with contextlib.suppress(ValueError), contextlib.nullcontext() if sys.argv[1] == "without" else freed_memory_kept():
+with contextlib.suppress(ValueError), freed_memory_kept():
     allocate_and_free()
     once = resident()
     for _ in range(10):
@@ -49,7 +49,3 @@ def test_freed_memory_stays_within_the_context_and_is_used_again_and_is_given_ba
     assert once > 0.8 * MIB
     assert often < 0.6 * MIB
     assert after < 0.2 * MIB
-
-
-def test_without_it_freed_memory_goes_back_to_the_system() -> None:
-    assert growth("without")[0] < 0.4 * MIB
