@@ -14,8 +14,7 @@ depends on the processor.
 - On an AMD EPYC with AVX-512 (family 25, model 17) torch's default product (MKL) reaches 186 GFLOP/s at (1032, 768) ×
   (768, 3072) and oneDNN 206: 7.8 s and 7.1 s. The straightforward step takes 9.8 s at best and 9.9 to 10.2 s in the
   median, rearkit's 8.0 to 8.1 and 8.2: 1.20 to 1.22 times as fast (median of pairs; 1.20 by the best), at 0.71 of the
-  memory.
-  So `rearkit.backbones.lean` takes oneDNN where the processor has AVX-512, and MKL elsewhere.
+  memory. So `rearkit.backbones.lean` takes oneDNN where the processor has AVX-512, and MKL elsewhere.
 - On one without (family 25, model 1) MKL reached 135 GFLOP/s and oneDNN 138, less in the backward pass: 10.6 s. The
   straightforward step took 12.1 s there at best and 12.9 s in the median, so that no implementation of the same
   arithmetic could be more than 1.14 to 1.2 times as fast; rearkit's took 11.1 and 12.0 (1.08, and 1.12 in a slower

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,14 @@ TINY: dict[str, Any] = {
     "train": {"steps": 4, "global_batch": 8, "lr": 1e-2},
     "sample": {"num_images": 4},
 }
+
+
+@pytest.fixture
+def restored_threads() -> Iterator[None]:
+    """Put back the number of torch's threads, which a test changes."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 @attrs.frozen(eq=False)

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,13 +8,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rearkit.cached_attention import attend_to_cache, cache_length
-
-
-@pytest.fixture
-def restored_threads() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def drawn(rows: int, heads: int, width: int, places: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given
@@ -14,13 +12,6 @@ from rearkit.backbones.dit_ar import DiTAR, DiTARSettings
 from rearkit.contracts import TokenSpace
 
 SPACE = TokenSpace(num_tokens=18, codebook_size=24, num_classes=5)
-
-
-@pytest.fixture
-def restored_threads() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def stirred(settings: DiTARSettings, space: TokenSpace, seed: int = 0) -> DiTAR:
