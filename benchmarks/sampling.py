@@ -21,12 +21,12 @@ Predictions, written before the measurement (batch 1, 4, 32; the machine reads 3
 - Leaving the unconditional rows out of steps whose scale is 1: nothing. Their keys and values are needed later, so the
   work is only put off; at tolerance 0 it would be one step in 256, and at batch 1 a second row is free anyway.
 
-Found on two cores of an AMD EPYC with AVX-512 (three runs; the machine wavers by a fifth; batch 1, 4, 32): 3.7 to 4.2×,
-2.7 to 2.9×, 2.2 to 3.0×; where the images of a batch are of one class, as a set's batches are, 3.1 to 3.2× and 2.5 to
-3.3× at 4 and 32. Of the floor it is 1.5 to 1.7, 1.8, 1.4 times (2.6 and 2.5 at 1 and 4 in a run where memory gave 57
-GB/s and not 37). At batch 32 the straightforward decoder takes 98 to 132 s, and the floor is 31 to 33: the bar of 3 is
-the floor itself there. Above the knee the cost grows less than linearly: 1.69, 1.45, 1.25, 1.13 s an image at batches
-of 8, 16, 32, 64 of one class.
+Found on two cores of an AMD EPYC with AVX-512 (four runs; the machine wavers by a fifth, the straightforward decoder's
+concatenations at batch 32 by more, 116 to 168 s; batch 1, 4, 32): 3.7 to 4.6×, 2.8 to 3.3×, 2.5 to 3.4×; where the
+images of a batch are of one class, as a set's batches are, 3.2 to 3.5× and 2.6 to 3.9× at 4 and 32. Of the floor it is
+1.5 to 1.7, 1.6 to 1.7, 1.4 times. At batch 32 the floor, 34 s, is itself 3.4 to 5 times as fast as the straightforward
+decoder. Above the knee the cost grows less than linearly: 1.69, 1.45, 1.25, 1.13 s an image at batches of 8, 16, 32, 64
+of one class (before queries and keys shared a norm).
 
 Without AVX-512, before attention read values as bags: 3.3 to 3.6×, 2.9 to 3.0×, 2.7 to 2.9×, one class 2.5 to 3.7×;
 whole runs 3.3×, 2.8 to 3.2×, 2.3 to 2.8×; 1.8, 2.1 to 2.5, 1.3 to 1.8 times the floor. Against the predictions, there:
@@ -52,8 +52,10 @@ And with AVX-512:
   more, for a layout of their own: not taken.
 - By itself: packed layers 3.2, 2.1, 1.2×; modulations ahead 1.5, 1.3, 1.2×; static cache 1.0, 1.0, 1.8×; a mask for the
   query 0.99, 0.99, 1.03×; the two passes of guidance apart 0.86, 0.54, 0.93×.
+- Queries and keys normalised in one call, with the norms' weights and biases on the query alone, are worth 7, 5, 1%.
 - oneDNN is at 204 of 226 GFLOP/s at 64 rows and at 32 to 35 GB/s at 2 and 8. A convolution costs 15 µs more a call than
-  a linear layer, so that it is taken for matrices of a million entries only: 0.3 ms of a step.
+  a linear layer, so that it is taken for matrices of a million entries only: 0.3 ms of a step. From 32 rows on, linear
+  layers alone would bring 3%, but their bits differ from a convolution's, and an image's would depend on its batch.
 
     python benchmarks/sampling.py --full
 

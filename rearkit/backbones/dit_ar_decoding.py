@@ -66,9 +66,9 @@ class Decoder:
         x_RD = self._padded(x_BD) + self.place_TD[place]
         for layer, block in enumerate(self.blocks):
             shift1, scale1, gate1, shift2, scale2, gate2 = self.modulations.at(place, layer).chunk(6, dim=-1)
-            attended = self._attend(block, torch.addcmul(shift1, block.norm1(x_RD), scale1), layer)
+            attended = self._attend(block, torch.addcmul(shift1, torch.layer_norm(x_RD, *block.norm1), scale1), layer)
             x_RD = torch.addcmul(x_RD, gate1, block.proj(attended))
-            hidden = block.fc1(torch.addcmul(shift2, block.norm2(x_RD), scale2))
+            hidden = block.fc1(torch.addcmul(shift2, torch.layer_norm(x_RD, *block.norm2), scale2))
             x_RD = torch.addcmul(x_RD, gate2, block.fc2(hidden))
         self.length += 1
         if not predict:
@@ -79,11 +79,12 @@ class Decoder:
 
     def _attend(self, block: DecodingBlock, x_RD: Tensor, layer: int) -> Tensor:
         """Attend from the newest place to itself and to those before it: (R, D) to (R, D)."""
-        q_RHd, k_RHd, v_RHd = block.qkv(x_RD).view(len(x_RD), 3, self.heads, -1).unbind(1)
+        qkv_R3Hd = block.qkv(x_RD).view(len(x_RD), 3, self.heads, -1)
+        normed_R3Hd = torch.layer_norm(qkv_R3Hd, qkv_R3Hd.shape[-1:], eps=block.qk_eps)  # of values for nothing
         keys, values = self.keys[layer], self.values[layer]
-        keys[:, :, self.length] = block.k_norm(k_RHd)
-        values[:, :, self.length] = v_RHd
-        q_RHd = F.layer_norm(q_RHd, q_RHd.shape[-1:], block.q_weight, block.q_bias, block.q_eps)
+        keys[:, :, self.length] = normed_R3Hd[:, 1]
+        values[:, :, self.length] = qkv_R3Hd[:, 2]
+        q_RHd = torch.addcmul(block.q_bias, normed_R3Hd[:, 0], block.q_weight)
         return attend_to_cache(q_RHd, keys, values, self.length + 1)
 
     def _padded(self, x: Tensor) -> Tensor:
@@ -95,10 +96,14 @@ class DecodingBlock:
     """What a block does to one place, apart from attention: its norms and its packed linear layers."""
 
     def __init__(self, block: Block, rows: int) -> None:
-        self.norm1, self.norm2 = block.norm1, block.norm2
-        q_norm, self.k_norm = block.attn.q_norm, block.attn.k_norm
-        scale = len(q_norm.weight) ** -0.5  # of the scores, by 1/√(D/H)
-        self.q_weight, self.q_bias, self.q_eps = q_norm.weight * scale, q_norm.bias * scale, q_norm.eps
+        self.norm1, self.norm2 = (
+            (norm.normalized_shape, norm.weight, norm.bias, norm.eps) for norm in (block.norm1, block.norm2)
+        )
+        # Scores are q·k/√(D/H) with q and k behind norms. The key norm's weight goes over to the query, and its bias
+        # adds the same to a query's scores at all places, which softmax does not see: so keys are only normalised.
+        q_norm, k_norm = block.attn.q_norm, block.attn.k_norm
+        scale, self.qk_eps = k_norm.weight * len(k_norm.weight) ** -0.5, q_norm.eps
+        self.q_weight, self.q_bias = q_norm.weight * scale, q_norm.bias * scale
         self.qkv, self.proj = PackedLinear(block.attn.qkv, rows), PackedLinear(block.attn.proj, rows)
         self.fc1, self.fc2 = PackedLinear(block.mlp.fc1, rows, gelu=True), PackedLinear(block.mlp.fc2, rows)
 
