@@ -130,7 +130,8 @@ class Condition:
     def modulate(self, modulation: nn.Sequential) -> Tensor:
         """Return the modulation of each sample and place, (B, T, m·D)."""
         out_UTM: Tensor = modulation[1](self.activated_UTD)  # its SiLU is the same for all blocks, and done
-        return out_UTM if self.row_B is None else out_UTM[self.row_B]
+        # Not by indexing, whose gradient on several threads is added up in another order each time, and slowly.
+        return out_UTM if self.row_B is None else out_UTM.index_select(0, self.row_B)
 
 
 class FinalNorm(nn.Module):

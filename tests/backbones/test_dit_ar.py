@@ -235,6 +235,24 @@ def test_gradients_do_not_depend_on_how_modulations_are_computed(drawn: tuple[Di
 
 
 @torch.no_grad()
+@torch.enable_grad()
+def test_gradients_of_a_batch_have_the_same_bits_each_time_on_two_threads(restored_threads: None) -> None:
+    """With few classes, so that rows of modulations get gradients from many samples."""
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    module = DiTAR(DiTARSettings(hidden_size=128, num_layers=1, num_heads=4, dropout=0.0), TokenSpace(64, 128, 10))
+    for parameter in module.parameters():  # a fresh block is shut
+        torch.nn.init.normal_(parameter, std=0.02)
+    tokens, classes = torch.randint(128, (32, 64)), torch.randint(10, (32,))
+    found = set()
+    for _ in range(8):
+        module.zero_grad()
+        torch.manual_seed(1)
+        module(tokens, classes)[0].square().sum().backward()
+        found.add(module.blocks[0].adaLN_modulation[1].weight.grad.numpy().tobytes())
+    assert len(found) == 1
+
+
 def test_the_class_and_the_dropped_label_change_the_logits(case: Any, backbone: DiTAR) -> None:
     tokens = case["tokens"][:1]
     logits = [backbone(tokens, torch.tensor([label]))[0] for label in range(backbone.space.num_classes + 1)]
