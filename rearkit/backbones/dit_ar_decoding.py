@@ -40,7 +40,8 @@ class Decoder:
         classes_B: (B,) int64 in [0, C].
 
     Attributes:
-        keys: (layers, R, H, T rounded up, D/H), filled up to `length` places; ``values`` likewise.
+        keys: (layers, R, H, T rounded up, D/H), filled up to `length` places, normalised without weight and bias, which
+            queries take over; ``values`` likewise, as they come.
     """
 
     def __init__(self, backbone: DiTAR, classes_B: Tensor) -> None:

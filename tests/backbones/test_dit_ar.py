@@ -234,8 +234,6 @@ def test_gradients_do_not_depend_on_how_modulations_are_computed(drawn: tuple[Di
         torch.testing.assert_close(together, apart, rtol=1e-3, atol=1e-3)
 
 
-@torch.no_grad()
-@torch.enable_grad()
 def test_gradients_of_a_batch_have_the_same_bits_each_time_on_two_threads(restored_threads: None) -> None:
     """With few classes, so that rows of modulations get gradients from many samples."""
     torch.set_num_threads(2)
@@ -253,6 +251,7 @@ def test_gradients_of_a_batch_have_the_same_bits_each_time_on_two_threads(restor
     assert len(found) == 1
 
 
+@torch.no_grad()
 def test_the_class_and_the_dropped_label_change_the_logits(case: Any, backbone: DiTAR) -> None:
     tokens = case["tokens"][:1]
     logits = [backbone(tokens, torch.tensor([label]))[0] for label in range(backbone.space.num_classes + 1)]
