@@ -10,8 +10,11 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 ALIGN = 16  # floats: a cache line, and AVX-512's vector
+# Not cuDNN, torch's first choice on Hopper: it plans anew for each number of places, also while a graph is recorded.
+FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def cache_length(places: int) -> int:
@@ -35,7 +38,9 @@ def attend_to_cache(query_RHd: Tensor, keys_RHTd: Tensor, values_RHTd: Tensor, e
     R, H, d = query_RHd.shape
     if query_RHd.device.type != "cpu":
         keys, values = keys_RHTd[:, :, :end], values_RHTd[:, :, :end]
-        return F.scaled_dot_product_attention(query_RHd[:, :, None], keys, values, scale=1.0).reshape(R, H * d)
+        with sdpa_kernel(FUSED):
+            out = F.scaled_dot_product_attention(query_RHd[:, :, None], keys, values, scale=1.0)
+        return out.reshape(R, H * d)
     keys, values = (cached.view(R * H, -1, d) for cached in (keys_RHTd, values_RHTd))
     scores = torch.bmm(keys[:, : cache_length(end)], query_RHd.reshape(R * H, 1, d).transpose(1, 2))
     weights = scores.squeeze(-1)[:, :end].softmax(-1)

@@ -52,3 +52,19 @@ def test_a_row_has_the_same_bits_in_any_batch_and_on_any_number_of_threads(
                 part = slice(first, first + rows)
                 found = attend_to_cache(query[part], keys[part], values[part], end)
                 assert torch.equal(found, expected[part]), (end, threads, first, rows)
+
+
+def test_off_the_cpu_cudnn_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    enabled = []
+    plain = F.scaled_dot_product_attention
+
+    def spy(*tensors: Tensor, **options: float) -> Tensor:
+        enabled.append((torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.cudnn_sdp_enabled()))
+        return plain(*tensors, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    query, keys, values = (tensor.to("meta") for tensor in drawn(2, 3, 16, 8))
+    assert attend_to_cache(query, keys, values, 5).shape == (2, 48)
+    assert enabled == [(True, False)]
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before

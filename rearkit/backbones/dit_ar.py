@@ -74,11 +74,12 @@ class MLP(nn.Module):
     def forward(self, x_BTD: Tensor, shift_BTD: Tensor, scale_BTD: Tensor, norm: nn.LayerNorm) -> Tensor:
         """Pass a modulated norm of the input through both layers, (B, T, D) to (B, T, D)."""
         hidden = behind_norm(self.fc1, norm, x_BTD, shift_BTD, scale_BTD)
-        if self.dropout and self.training:
-            mask = drop_mask(hidden, self.dropout)
-            out_BTD = self.fc2(hidden, mask, prepare=lambda x, kept: F.gelu(x) * factors(kept, self.dropout, x.dtype))
-        else:
-            out_BTD = self.fc2(hidden, prepare=F.gelu)
+        rate = self.dropout if self.training else 0.0
+        if rate and not torch.compiler.is_compiling():
+            mask = drop_mask(hidden, rate)
+            out_BTD = self.fc2(hidden, mask, prepare=lambda x, kept: F.gelu(x) * factors(kept, rate, x.dtype))
+        else:  # the compiler computes activations again by itself, but takes no bool for an integer
+            out_BTD = self.fc2(hidden, prepare=lambda x: F.dropout(F.gelu(x), rate))
         return dropout(out_BTD, self.dropout, self.training)
 
 

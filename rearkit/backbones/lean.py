@@ -85,8 +85,15 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
-    """Apply dropout, keeping a byte an entry for the backward pass, where `F.dropout` keeps a float on a CPU."""
-    return dropped(x, drop_mask(x, rate), rate) if rate and training else x
+    """Apply dropout, keeping a byte an entry for the backward pass, where `F.dropout` keeps a float on a CPU.
+
+    On CUDA `F.dropout` is one kernel and keeps bools; the compiler fuses it.
+    """
+    if not (rate and training):
+        return x
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.dropout(x, rate)
+    return dropped(x, drop_mask(x, rate), rate)
 
 
 def drop_mask(like: Tensor, rate: float) -> Tensor:
@@ -95,7 +102,7 @@ def drop_mask(like: Tensor, rate: float) -> Tensor:
     On a CPU the rate is rounded to a multiple of 1/65,536.
     """
     kept = torch.empty_like(like, dtype=torch.bool, memory_format=torch.contiguous_format)
-    if like.device.type != "cpu" or torch.compiler.is_compiling():
+    if like.device.type != "cpu":
         return kept.bernoulli_(1 - rate)
     return torch.ge(_random_shorts(kept), round(rate * 2**16) - 2**15, out=kept)
 

@@ -41,7 +41,9 @@ def begin(engine: Any, averages: bool) -> None:
             and offloaded like them.
     """
     for master, state in _states(engine):
-        state["step"] = torch.tensor(0.0) if isinstance(engine.basic_optimizer, torch.optim.AdamW) else 0
+        # Fused AdamW reads the step count on the device where the weights are.
+        fused = isinstance(engine.basic_optimizer, torch.optim.AdamW)
+        state["step"] = torch.zeros((), dtype=torch.float32, device=master.device) if fused else 0
         for key in MOMENTS:
             state[key] = torch.zeros_like(master)
         if averages:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rearkit import plugins
-from rearkit.backbones.dit_ar import DiTAR, DiTARSettings
+from rearkit.backbones.dit_ar import Block, Condition, DiTAR, DiTARSettings
 from rearkit.contracts import Backbone, RegularizerContext, TokenSpace
 from rearkit.errors import WeightsError
 from rearkit.objective import Objective
@@ -303,3 +303,19 @@ def test_the_default_sizes_have_the_parameters_that_the_published_layout_implies
     tables = 3 * 258 * 768 + 768 + (1024 + 1 + 1000 + 1) * 768
     head = 2 * (768 * 768 + 768) + 1024 * (768 + 1)
     assert sum(parameter.numel() for parameter in small.parameters()) == 20 * per_block + tables + head
+
+
+def test_a_compiled_block_with_dropout_views_no_bool_as_a_number() -> None:
+    """Triton, which compiles for CUDA, has no such view."""
+    viewed: list[object] = []
+
+    def look(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        viewed.extend(node for node in module.graph.nodes if torch.int8 in node.args)
+        seen.append(module)
+        return module.forward
+
+    seen: list[torch.fx.GraphModule] = []
+    block = Block(DiTARSettings(hidden_size=16, num_layers=1, num_heads=2, dropout=0.1)).train()
+    x_BTD = torch.randn(2, 5, 16)
+    torch.compile(block.forward, backend=look, fullgraph=True)(x_BTD, Condition(x_BTD, None))
+    assert seen and not viewed

@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,15 @@ def resumed(folder: Path, target: Path, model: Model, step: int = 3) -> Model:
     shutil.copytree(folder / "checkpoints" / place.name, place)
     train(model, tokens(), folder=target)
     return model
+
+
+def test_the_count_of_steps_lies_where_the_weights_are() -> None:
+    master = torch.nn.Parameter(torch.empty(3, device="meta"))
+    adamw = torch.optim.AdamW([master], fused=False)
+    state.begin(SimpleNamespace(optimizer=adamw, basic_optimizer=adamw), averages=False)
+    step = adamw.state[master]["step"]
+    assert step.device == master.device, "the fused optimizer reads it by a kernel"
+    assert step.dtype == torch.float32
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
