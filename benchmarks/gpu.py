@@ -13,8 +13,10 @@ import argparse
 import contextlib
 import json
 import math
+import os
 import shutil
 import statistics
+import subprocess
 import sys
 import threading
 import time
@@ -241,17 +243,23 @@ def watched_steps(before: Callable[[int], None], after: Callable[[float], None] 
         loop._train_step = original
 
 
-def losses_of_settings(report: Report) -> None:
-    def losses(device: str = "cuda", **train: Any) -> np.ndarray:
-        steps = {"steps": 6, "global_batch": 8, "lr": 1e-3, **train}
-        sizes = {"num_layers": 2, "hidden_size": 192, "num_heads": 4, "dropout": 0.0, "attention_dropout": 0.0}
-        seen: list[float] = []
-        with watched_steps(lambda _: None, lambda loss: seen.append(float(loss))):
-            loop.train(build(recipe(train=steps, device=device, **sizes)), random_tokens(64))
-        return np.array(seen)
+def losses(device: str = "cuda", **train: Any) -> np.ndarray:
+    """Losses of six steps of a small model without dropout."""
+    steps = {"steps": 6, "global_batch": 8, "lr": 1e-3, **train}
+    sizes = {"num_layers": 2, "hidden_size": 192, "num_heads": 4, "dropout": 0.0, "attention_dropout": 0.0}
+    seen: list[float] = []
+    with watched_steps(lambda _: None, lambda loss: seen.append(float(loss))):
+        loop.train(build(recipe(train=steps, device=device, **sizes)), random_tokens(64))
+    return np.array(seen)
 
+
+def losses_of_settings(report: Report) -> None:
     base = losses(precision="fp32", zero_stage=0)
-    on_cpu = losses("cpu", precision="fp32", zero_stage=0)
+    # In a process of its own, since DeepSpeed computes on one kind of device only.
+    command = [sys.executable, __file__, str(report.folder), "--losses-on-cpu"]
+    environment = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    on_cpu = np.array(json.loads(printed.splitlines()[-1]))
     report.judge("losses of six steps, GPU against CPU, fp32", float(abs(on_cpu - base).max()), 1e-4)
     for name, bound, settings in (
         ("ZeRO 1 against 0, fp32", 1e-4, {"precision": "fp32", "zero_stage": 1}),
@@ -546,7 +554,11 @@ def main() -> int:
     parser.add_argument("--budget", type=float, default=450.0, help="seconds")
     parser.add_argument("--only", help="sections, by commas: " + ",".join(section.__name__ for section in SECTIONS))
     parser.add_argument("--dry", action="store_true", help="short loops, no number judged")
+    parser.add_argument("--losses-on-cpu", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.losses_on_cpu:
+        print(json.dumps(losses("cpu", precision="fp32", zero_stage=0).tolist()))
+        return 0
     report = Report(options.out, options.budget, options.only and options.only.split(","), options.dry)
     for section, latest in SECTIONS.items():
         report.run(section, latest)
