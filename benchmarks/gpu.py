@@ -43,6 +43,7 @@ from rearkit.sampling.graphs import GraphedBackbone
 from rearkit.sampling.sampler import Sampler, balanced_classes, draw
 from rearkit.training import loop
 from rearkit.training.batches import Batch
+from rearkit.training.blocks import prepared_blocks
 from rearkit.training.engine import TrainModule
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -316,8 +317,9 @@ def train(report: Report) -> None:
         ("train S 128, compiled", "s", 128, {"compile": True}),
         ("train S 128, compiled, fp32 sums", "s", 128, {"compile": True, "deepspeed": fp32_sums}),
         ("train S 256, compiled, fp32 sums", "s", 256, {"compile": True, "deepspeed": fp32_sums}),
-        ("train L 64, compiled, fp32 sums", "l", 64, {"compile": True, "deepspeed": fp32_sums}),
+        ("train L 128, compiled, fp32 sums", "l", 128, {"compile": True, "deepspeed": fp32_sums}),
     ):
+        torch._dynamo.reset()  # what was compiled for other shapes changes how it compiles for these
         try:
             train_speed(report, name, size, micro, settings)
         except Exception as error:
@@ -342,9 +344,9 @@ def train_speed(report: Report, name: str, size: str, micro: int, settings: dict
     report.note(
         name,
         {
-            "s/step": round(seconds, 4),
+            "s/step": round(float(seconds), 4),
             "images/s": round(micro / seconds),
-            "MFU": round(TRAIN_FLOPS[size] * micro / seconds / PEAK_FLOPS, 3),
+            "MFU": round(float(TRAIN_FLOPS[size] * micro / seconds / PEAK_FLOPS), 3),
             "GiB": round(torch.cuda.max_memory_allocated() / 2**30, 1),
             "first step s": round(float(spans[0]), 1),
         },
@@ -365,6 +367,7 @@ def plain(report: Report) -> None:
     dit_ar.MLP.forward = mlp
     try:
         for compiled in (False, True):
+            torch._dynamo.reset()
             plain_step(report, compiled)
             torch.cuda.empty_cache()
     finally:
@@ -397,22 +400,25 @@ def plain_step(report: Report, compiled: bool) -> None:
 
 
 def profile(report: Report) -> None:
-    """Kernels of one forward and backward pass, by time, into kernels.txt."""
+    """Kernels of one forward and backward pass, by time, into kernels_eager.txt and kernels_compiled.txt."""
     if report.dry:
         return
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as recorded
 
-    module = TrainModule(build(recipe())).cuda().bfloat16().train()
     ids = torch.randint(1024, (128, 256), device="cuda")
     batch = Batch(ids, ids, ids < 0, ids[:, 0] % 1000, 0.0)
-    for _ in range(2):
-        module(batch)[0].backward()
-    with recorded(activities=[ProfilerActivity.CUDA]) as found:
-        module(batch)[0].backward()
-        torch.cuda.synchronize()
-    table = found.key_averages().table(sort_by="cuda_time_total", row_limit=60, max_name_column_width=90)
-    (report.folder / "kernels.txt").write_text(table)
+    for name in ("eager", "compiled"):
+        model = build(recipe(train={"compile": name == "compiled"}))
+        module = TrainModule(model).cuda().bfloat16().train()
+        with prepared_blocks(model):
+            for _ in range(2):
+                module(batch)[0].backward()
+            with recorded(activities=[ProfilerActivity.CUDA]) as found:
+                module(batch)[0].backward()
+                torch.cuda.synchronize()
+        table = found.key_averages().table(sort_by="cuda_time_total", row_limit=60, max_name_column_width=90)
+        (report.folder / f"kernels_{name}.txt").write_text(table)
 
 
 def sample(report: Report) -> None:
