@@ -32,13 +32,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from rearkit.backbones import dit_ar, lean
-from rearkit.backbones.dit_ar import DiTAR, DiTARSettings
-from rearkit.contracts import TokenSpace
+from rearkit.components.backbones import dit_ar
+from rearkit.components.backbones.dit_ar import DiTAR
+from rearkit.components.backbones.dit_ar_blocks import DiTARSettings
+from rearkit.contracts import TokenSpace, as_module
 from rearkit.data.tokens import TokenData
-from rearkit.model import as_module, build
-from rearkit.recipe import Recipe
-from rearkit.recipe_files import load_recipe
+from rearkit.layers import lean
+from rearkit.model import build
+from rearkit.recipe.loading import load_recipe
+from rearkit.recipe.tables import Recipe
 from rearkit.sampling.graphs import GraphedBackbone
 from rearkit.sampling.sampler import Sampler, balanced_classes, draw
 from rearkit.training import loop

@@ -78,11 +78,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rearkit.backbones.dit_ar import NORM_EPS, DiTAR, DiTARSettings
-from rearkit.backbones.dit_ar_decoding import Decoder
+from rearkit.components.backbones.dit_ar import DiTAR
+from rearkit.components.backbones.dit_ar_blocks import NORM_EPS, DiTARSettings
+from rearkit.components.backbones.dit_ar_decoding import Decoder
 from rearkit.contracts import TokenSpace
-from rearkit.packed import PackedLinear, half_weights
-from rearkit.recipe import SampleTable
+from rearkit.layers.packed_linear import PackedLinear, half_weights
+from rearkit.recipe.tables import SampleTable
 from rearkit.sampling.sampler import sample_tokens
 
 IDEAS = (

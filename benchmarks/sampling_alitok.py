@@ -25,7 +25,8 @@ import json
 
 import torch
 import torch.nn.functional as F
-from rearkit_alitok.backbone import AliTokAR, AliTokARSettings
+from rearkit_alitok.backbone import AliTokAR
+from rearkit_alitok.blocks import AliTokARSettings
 from sampling import machine, rows_of, seconds, whole_run
 from torch import Tensor
 

@@ -14,7 +14,7 @@ depends on the processor.
 - On an AMD EPYC with AVX-512 (family 25, model 17) torch's default product (MKL) reaches 186 GFLOP/s at (1032, 768) ×
   (768, 3072) and oneDNN 206: 7.8 s and 7.1 s. The straightforward step takes 9.8 s at best and 9.9 to 10.2 s in the
   median, rearkit's 8.0 to 8.1 and 8.2: 1.20 to 1.22 times as fast (median of pairs; 1.20 by the best), at 0.71 of the
-  memory. So `rearkit.backbones.lean` takes oneDNN where the processor has AVX-512, and MKL elsewhere.
+  memory. So `rearkit.layers.lean` takes oneDNN where the processor has AVX-512, and MKL elsewhere.
 - On one without (family 25, model 1) MKL reached 135 GFLOP/s and oneDNN 138, less in the backward pass: 10.6 s. The
   straightforward step took 12.1 s there at best and 12.9 s in the median, so that no implementation of the same
   arithmetic could be more than 1.14 to 1.2 times as fast; rearkit's took 11.1 and 12.0 (1.08, and 1.12 in a slower
@@ -27,7 +27,7 @@ four entries can share one, and numpy draws it in half of the time), multiplying
 them first, and is quick at that only from integers), elementwise chains, AdamW. Gradients of slices of keys and values
 are padded with zeros and added by autograd, unless attention adds them in place itself. And freed memory goes back to
 the system, whose new pages cost 0.5 s a step: an elementwise operation on (4, 258, 3072) took 6 to 17 ms where it takes
-1 to 2 once `rearkit.heap` keeps what is freed.
+1 to 2 once `rearkit.system.memory` keeps what is freed.
 
 Memory: 917 MB each of weights, gradients and both of AdamW's moments; the straightforward network keeps 4 GB of
 activations besides, half of which (norms, modulated norms, activations, three copies of the attention weights) are
@@ -139,10 +139,11 @@ class Contender:
     """One of the two, with its optimizer; both have rearkit's objective, the same weights and the same batch."""
 
     def __init__(self, name: str, layers: int, batch: int, rate: float) -> None:
-        from rearkit.backbones.dit_ar import DiTAR, DiTARSettings
+        from rearkit.components.backbones.dit_ar import DiTAR
+        from rearkit.components.backbones.dit_ar_blocks import DiTARSettings
+        from rearkit.components.regularizers.codebook_embedding import CodebookEmbedding, CodebookEmbeddingSettings
         from rearkit.contracts import RegularizerContext, TokenSpace
         from rearkit.objective import Objective
-        from rearkit.regularizers.codebook_embedding import CodebookEmbedding, CodebookEmbeddingSettings
 
         settings = DiTARSettings(
             hidden_size=HIDDEN, num_layers=layers, num_heads=HEADS, dropout=rate, attention_dropout=rate
@@ -191,7 +192,7 @@ def peak_mib() -> float:
 
 def work(options: argparse.Namespace) -> None:
     """Be one contender: answer each line of standard input with a line of JSON."""
-    from rearkit.heap import freed_memory_kept
+    from rearkit.system.memory import freed_memory_kept
 
     torch.set_num_threads(options.threads)
     torch.randn(64, 64) @ torch.randn(64, 64)
@@ -225,7 +226,7 @@ class Worker:
 
 def gemm_rates() -> dict[str, float]:
     """Arithmetic of the step's largest products by torch's default (MKL) and by oneDNN, GFLOP/s: the best of five."""
-    from rearkit.backbones.lean import product
+    from rearkit.layers.lean import product
 
     rows, rates = 4 * (TOKENS + 2), {}
     x, weight = torch.randn(rows, HIDDEN), torch.randn(4 * HIDDEN, HIDDEN)

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "Component": "registry",
-    "hookimpl": "hookspecs",
-    "setting": "options",
-    "settings": "options",
+    "Component": "registry.component",
+    "hookimpl": "registry.hookspecs",
+    "setting": "recipe.settings",
+    "settings": "recipe.settings",
     "RearkitError": "errors",
-    "Recipe": "recipe",
-    "load_recipe": "recipe_files",
+    "Recipe": "recipe.tables",
+    "load_recipe": "recipe.loading",
     "Model": "model",
     "build": "model",
     "make": "model",
@@ -36,33 +36,33 @@ _HOME = {
     "Objective": "objective",
     "corrupt": "objective",
     "capture": "objective",
-    "VectorQuantizer": "tokenizers.quantizer",
-    "MaskGITVQGANDecoder": "tokenizers.maskgit_vqgan",
-    "PackedLinear": "packed",
-    "attend_to_cache": "cached_attention",
-    "cache_length": "cached_attention",
+    "VectorQuantizer": "components.tokenizers.quantizer",
+    "MaskGITVQGANDecoder": "components.tokenizers.maskgit_vqgan",
+    "PackedLinear": "layers.packed_linear",
+    "attend_to_cache": "layers.cached_attention",
+    "cache_length": "layers.cached_attention",
 }
 
 if TYPE_CHECKING:
-    from rearkit.cached_attention import attend_to_cache, cache_length
+    from rearkit.components.tokenizers.maskgit_vqgan import MaskGITVQGANDecoder
+    from rearkit.components.tokenizers.quantizer import VectorQuantizer
     from rearkit.data.loader import ImageSet, load_images
     from rearkit.data.tokens import TokenData
     from rearkit.errors import RearkitError
     from rearkit.evaluation.scores import evaluate
-    from rearkit.hookspecs import hookimpl
+    from rearkit.layers.cached_attention import attend_to_cache, cache_length
+    from rearkit.layers.packed_linear import PackedLinear
     from rearkit.model import Model, build, make
     from rearkit.objective import Objective, capture, corrupt
-    from rearkit.options import setting, settings
-    from rearkit.packed import PackedLinear
     from rearkit.pipeline import run
-    from rearkit.recipe import Recipe
-    from rearkit.recipe_files import load_recipe
-    from rearkit.registry import Component
+    from rearkit.recipe.loading import load_recipe
+    from rearkit.recipe.settings import setting, settings
+    from rearkit.recipe.tables import Recipe
+    from rearkit.registry.component import Component
+    from rearkit.registry.hookspecs import hookimpl
     from rearkit.sampling.sampler import Sampler, sample
     from rearkit.tokenization.fit import fit_tokenizer
     from rearkit.tokenization.tokens import tokenize
-    from rearkit.tokenizers.maskgit_vqgan import MaskGITVQGANDecoder
-    from rearkit.tokenizers.quantizer import VectorQuantizer
     from rearkit.training.loop import train
     from rearkit.training.stage import load_model
 

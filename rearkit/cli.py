@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Sequence
-from types import FrameType, TracebackType
 
 import click
 
 from rearkit import errors
 from rearkit.commands import COMMANDS
-from rearkit.console import is_main_process, stderr
+from rearkit.system.console import is_main_process, stderr
+from rearkit.system.signals import Terminations
 
 RANK_DELAY_S = 3.0
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -48,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with Terminations() as terminations:
         try:
             if "SLURM_STEP_ID" in os.environ:
-                from rearkit.distributed import adopt_slurm
+                from rearkit.system.distributed import adopt_slurm
 
                 adopt_slurm()
             # Without its standalone mode, click returns the code of an Exit.
@@ -72,31 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             message = "another rank has ended, or cannot be reached any more; what is wrong with it, it says itself"
             _fail(message, errors.EXIT_INTERNAL, debug)
         finally:
-            if "rearkit.distributed" in sys.modules:  # no import of torch for a command that needed none
-                sys.modules["rearkit.distributed"].leave()
-
-
-class Terminations:
-    """Within this context, SIGTERM stops the process in the way of Ctrl-C, and `came` tells that it did."""
-
-    def __init__(self) -> None:
-        self.came = False
-
-    def __enter__(self) -> Terminations:
-        self._main = threading.current_thread() is threading.main_thread()  # signals can be caught there only
-        if self._main:
-            self._before = signal.signal(signal.SIGTERM, self._stop)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._main:
-            signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
-
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        self.came = True
-        raise KeyboardInterrupt
+            if "rearkit.system.distributed" in sys.modules:  # no import of torch for a command that needed none
+                sys.modules["rearkit.system.distributed"].leave()
 
 
 def _tells_of_a_lost_rank(error: RuntimeError) -> bool:

@@ -4,7 +4,7 @@ Shape letters, here and throughout: B batch, N image tokens, T places of the tra
 V codes in the codebook, Z embedding width of a code, C classes, R image side. Images are float32 in [0, 1] or uint8 in
 [0, 255], channels first; tokens and classes are int64. ``rearkit.testing`` checks a component against its contract.
 
-How each kind is built, from the ``build`` of its `rearkit.registry.Component`:
+How each kind is built, from the ``build`` of its `rearkit.registry.component.Component`:
 
 =============  ======================================================================================
 dataset        ``build(settings) -> Dataset``
@@ -30,6 +30,8 @@ import attrs
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+SPLITS = ("train", "held-out")
 
 
 @attrs.frozen
@@ -228,7 +230,7 @@ EXTRA = "extra."
 
 
 class PublishedLayout(Protocol):
-    """How a component's weights were published by others; a `rearkit.registry.Component` may have one."""
+    """How a component's weights were published by others; a `rearkit.registry.component.Component` may have one."""
 
     def recognises(self, state: Mapping[str, Tensor]) -> bool:
         """Tell whether a state dict is in the published layout."""
@@ -250,3 +252,10 @@ class PublishedLayout(Protocol):
 def num_parameters(module: nn.Module) -> int:
     """Count a module's parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def as_module(component: object) -> nn.Module:
+    """Return a component as the `nn.Module` that its contract says it is."""
+    if not isinstance(component, nn.Module):
+        raise TypeError(f"{type(component).__name__} is not an nn.Module, as its contract demands")
+    return component

@@ -5,6 +5,9 @@ A message is written to be read on one line without a traceback: what is wrong, 
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 EXIT_OK = 0
 EXIT_INTERNAL = 1
 EXIT_USAGE = 2
@@ -74,3 +77,9 @@ class Preempted(Interrupted):
 def first_line(error: BaseException) -> str:
     """Return the first line of somebody else's error, or its kind where it says nothing."""
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return `` (did you mean 'x'?)`` for the nearest of ``names``, or nothing where none is near."""
+    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f" (did you mean {near[0]!r}?)" if near else ""

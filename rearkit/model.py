@@ -6,9 +6,7 @@ from typing import Any
 
 import attrs
 import torch
-from torch import nn
 
-from rearkit import plugins
 from rearkit.contracts import (
     Backbone,
     Dataset,
@@ -17,10 +15,12 @@ from rearkit.contracts import (
     RegularizerContext,
     Tokenizer,
     TokenSpace,
+    as_module,
 )
 from rearkit.errors import RecipeError
 from rearkit.objective import Objective
-from rearkit.recipe import ComponentTable, Recipe
+from rearkit.recipe.tables import ComponentTable, Recipe
+from rearkit.registry import plugins
 from rearkit.weights import fit_state_dict, load_weights
 
 
@@ -111,7 +111,7 @@ def make(kind: str, name: str, *context: object, **settings: object) -> Any:
     """Build one component by name, without a recipe.
 
     Args:
-        kind: one of `rearkit.registry.KINDS`.
+        kind: one of `rearkit.registry.component.KINDS`.
         name: as a recipe would write it.
         context: what the kind is built with besides its settings; see `rearkit.contracts`.
         settings: its settings.
@@ -123,13 +123,6 @@ def make(kind: str, name: str, *context: object, **settings: object) -> Any:
     """
     component = plugins.find(kind, name)
     return component.build(component.settings(**settings), *context)
-
-
-def as_module(component: object) -> nn.Module:
-    """Return a component as the `nn.Module` that its contract says it is."""
-    if not isinstance(component, nn.Module):
-        raise TypeError(f"{type(component).__name__} is not an nn.Module, as its contract demands")
-    return component
 
 
 def _build(table: ComponentTable, recipe_name: str, *context: object) -> Any:

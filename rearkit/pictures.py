@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rearkit.files import replacing
+from rearkit.system.files import replacing
 
 VISIBLE = 96  # smaller images are enlarged towards this side, in pixels
 

@@ -8,17 +8,17 @@ import shutil
 import time
 from pathlib import Path
 
-from rearkit import distributed
-from rearkit.console import say
 from rearkit.data import stage as data
-from rearkit.devices import resolve_device
 from rearkit.errors import RearkitError
 from rearkit.evaluation import stage as evaluation
-from rearkit.files import replacing, storage_errors
-from rearkit.locks import claimed
-from rearkit.recipe import Recipe
+from rearkit.recipe.tables import Recipe
 from rearkit.sampling import stage as sampling
 from rearkit.stages import DONE, RunFolder, Stage, check_stages_before, run_stage, save_resolved_recipe
+from rearkit.system import distributed
+from rearkit.system.console import say
+from rearkit.system.devices import resolve_device
+from rearkit.system.files import replacing, storage_errors
+from rearkit.system.locks import claimed
 from rearkit.tokenization import tokenizer, tokens
 from rearkit.training import stage as training
 from rearkit.training.config import batch_layout, check_deepspeed_table

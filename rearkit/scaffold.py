@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from string import Template
 
-from rearkit import plugins
-from rearkit.console import say
 from rearkit.errors import RearkitError
-from rearkit.files import replacing
+from rearkit.registry import plugins
+from rearkit.system.console import say
+from rearkit.system.files import replacing
 
 PREFIX = "rearkit-"
 TEMPLATES = Path(__file__).parent / "templates" / "plugin"

@@ -10,14 +10,14 @@ import tomli_w
 from rich.markup import escape
 from rich.table import Table
 
-from rearkit.console import console
-from rearkit.contracts import num_parameters
-from rearkit.devices import resolve_device
+from rearkit.contracts import as_module, num_parameters
 from rearkit.errors import RearkitError
-from rearkit.model import as_module, build, build_dataset, build_tokenizer
-from rearkit.plugins import load_plugins
-from rearkit.recipe import VIEWS, Recipe
-from rearkit.recipe_files import recipe_to_dict
+from rearkit.model import build, build_dataset, build_tokenizer
+from rearkit.recipe.loading import recipe_to_dict
+from rearkit.recipe.tables import VIEWS, Recipe
+from rearkit.registry.plugins import load_plugins
+from rearkit.system.console import console
+from rearkit.system.devices import resolve_device
 from rearkit.training.config import check_deepspeed_table, deepspeed_config
 
 

@@ -17,12 +17,12 @@ from typing import Any
 
 import attrs
 
-from rearkit import distributed
-from rearkit.console import say
 from rearkit.errors import RearkitError, StorageError
-from rearkit.files import TEMPORARY, read_json, remove, sha256, storage_errors, write_json, write_text
-from rearkit.recipe import Recipe
-from rearkit.recipe_files import recipe_to_dict
+from rearkit.recipe.loading import recipe_to_dict
+from rearkit.recipe.tables import Recipe
+from rearkit.system import distributed
+from rearkit.system.console import say
+from rearkit.system.files import TEMPORARY, read_json, remove, sha256, storage_errors, write_json, write_text
 
 RUN = "run.json"
 DONE = "stage.json"

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from rearkit.contracts import EXTRA, PublishedLayout
 from rearkit.errors import WeightsError, first_line
-from rearkit.files import replacing
-from rearkit.registry import Component
+from rearkit.registry.component import Component
+from rearkit.system.files import replacing
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 WRAPPERS = ("state_dict", "model", "model_state_dict")  # keys that training scripts wrap a state dict in

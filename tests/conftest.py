@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, settings
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rearkit.recipe import Recipe
-from rearkit.recipe_files import load_recipe
+from rearkit.recipe.loading import load_recipe
+from rearkit.recipe.tables import Recipe
 
 settings.register_profile(
     "rearkit", deadline=None, max_examples=25, derandomize=True, suppress_health_check=[HealthCheck.too_slow]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rearkit.cached_attention import attend_to_cache, cache_length
+from rearkit.layers.cached_attention import attend_to_cache, cache_length
 
 
 def drawn(rows: int, heads: int, width: int, places: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:

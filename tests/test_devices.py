@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rearkit.devices import derive_seed, resolve_device, seed_everything
 from rearkit.errors import RearkitError
+from rearkit.system.devices import derive_seed, resolve_device, seed_everything
 
 parts = st.lists(st.integers(0, 10**9) | st.sampled_from(["batch", "epoch", "sample"]), min_size=1, max_size=4)
 

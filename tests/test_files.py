@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from rearkit import files
 from rearkit.data.tokens import write_token_shard
 from rearkit.errors import StorageError
-from rearkit.files import read_json, remove, replacing, sha256, write_json, write_text
+from rearkit.system import files
+from rearkit.system.files import read_json, remove, replacing, sha256, write_json, write_text
 from rearkit.weights import write_state_dict
 
 LIMIT = 30_000  # bytes

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(
 PROGRAM = f"""
 import contextlib, resource, sys
 import torch
-from rearkit.heap import freed_memory_kept
+from rearkit.system.memory import freed_memory_kept
 
 def resident():
     return int(open("{STATM}").read().split()[1]) * resource.getpagesize() / 2**20

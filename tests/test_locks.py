@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from rearkit.errors import RearkitError
-from rearkit.locks import claimed, locked, try_lock
+from rearkit.system.locks import claimed, locked, try_lock
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from rearkit.locks import claimed
+from rearkit.system.locks import claimed
 with claimed(Path(sys.argv[1]), "it"):
     print("held", flush=True)
     time.sleep(600)

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rearkit.contracts import Backbone, NoiseSchedule, Tokenizer, TokenSpace
+from rearkit.contracts import Backbone, NoiseSchedule, Tokenizer, TokenSpace, as_module
 from rearkit.errors import PluginError, RecipeError, WeightsError
-from rearkit.model import Model, as_module, build, build_tokenizer, make
-from rearkit.recipe import Recipe
+from rearkit.model import Model, build, build_tokenizer, make
+from rearkit.recipe.tables import Recipe
 from rearkit.weights import write_state_dict
 
 
@@ -131,7 +131,7 @@ def test_published_weights_bring_backbone_and_heads(
 
 
 def vars_of(recipe: Recipe) -> dict[str, Any]:
-    from rearkit.recipe_files import recipe_to_dict
+    from rearkit.recipe.loading import recipe_to_dict
 
     return recipe_to_dict(recipe)
 

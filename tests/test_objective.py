@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rearkit.noise.schedules import FixedNoise, RandomNoise
+from rearkit.components.noise.schedules import FixedNoise, RandomNoise
 from rearkit.objective import Objective, capture, corrupt
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rearkit.options import setting, settings
+from rearkit.recipe.settings import setting, settings
 
 
 @settings
@@ -89,7 +89,8 @@ def test_a_mutable_default_is_refused() -> None:
 
 
 def test_every_setting_of_rearkit_has_a_sentence() -> None:
-    from rearkit import plugins, recipe
+    from rearkit.recipe import tables as recipe
+    from rearkit.registry import plugins
 
     tables = [value for value in vars(recipe).values() if isinstance(value, type) and attrs.has(value)]
     tables = [table for table in tables if not issubclass(table, recipe.ComponentTable)]

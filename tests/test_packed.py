@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from rearkit.errors import RearkitError
-from rearkit.packed import PackedLinear, can_halve, can_pack, half_weights
+from rearkit.layers.packed_linear import PackedLinear, can_halve, can_pack, half_weights
 
 NEEDS_FBGEMM = pytest.mark.skipif(not can_halve(), reason="this torch or this machine has no FBGEMM")
 

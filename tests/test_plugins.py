@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from rearkit import plugins
 from rearkit.errors import PluginError, RecipeError
-from rearkit.recipe_files import load_recipe
+from rearkit.recipe.loading import load_recipe
+from rearkit.registry import plugins
 
 HEAD = """
 import torch

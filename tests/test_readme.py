@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from rearkit.contracts import num_parameters
-from rearkit.model import as_module, build, build_tokenizer
-from rearkit.recipe_files import load_recipe
+from rearkit.contracts import as_module, num_parameters
+from rearkit.model import build, build_tokenizer
+from rearkit.recipe.loading import load_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

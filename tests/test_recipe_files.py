@@ -10,10 +10,10 @@ import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rearkit.components.tokenizers.maskgit_vqgan import MaskGITVQGANSettings
 from rearkit.errors import RecipeError
-from rearkit.recipe import FitTable, Recipe
-from rearkit.recipe_files import load_recipe, recipe_to_dict
-from rearkit.tokenizers.maskgit_vqgan import MaskGITVQGANSettings
+from rearkit.recipe.loading import load_recipe, recipe_to_dict
+from rearkit.recipe.tables import FitTable, Recipe
 
 Content = dict[str, Any]
 Path_ = tuple[str | int, ...]

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rearkit import Component, setting, settings
-from rearkit.errors import PluginError
-from rearkit.registry import KINDS, Registry, did_you_mean
+from rearkit.errors import PluginError, did_you_mean
+from rearkit.registry.component import KINDS, Registry
 
 NAMES = st.from_regex(r"[a-z0-9]{1,6}(-[a-z0-9]{1,4}){0,2}", fullmatch=True)
 

@@ -10,10 +10,10 @@ import attrs
 import pytest
 
 from rearkit.errors import RearkitError, StorageError
-from rearkit.options import setting, settings
 from rearkit.pipeline import STAGES
-from rearkit.recipe import ComponentTable, Recipe
-from rearkit.recipe_files import load_recipe
+from rearkit.recipe.loading import load_recipe
+from rearkit.recipe.settings import setting, settings
+from rearkit.recipe.tables import ComponentTable, Recipe
 from rearkit.stages import (
     DONE,
     KEY,

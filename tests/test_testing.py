@@ -14,16 +14,16 @@ import torch
 from PIL import Image
 
 from rearkit import Component, setting, settings
-from rearkit.backbones.dit_ar import DiTARSettings
-from rearkit.builtins import rearkit_components
+from rearkit.components.backbones.dit_ar_blocks import DiTARSettings
+from rearkit.components.builtins import rearkit_components
+from rearkit.components.datasets.folder import FolderSettings
+from rearkit.components.datasets.mnist import MNIST5K
+from rearkit.components.datasets.shards import Shards
+from rearkit.components.noise.schedules import FixedNoise, LinearNoise, NoNoise, RandomNoise
+from rearkit.components.regularizers.codebook_embedding import CodebookEmbeddingSettings
+from rearkit.components.tokenizers.maskgit_vqgan import MaskGITVQGANSettings
 from rearkit.contracts import TokenSpace
-from rearkit.datasets.existing_shards import Shards
-from rearkit.datasets.folder import FolderSettings
-from rearkit.datasets.mnist import MNIST5K
-from rearkit.noise.schedules import FixedNoise, LinearNoise, NoNoise, RandomNoise
-from rearkit.regularizers.codebook_embedding import CodebookEmbeddingSettings
 from rearkit.testing import check_backbone, check_component, check_settings
-from rearkit.tokenizers.maskgit_vqgan import MaskGITVQGANSettings
 
 VQGAN = MaskGITVQGANSettings(
     image_size=8, hidden_channels=4, channel_mult=(1, 2), norm_groups=2, codebook_size=12, embedding_dim=6
@@ -81,7 +81,7 @@ def test_check_component_refuses_the_settings_of_another() -> None:
 
 @pytest.mark.parametrize("space", [TokenSpace(1, 2, 1), TokenSpace(9, 5, 2), TokenSpace(3, 40, 12)])
 def test_dit_ar_at_other_sizes(space: TokenSpace) -> None:
-    from rearkit.backbones.dit_ar import DiTAR
+    from rearkit.components.backbones.dit_ar import DiTAR
 
     check_backbone(lambda given: DiTAR(DIT, given), space)
 

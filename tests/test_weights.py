@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rearkit import plugins
 from rearkit.errors import WeightsError
-from rearkit.options import settings
-from rearkit.registry import Component
+from rearkit.recipe.settings import settings
+from rearkit.registry import plugins
+from rearkit.registry.component import Component
 from rearkit.weights import (
     EXTRA,
     convert,

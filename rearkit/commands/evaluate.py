@@ -93,8 +93,8 @@ def _evaluate_files(
     from rearkit.evaluation.archives import evaluate_files
     from rearkit.evaluation.features import FeatureCache
     from rearkit.evaluation.scores import score_lines
-    from rearkit.files import write_json
     from rearkit.sampling.manifest import manifest_lines
+    from rearkit.system.files import write_json
 
     weights = None if feature_weights is None else str(feature_weights)
     found = evaluate_files(samples, reference, weights, cache=None if cache is None else FeatureCache(cache), **options)

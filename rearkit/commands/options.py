@@ -25,7 +25,7 @@ def recipe_options(command: Callable[..., None], required: bool = True) -> Calla
     @SET
     @functools.wraps(command)
     def wrapped(recipe: Path | None, overrides: Sequence[str], **options: Any) -> None:
-        from rearkit.recipe_files import load_recipe
+        from rearkit.recipe.loading import load_recipe
 
         command(None if recipe is None else load_recipe(recipe, overrides), **options)
 

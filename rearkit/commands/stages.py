@@ -34,12 +34,13 @@ def _run_ranks(
     arguments: list[str], recipe: Any, out: Path | None, num_gpus: int | None, only: str | None = None
 ) -> None:
     """Run stages in this process, or start as many ranks of the same command as are asked for."""
-    from rearkit import distributed, pipeline
+    from rearkit import pipeline
+    from rearkit.system import distributed
 
     if num_gpus in (None, 1) or distributed.world_size() > 1:
         pipeline.run(recipe, out, only)
         return
-    from rearkit.launch import launch
+    from rearkit.system.launch import launch
     from rearkit.training.config import batch_layout
 
     pipeline.check_inputs(recipe)

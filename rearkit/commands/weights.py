@@ -13,7 +13,7 @@ import click
 @click.option("--to", type=click.Choice(["rearkit", "published"]), required=True, help="Layout to write.")
 def convert(source: Path, target: Path, to: str) -> None:
     """Translate weights SOURCE into TARGET, between rearkit's layout and the published one."""
-    from rearkit.plugins import registry
+    from rearkit.registry.plugins import registry
     from rearkit.weights import convert
 
     component = convert(source, target, to, registry().all())

@@ -8,12 +8,12 @@ from pathlib import Path
 from rearkit.comparison.groups import find_groups, place_for_page, published_as
 from rearkit.comparison.page import PAGE, write_page
 from rearkit.comparison.table import Group
-from rearkit.console import console, say
 from rearkit.diagnosis.diagnose import diagnose
 from rearkit.diagnosis.show import screen_tables
 from rearkit.evaluation.report import write_report
 from rearkit.pipeline import STAGES
-from rearkit.recipe_files import load_recipe
+from rearkit.recipe.loading import load_recipe
+from rearkit.system.console import console, say
 
 
 def compare(paths: Sequence[Path], page: Path | None = None) -> None:

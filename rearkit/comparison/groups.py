@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rearkit.comparison.table import Group
 from rearkit.errors import RearkitError
-from rearkit.files import read_json
 from rearkit.stages import RUN, RunFolder
+from rearkit.system.files import read_json
 
 SWEEP = "sweep.json"
 """In a sweep's folder: its ``sweep`` (name), ``runs`` (names by variant), ``published`` and ``published_as``."""

@@ -18,10 +18,10 @@ from rearkit.diagnosis.show import summary
 from rearkit.evaluation.charts import Chart, Series, drawn
 from rearkit.evaluation.differences import ABSENT, flat
 from rearkit.evaluation.report import OUT_OF_DATE, sample_grid, stage_rows
-from rearkit.files import write_text
 from rearkit.pipeline import STAGES
-from rearkit.recipe_files import load_recipe, recipe_to_dict
+from rearkit.recipe.loading import load_recipe, recipe_to_dict
 from rearkit.stages import RunFolder
+from rearkit.system.files import write_text
 from rearkit.training.logs import read_log
 
 PAGE = "comparison.html"

@@ -19,12 +19,12 @@ import attrs
 import numpy as np
 import webdataset
 
-from rearkit.console import progress_bar
 from rearkit.data.images import IMAGE_SUFFIXES
 from rearkit.data.tokens import MAX_CODES, write_token_shard
-from rearkit.devices import derive_seed
 from rearkit.errors import DataError
-from rearkit.files import read_json, replacing, write_json
+from rearkit.system.console import progress_bar
+from rearkit.system.devices import derive_seed
+from rearkit.system.files import read_json, replacing, write_json
 
 PLAN = "plan.json"
 CLASSES = "classes.json"

@@ -25,9 +25,9 @@ from typing import IO, Any
 import attrs
 import webdataset
 
-from rearkit.console import say
 from rearkit.errors import StorageError, first_line
-from rearkit.files import replacing
+from rearkit.system.console import say
+from rearkit.system.files import replacing
 
 OURS = ("http://", "https://", "ftp://", "file://")
 SILENCE_S = 60.0  # without a byte from a server, a transfer has failed

@@ -18,11 +18,11 @@ import attrs
 import numpy as np
 from webdataset.tariterators import base_plus_ext
 
-from rearkit.console import progress_bar, say
 from rearkit.data.fetching import FetchError, Retry, ShardCache, local_copy
 from rearkit.data.images import IMAGE_SUFFIXES, LOST, PATIENCE, UNFETCHED, BadSamples, checked_label
 from rearkit.errors import DataError
-from rearkit.files import replacing
+from rearkit.system.console import progress_bar, say
+from rearkit.system.files import replacing
 
 ROW = np.dtype([("offset", "<i8"), ("size", "<i8"), ("label", "<i4")])
 OPEN_FILES = 64  # of one process; systems allow a thousand

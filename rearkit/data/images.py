@@ -22,11 +22,11 @@ import webdataset
 from PIL import Image
 from torch import Tensor
 
-from rearkit.console import say
 from rearkit.contracts import ImageSample
 from rearkit.data.fetching import FetchError, Retry, local_copy
 from rearkit.errors import DataError
-from rearkit.files import replacing, storage_errors
+from rearkit.system.console import say
+from rearkit.system.files import replacing, storage_errors
 
 IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
 PATIENCE = 100  # bad samples are judged against at least so many, so that one early one does not stop a run

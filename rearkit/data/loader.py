@@ -16,7 +16,7 @@ from rearkit.data.images import BadSamples, ReadImage, center_crop, open_image, 
 from rearkit.data.stage import read_listing
 from rearkit.errors import DataError
 from rearkit.model import build_dataset, build_tokenizer
-from rearkit.recipe import Recipe
+from rearkit.recipe.tables import Recipe
 from rearkit.stages import RunFolder
 
 

@@ -7,16 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rearkit.console import progress_bar, say
-from rearkit.contracts import Dataset
+from rearkit.contracts import SPLITS, Dataset
 from rearkit.data.images import read_headers, write_shards
 from rearkit.errors import DataError
-from rearkit.files import read_json, write_json
 from rearkit.model import build_dataset
-from rearkit.recipe import Recipe
+from rearkit.recipe.tables import Recipe
 from rearkit.stages import Outcome, RunFolder, Stage
-
-SPLITS = ("train", "held-out")
+from rearkit.system.console import progress_bar, say
+from rearkit.system.files import read_json, write_json
 
 
 def run(recipe: Recipe, folder: RunFolder) -> Outcome:

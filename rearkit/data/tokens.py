@@ -21,11 +21,11 @@ import torch
 import webdataset
 from torch import Tensor
 
-from rearkit.console import progress_bar, say
 from rearkit.data.images import BadSamples
 from rearkit.data.samples import Samples
 from rearkit.errors import DataError
-from rearkit.files import replacing, sha256
+from rearkit.system.console import progress_bar, say
+from rearkit.system.files import replacing, sha256
 
 MAX_CODES = 2**16
 TOKENS, CLASSES = np.dtype("<u2"), np.dtype("<i4")

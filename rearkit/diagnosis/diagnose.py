@@ -11,19 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rearkit.console import say
+from rearkit.contracts import as_module
 from rearkit.data.tokens import TokenData
-from rearkit.devices import resolve_device
 from rearkit.diagnosis.embedding import Awareness, LayerProbe, Recovery, awareness, probe_layers
 from rearkit.diagnosis.exposure import Batches, Prediction, under_own_draws, under_random_codes
 from rearkit.errors import RearkitError
-from rearkit.files import read_json, remove, write_json
-from rearkit.model import Model, as_module
-from rearkit.recipe import Recipe
-from rearkit.recipe_files import load_recipe
+from rearkit.model import Model
+from rearkit.recipe.loading import load_recipe
+from rearkit.recipe.tables import Recipe
 from rearkit.sampling.stage import NPZ
 from rearkit.sampling.stage import STAGE as SAMPLE
 from rearkit.stages import RunFolder, up_to_date
+from rearkit.system.console import say
+from rearkit.system.devices import resolve_device
+from rearkit.system.files import read_json, remove, write_json
 from rearkit.tokenization.on_the_fly import OnTheFly
 from rearkit.tokenization.quality import survival
 from rearkit.tokenization.tokens import COPIES, token_data, training_data

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rearkit.contracts import Backbone
-from rearkit.devices import derive_seed
+from rearkit.system.devices import derive_seed
 
 REPLACED = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 Batches = Iterable[tuple[Tensor, Tensor]]

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rearkit.console import progress_bar
 from rearkit.data.loader import to_float
-from rearkit.devices import seed_everything
 from rearkit.errors import WeightsError
-from rearkit.recipe import ClassifierTable
+from rearkit.recipe.tables import ClassifierTable
+from rearkit.system.console import progress_bar
+from rearkit.system.devices import seed_everything
 from rearkit.weights import fit_state_dict, read_state_dict, write_state_dict
 
 FILE = "classifier.safetensors"

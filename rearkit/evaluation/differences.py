@@ -10,9 +10,9 @@ import attrs
 
 from rearkit.errors import RearkitError
 from rearkit.evaluation.stage import SCORES
-from rearkit.files import read_json
 from rearkit.sampling.manifest import read_manifest
 from rearkit.sampling.stage import NPZ
+from rearkit.system.files import read_json
 
 ABSENT = "–"
 NUMBERS = ("fid", "sfid", "inception_score", "precision", "recall", "fid_floor", "class_agreement")

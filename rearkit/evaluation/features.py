@@ -20,11 +20,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 
-from rearkit.console import progress_bar, say
 from rearkit.errors import StorageError
 from rearkit.evaluation.images import Images
 from rearkit.evaluation.spaces import FeatureSpace
-from rearkit.files import sha256
+from rearkit.system.console import progress_bar, say
+from rearkit.system.files import sha256
 from rearkit.weights import write_state_dict
 
 SPLIT = 5_000  # images in a split of the Inception Score (ADM's evaluator)

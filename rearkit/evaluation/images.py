@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rearkit.errors import DataError
-from rearkit.files import sha256
+from rearkit.system.files import sha256
 
 ARRAY = "arr_0"
 LABELS = "arr_1"

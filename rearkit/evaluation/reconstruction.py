@@ -9,12 +9,11 @@ import attrs
 import torch
 from torch import Tensor
 
-from rearkit.contracts import Tokenizer
+from rearkit.contracts import Tokenizer, as_module
 from rearkit.data.loader import psnr, to_float, to_uint8
 from rearkit.evaluation.features import Features
 from rearkit.evaluation.fidelity import frechet
 from rearkit.evaluation.images import Images, StreamedImages
-from rearkit.model import as_module
 from rearkit.tokenization.quality import usage
 
 SSIM_WINDOW = 11  # pixels, with a standard deviation of 1.5 (Wang et al. 2004)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,17 +21,17 @@ from rearkit.errors import RearkitError
 from rearkit.evaluation.charts import drawn, fit_charts, training_charts
 from rearkit.evaluation.fidelity import FULL_SET
 from rearkit.evaluation.stage import NEAREST
-from rearkit.files import write_text
-from rearkit.recipe import Recipe
-from rearkit.recipe_files import recipe_to_dict
+from rearkit.recipe.loading import recipe_to_dict
+from rearkit.recipe.tables import Recipe
 from rearkit.sampling.stage import GRID as SAMPLES
 from rearkit.show import component_tables
 from rearkit.stages import KEY, RunFolder, Stage, stage_key
+from rearkit.system.files import write_text
+from rearkit.system.versions import versions
 from rearkit.tokenization.quality import GRID_IMAGES
 from rearkit.tokenization.tokenizer import FIT_LOG
 from rearkit.tokenization.tokens import GRID as RECONSTRUCTIONS
 from rearkit.training.logs import read_log
-from rearkit.versions import package_versions
 
 REPORT = "report.html"
 DONE = "done"
@@ -177,25 +175,6 @@ def score_notes(scores: Mapping[str, Any] | None) -> list[str]:
     if is_inception(scores) and samples < FULL_SET:
         notes.append(f"Published scores are of {FULL_SET:,} samples; FID is higher with fewer.")
     return notes
-
-
-def versions() -> dict[str, str]:
-    """What the report was written with."""
-    return package_versions() | {
-        "platform": platform.platform(),
-        "git revision of the working directory": git_revision(),
-    }
-
-
-def git_revision() -> str:
-    """Revision of the current folder's git checkout, and whether tracked files have changed."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return "not a git checkout"
-    revision, dirty, _ = done.stdout.strip().partition("-dirty")
-    return f"{revision}, with uncommitted changes" if dirty else f"{revision}, clean"
 
 
 def stage_rows(recipe: Recipe, folder: RunFolder, stages: Sequence[Stage]) -> list[dict[str, Any]]:

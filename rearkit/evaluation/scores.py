@@ -12,7 +12,6 @@ import torch
 
 from rearkit.contracts import Tokenizer
 from rearkit.data.loader import ImageSet
-from rearkit.devices import resolve_device
 from rearkit.errors import DataError
 from rearkit.evaluation.checks import Checked, warnings
 from rearkit.evaluation.classifier import FILE, Classifier, classify, find_classifier
@@ -22,9 +21,10 @@ from rearkit.evaluation.images import Images, MemoryImages
 from rearkit.evaluation.nearest import Nearest, find_copies
 from rearkit.evaluation.reconstruction import Reconstruction, measure, reconstruction_lines
 from rearkit.evaluation.spaces import FeatureSpace, classifier_space, inception_space
-from rearkit.recipe import Recipe
+from rearkit.recipe.tables import Recipe
 from rearkit.sampling.manifest import Manifest, read_manifest
 from rearkit.sampling.sampler import Samples
+from rearkit.system.devices import resolve_device
 
 Extract = Callable[[Images, str], Features]
 """A pass over images, which are called something for people."""

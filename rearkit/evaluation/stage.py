@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from torch import Tensor
 
-from rearkit.console import say
+from rearkit.contracts import SPLITS
 from rearkit.data.loader import ImageSet, open_split, read_all
-from rearkit.data.stage import SPLITS, read_listing
-from rearkit.devices import resolve_device
-from rearkit.files import sha256, write_json
+from rearkit.data.stage import read_listing
 from rearkit.model import build_dataset, build_tokenizer
-from rearkit.recipe import Recipe
+from rearkit.recipe.tables import Recipe
 from rearkit.sampling.manifest import manifest_lines, read_manifest
 from rearkit.sampling.parts import read_npz
 from rearkit.sampling.sampler import Samples
 from rearkit.sampling.stage import NPZ
 from rearkit.stages import Outcome, RunFolder, Stage
+from rearkit.system.console import say
+from rearkit.system.devices import resolve_device
+from rearkit.system.files import sha256, write_json
 from rearkit.tokenization.tokenizer import fitted_tokenizer
 
 if TYPE_CHECKING:

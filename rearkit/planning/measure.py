@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from rearkit.contracts import num_parameters
+from rearkit.contracts import as_module, num_parameters
 from rearkit.errors import RearkitError, first_line
-from rearkit.model import Model, as_module, build, build_tokenizer
+from rearkit.model import Model, build, build_tokenizer
 from rearkit.planning.tracking import FusedAttention, LiveBytes, StandIns
-from rearkit.recipe import Recipe
+from rearkit.recipe.tables import Recipe
 from rearkit.training.batches import Batch
 from rearkit.training.blocks import prepared_blocks
 from rearkit.training.engine import TrainModule

@@ -17,7 +17,7 @@ from rearkit.planning.measure import (
     step_memory,
 )
 from rearkit.planning.memory import GIB, STAGES, RankMemory, rank_memory
-from rearkit.recipe import VIEWS, Recipe
+from rearkit.recipe.tables import VIEWS, Recipe
 from rearkit.show import train_size
 from rearkit.training.config import batch_layout, deepspeed_config
 

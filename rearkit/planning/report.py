@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from rearkit.console import console
 from rearkit.planning.memory import STAGES
 from rearkit.planning.plan import Machine, Plan, gib
-from rearkit.recipe import Recipe
+from rearkit.recipe.tables import Recipe
+from rearkit.system.console import console
 
 
 def print_plan(recipe: Recipe, machine: Machine, plan: Plan) -> None:

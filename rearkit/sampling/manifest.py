@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rearkit.files import sha256, write_json
-from rearkit.recipe import Recipe
-from rearkit.recipe_files import recipe_to_dict
+from rearkit.recipe.loading import recipe_to_dict
+from rearkit.recipe.tables import Recipe
 from rearkit.show import component_tables
 from rearkit.stages import RunFolder
+from rearkit.system.files import sha256, write_json
+from rearkit.system.versions import package_versions
 from rearkit.tokenization.tokenizer import WEIGHTS
 from rearkit.training.stage import MODEL
-from rearkit.versions import package_versions
 
 MEMBER = "manifest.json"
 FORMAT = 1

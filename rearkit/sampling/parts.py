@@ -16,8 +16,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from rearkit.files import remove, replacing
 from rearkit.sampling.sampler import Samples
+from rearkit.system.files import remove, replacing
 
 FOLDER = "parts"
 OPEN_PARTS = 32  # mapped at once, so that memory does not grow with their number

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rearkit.console import progress_bar, say
 from rearkit.data.stage import class_names
 from rearkit.errors import RearkitError
 from rearkit.pictures import save_grid
-from rearkit.recipe import Recipe
+from rearkit.recipe.tables import Recipe
 from rearkit.sampling.sampler import Sampler
 from rearkit.stages import RunFolder
+from rearkit.system.console import progress_bar, say
 from rearkit.training.stage import trained_model
 
 

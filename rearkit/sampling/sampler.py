@@ -19,14 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rearkit import distributed
+from rearkit.contracts import as_module
 from rearkit.data.loader import to_uint8
-from rearkit.devices import derive_seed, resolve_device
 from rearkit.errors import RearkitError
-from rearkit.model import Model, as_module
-from rearkit.packed import can_halve, half_weights
-from rearkit.recipe import SampleTable
+from rearkit.layers.packed_linear import can_halve, half_weights
+from rearkit.model import Model
+from rearkit.recipe.tables import SampleTable
 from rearkit.sampling.graphs import GraphedBackbone
+from rearkit.system import distributed
+from rearkit.system.devices import derive_seed, resolve_device
 
 
 @attrs.frozen(eq=False)

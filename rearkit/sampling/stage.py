@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from rearkit import distributed
-from rearkit.console import progress_bar, say
-from rearkit.files import remove
 from rearkit.pictures import save_grid
-from rearkit.recipe import Recipe
+from rearkit.recipe.tables import Recipe
 from rearkit.sampling.manifest import write_manifest
 from rearkit.sampling.parts import FOLDER, Parts, count_samples, write_npz, write_part
 from rearkit.sampling.sampler import Sampler, balanced_classes
 from rearkit.stages import Outcome, RunFolder, Stage
+from rearkit.system import distributed
+from rearkit.system.console import progress_bar, say
+from rearkit.system.files import remove
 from rearkit.training.stage import trained_model
 
 NPZ = "samples.npz"
@@ -42,7 +42,7 @@ def run(recipe: Recipe, folder: RunFolder) -> Outcome:
 def missing_samples(parts_folder: Path, classes: Sequence[int]) -> list[int]:
     """Numbers of the samples that are still to be made, class after class, so that few classes meet in a batch.
 
-    What a backbone computes once a class (`rearkit.backbones.dit_ar_decoding`) is then shared by the batch.
+    What a backbone computes once a class (`rearkit.components.backbones.dit_ar_decoding`) is then shared by the batch.
     """
     done = Parts(parts_folder).place
     return [number for number in np.argsort(classes, kind="stable").tolist() if number not in done]

@@ -22,10 +22,10 @@ from typing import Any
 import attrs
 
 from rearkit.errors import RecipeError
-from rearkit.options import setting, settings
-from rearkit.recipe import Recipe
-from rearkit.recipe_files import Change, load_recipe, parse_override, read_toml
-from rearkit.structuring import KeyPath, structure
+from rearkit.recipe.checking import KeyPath, structure
+from rearkit.recipe.loading import Change, load_recipe, parse_override, read_toml
+from rearkit.recipe.settings import setting, settings
+from rearkit.recipe.tables import Recipe
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 

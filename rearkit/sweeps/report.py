@@ -7,11 +7,11 @@ from pathlib import Path
 
 from rearkit.comparison.page import PAGE, write_page
 from rearkit.comparison.table import Group, Table, make_table
-from rearkit.console import console, say
-from rearkit.files import write_text
 from rearkit.pipeline import DEFAULT_ROOT
 from rearkit.sweeps.plan import Sweep, load_sweep
 from rearkit.sweeps.runner import finished, run_sweep
+from rearkit.system.console import console, say
+from rearkit.system.files import write_text
 
 
 def sweep_and_report(

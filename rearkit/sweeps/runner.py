@@ -12,15 +12,15 @@ import attrs
 import torch
 
 from rearkit.comparison.groups import SWEEP as ABOUT
-from rearkit.console import say
 from rearkit.errors import RearkitError
-from rearkit.files import read_json, write_json
-from rearkit.locks import try_lock
 from rearkit.pipeline import STAGES
-from rearkit.recipe import Recipe
+from rearkit.recipe.tables import Recipe
 from rearkit.stages import RunFolder, expected_keys, save_resolved_recipe, up_to_date
 from rearkit.sweeps.plan import PlannedRun, Sweep
 from rearkit.sweeps.sharing import COMMON, link, prepare_common
+from rearkit.system.console import say
+from rearkit.system.files import read_json, write_json
+from rearkit.system.locks import try_lock
 
 LOG = "run.log"
 POLL_S = 0.5

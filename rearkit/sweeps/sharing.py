@@ -14,11 +14,11 @@ from pathlib import Path
 import attrs
 
 from rearkit.evaluation.stage import CLASSIFIER, prepare_classifier
-from rearkit.files import replacing
-from rearkit.locks import locked
 from rearkit.pipeline import STAGES, check_inputs
-from rearkit.recipe import Recipe
+from rearkit.recipe.tables import Recipe
 from rearkit.stages import KEY, RunFolder, expected_keys, run_stage, save_resolved_recipe
+from rearkit.system.files import replacing
+from rearkit.system.locks import locked
 
 COMMON = ("data", "tokenizer", "tokens")
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import attrs
 
-from rearkit.registry import Component
+from rearkit.registry.component import Component
 from rearkit.testing.backbones import check_backbone
 from rearkit.testing.clauses import require, seeded
 from rearkit.testing.datasets import check_dataset

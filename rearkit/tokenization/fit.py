@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rearkit.console import progress_bar, say
-from rearkit.contracts import FittableTokenizer, Tokenizer
+from rearkit.contracts import FittableTokenizer, Tokenizer, as_module
 from rearkit.data.loader import ImageSet, to_float
-from rearkit.devices import resolve_device, seed_everything
 from rearkit.errors import RearkitError, first_line
-from rearkit.files import remove, replacing
-from rearkit.model import as_module, build_tokenizer
-from rearkit.recipe import FitTable, Recipe
+from rearkit.model import build_tokenizer
+from rearkit.recipe.tables import FitTable, Recipe
+from rearkit.system.console import progress_bar, say
+from rearkit.system.devices import resolve_device, seed_everything
+from rearkit.system.files import remove, replacing
 
 CHECKPOINT = "fit.pt"
 END_FACTOR = 0.05

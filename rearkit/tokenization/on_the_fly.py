@@ -12,16 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rearkit.contracts import Tokenizer
+from rearkit.contracts import Tokenizer, as_module
 from rearkit.data.fetching import ShardCache
 from rearkit.data.image_index import ImageIndex, ImageReader
 from rearkit.data.images import BadSamples, decoded
 from rearkit.data.loader import to_float
 from rearkit.data.samples import Samples
-from rearkit.devices import derive_seed
 from rearkit.errors import DataError
-from rearkit.model import as_module
-from rearkit.recipe import TokensTable
+from rearkit.recipe.tables import TokensTable
+from rearkit.system.devices import derive_seed
 from rearkit.tokenization.views import draw_view, read_size, views
 
 TRIES = 10_000  # samples in a row that cannot be read

@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rearkit.contracts import Tokenizer
+from rearkit.contracts import Tokenizer, as_module
 from rearkit.data.loader import ImageSet, psnr, to_float, to_uint8
 from rearkit.data.tokens import TokenData, spread
 from rearkit.errors import DataError
-from rearkit.model import as_module
 from rearkit.pictures import save_grid, save_pairs
 
 GRID_IMAGES = 16

@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rearkit.console import say
-from rearkit.contracts import FittableTokenizer, Tokenizer
+from rearkit.contracts import FittableTokenizer, Tokenizer, as_module
 from rearkit.data.loader import image_batches, psnr, read_all, to_float
-from rearkit.devices import resolve_device
 from rearkit.errors import DataError, RearkitError
-from rearkit.files import sha256, write_text
-from rearkit.model import as_module, build_dataset, build_tokenizer
-from rearkit.recipe import FitTable, Recipe
+from rearkit.model import build_dataset, build_tokenizer
+from rearkit.recipe.tables import FitTable, Recipe
 from rearkit.stages import Outcome, RunFolder, Stage
+from rearkit.system.console import say
+from rearkit.system.devices import resolve_device
+from rearkit.system.files import sha256, write_text
 from rearkit.tokenization.fit import CHECKPOINT, TokenizerFit
 from rearkit.tokenization.quality import reconstruct
 from rearkit.weights import load_weights, write_state_dict

@@ -13,21 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rearkit import distributed
-from rearkit.console import progress_bar, say
-from rearkit.contracts import Tokenizer
+from rearkit.contracts import SPLITS, Tokenizer, as_module
 from rearkit.data.fetching import Retry, ShardCache
 from rearkit.data.image_index import ImageIndex, write_index
 from rearkit.data.images import BadSamples, read_images
 from rearkit.data.loader import ImageSet, read_all, retry_of, to_float
-from rearkit.data.stage import SPLITS, read_listing
+from rearkit.data.stage import read_listing
 from rearkit.data.tokens import MAX_CODES, TokenData, read_meta, whole_shards, write_token_shard
-from rearkit.devices import resolve_device
 from rearkit.errors import DataError, RearkitError
-from rearkit.files import read_json, sha256, write_json
-from rearkit.model import as_module, build_dataset
-from rearkit.recipe import VIEWS, Recipe, TokensTable
+from rearkit.model import build_dataset
+from rearkit.recipe.tables import VIEWS, Recipe, TokensTable
 from rearkit.stages import Outcome, RunFolder, Stage
+from rearkit.system import distributed
+from rearkit.system.console import progress_bar, say
+from rearkit.system.devices import resolve_device
+from rearkit.system.files import read_json, sha256, write_json
 from rearkit.tokenization.on_the_fly import OnTheFly
 from rearkit.tokenization.quality import codebook_usage, compare, module_device, show_decoded, survival
 from rearkit.tokenization.tokenizer import fitted_tokenizer

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from rearkit.contracts import NoiseSchedule
 from rearkit.data.samples import Samples, TrainingData
-from rearkit.devices import derive_seed
 from rearkit.objective import corrupt
+from rearkit.system.devices import derive_seed
 from rearkit.training.order import EpochOrder
 
 CPU = torch.device("cpu")

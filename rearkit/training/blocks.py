@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from rearkit.contracts import as_module
 from rearkit.errors import RecipeError
-from rearkit.model import Model, as_module
+from rearkit.model import Model
 
 
 @contextlib.contextmanager

@@ -12,9 +12,9 @@ from typing import Any
 
 import attrs
 
-from rearkit import distributed
-from rearkit.console import say
-from rearkit.files import TEMPORARY, open_to_others, read_json, remove, sha256, storage_errors, sync, write_json
+from rearkit.system import distributed
+from rearkit.system.console import say
+from rearkit.system.files import TEMPORARY, open_to_others, read_json, remove, sha256, storage_errors, sync, write_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1

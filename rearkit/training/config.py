@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 
-from rearkit.errors import RecipeError
-from rearkit.registry import did_you_mean
-from rearkit.train_table import TrainTable
+from rearkit.errors import RecipeError, did_you_mean
+from rearkit.recipe.train_table import TrainTable
 
 # What the recipe has keys of its own for: DeepSpeed's key, and the recipe's.
 OWNED = {

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rearkit import distributed
+from rearkit.contracts import as_module
 from rearkit.errors import RecipeError
-from rearkit.model import Model, as_module
-from rearkit.train_table import TrainTable
+from rearkit.model import Model
+from rearkit.recipe.train_table import TrainTable
+from rearkit.system import distributed
 from rearkit.training.batches import Batch
 from rearkit.training.config import deepspeed_config, import_deepspeed, is_unwrapped, shortened
 from rearkit.training.guards import GuardedAdamW

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from rearkit import distributed
-from rearkit.console import say
 from rearkit.errors import DivergedError
-from rearkit.guard_table import GuardsTable
+from rearkit.recipe.train_table import GuardsTable
+from rearkit.system import distributed
+from rearkit.system.console import say
 
 MEDIAN_OF, FEWEST = 100, 10  # steps: whose median a norm is held against, and how many there must have been
 NAMED = 8  # shards named in a message

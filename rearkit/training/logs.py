@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rearkit.files import storage_errors, write_text
+from rearkit.system.files import storage_errors, write_text
 from rearkit.training.trackers import Tracker
 
 JSONL = "log.jsonl"

@@ -14,15 +14,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from rearkit import distributed
-from rearkit.console import progress_bar, say
-from rearkit.contracts import num_parameters
+from rearkit.contracts import as_module, num_parameters
 from rearkit.data.samples import Samples, TrainingData, shards_of
 from rearkit.data.tokens import TokenData, spread
-from rearkit.devices import resolve_device, seed_everything
 from rearkit.errors import Interrupted, Preempted, RearkitError
-from rearkit.heap import freed_memory_kept
-from rearkit.model import Model, as_module
+from rearkit.model import Model
+from rearkit.system import distributed
+from rearkit.system.console import progress_bar, say
+from rearkit.system.devices import resolve_device, seed_everything
+from rearkit.system.memory import freed_memory_kept
+from rearkit.system.signals import StopRequest
 from rearkit.training import state
 from rearkit.training.batches import BatchSource
 from rearkit.training.blocks import prepared_blocks
@@ -31,7 +32,6 @@ from rearkit.training.config import batch_layout, check_deepspeed_table
 from rearkit.training.engine import TrainModule, put_back, scale_may_fall, start_engine, whole_parameters
 from rearkit.training.feed import Feed
 from rearkit.training.guards import StepGuard, poisoned
-from rearkit.training.interrupts import StopRequest
 from rearkit.training.logs import TrainLog
 from rearkit.training.order import order_of
 from rearkit.training.schedule import learning_rate

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from rearkit.data.samples import TrainingData
-from rearkit.devices import derive_seed
+from rearkit.system.devices import derive_seed
 
 
 class EpochOrder:

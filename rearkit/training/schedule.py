@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from rearkit.train_table import TrainTable
+from rearkit.recipe.train_table import TrainTable
 
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 

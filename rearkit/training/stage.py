@@ -9,15 +9,15 @@ from typing import Any
 
 import attrs
 
-from rearkit import distributed
-from rearkit.console import say
-from rearkit.contracts import Tokenizer, num_parameters
+from rearkit.contracts import Tokenizer, as_module, num_parameters
 from rearkit.errors import WeightsError
-from rearkit.files import remove, sha256
-from rearkit.model import Model, as_module, build
-from rearkit.recipe import Recipe
-from rearkit.recipe_files import EXPORTED, load_recipe, recipe_to_dict
+from rearkit.model import Model, build
+from rearkit.recipe.loading import EXPORTED, load_recipe, recipe_to_dict
+from rearkit.recipe.tables import Recipe
 from rearkit.stages import Outcome, RunFolder, Stage
+from rearkit.system import distributed
+from rearkit.system.console import say
+from rearkit.system.files import remove, sha256
 from rearkit.tokenization.tokenizer import WEIGHTS as TOKENIZER
 from rearkit.tokenization.tokenizer import fitted_tokenizer
 from rearkit.tokenization.tokens import COPIES, token_data, training_data

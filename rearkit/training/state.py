@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rearkit import distributed
 from rearkit.errors import RearkitError
+from rearkit.system import distributed
 
 WEIGHTS, BUFFERS = "weights", "buffers"
 MOMENTS = ("exp_avg", "exp_avg_sq")

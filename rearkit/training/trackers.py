@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rearkit.errors import RearkitError, first_line
-from rearkit.files import storage_errors, write_text
-from rearkit.recipe import Recipe
-from rearkit.recipe_files import recipe_to_dict
-from rearkit.tracker_table import TrackersTable
+from rearkit.recipe.loading import recipe_to_dict
+from rearkit.recipe.tables import Recipe
+from rearkit.recipe.train_table import TrackersTable
+from rearkit.system.files import storage_errors, write_text
 
 TENSORBOARD = "tensorboard"
 WANDB_RUN = "wandb-run.txt"

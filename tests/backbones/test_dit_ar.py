@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rearkit import plugins
-from rearkit.backbones.dit_ar import Block, Condition, DiTAR, DiTARSettings
+from rearkit.components.backbones.dit_ar import DiTAR
+from rearkit.components.backbones.dit_ar_blocks import Block, Condition, DiTARSettings
+from rearkit.components.regularizers.codebook_embedding import CodebookEmbedding, CodebookEmbeddingSettings
 from rearkit.contracts import Backbone, RegularizerContext, TokenSpace
 from rearkit.errors import WeightsError
 from rearkit.objective import Objective
-from rearkit.regularizers.codebook_embedding import CodebookEmbedding, CodebookEmbeddingSettings
+from rearkit.registry import plugins
 from rearkit.sampling.sampler import guidance_scales
 from rearkit.weights import fit_state_dict, load_weights
 

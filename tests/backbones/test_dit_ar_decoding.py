@@ -6,10 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rearkit import packed
-from rearkit.backbones import dit_ar_decoding
-from rearkit.backbones.dit_ar import DiTAR, DiTARSettings
+from rearkit.components.backbones import dit_ar_decoding
+from rearkit.components.backbones.dit_ar import DiTAR
+from rearkit.components.backbones.dit_ar_blocks import DiTARSettings
 from rearkit.contracts import TokenSpace
+from rearkit.layers import packed_linear as packed
 
 SPACE = TokenSpace(num_tokens=18, codebook_size=24, num_classes=5)
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rearkit.backbones.lean import LeanLinear, causal_attention, drop_mask, dropout, dropped
+from rearkit.layers.lean import LeanLinear, causal_attention, drop_mask, dropout, dropped
 from rearkit.planning.tracking import LiveBytes
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from rearkit.data import stage
 from rearkit.data.loader import ImageSet, image_batches, load_images, psnr, read_all, stack, to_float, to_uint8
 from rearkit.errors import DataError
-from rearkit.recipe import Recipe
+from rearkit.recipe.tables import Recipe
 from rearkit.stages import RunFolder
 
 SIDE = 4

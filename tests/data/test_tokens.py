@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from rearkit.data.tokens import MAX_CODES, TokenData, read_meta, whole_shards, write_token_shard
 from rearkit.errors import DataError
-from rearkit.files import sha256
+from rearkit.system.files import sha256
 
 
 @st.composite

@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from rearkit.datasets.existing_shards import Shards
-from rearkit.datasets.imagenet import readable
+from rearkit.components.datasets.imagenet_names import readable
+from rearkit.components.datasets.shards import Shards
 
 IDS = [f"n{number:08d}" for number in range(1000)]
 

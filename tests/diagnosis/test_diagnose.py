@@ -15,16 +15,17 @@ from rearkit.comparison.compare import compare, diagnose_and_compare
 from rearkit.comparison.groups import SWEEP
 from rearkit.comparison.page import gather, outdated
 from rearkit.comparison.table import Group, Table
+from rearkit.contracts import as_module
 from rearkit.diagnosis.diagnose import FILE, Diagnosis, diagnose, from_plain, measure, read_diagnosis
 from rearkit.diagnosis.show import charts, screen_tables, summary
 from rearkit.errors import RearkitError
 from rearkit.evaluation.charts import draw
-from rearkit.files import write_json
-from rearkit.model import as_module, build
+from rearkit.model import build
 from rearkit.pipeline import run
-from rearkit.recipe import Recipe
-from rearkit.recipe_files import load_recipe
+from rearkit.recipe.loading import load_recipe
+from rearkit.recipe.tables import Recipe
 from rearkit.stages import DONE, RunFolder
+from rearkit.system.files import write_json
 from rearkit.tokenization.quality import survival
 from rearkit.tokenization.tokens import token_data
 

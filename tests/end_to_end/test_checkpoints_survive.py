@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from rearkit.files import sha256
+from rearkit.system.files import sha256
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.toml"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}  # so that a killed one has spoken

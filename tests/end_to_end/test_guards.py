@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np, torch
 from rearkit.data.tokens import TokenData
 from rearkit.model import build
-from rearkit.recipe_files import load_recipe
+from rearkit.recipe.loading import load_recipe
 from rearkit.training import loop
 from rearkit.training.engine import TrainModule
 

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rearkit.files import sha256
-from rearkit.locks import claimed
+from rearkit.system.files import sha256
+from rearkit.system.locks import claimed
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "recipes" / "smoke.toml"

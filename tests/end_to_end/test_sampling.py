@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from rearkit import pipeline
-from rearkit.recipe_files import load_recipe
+from rearkit.recipe.loading import load_recipe
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "recipes" / "smoke.toml"

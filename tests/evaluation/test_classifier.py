@@ -17,7 +17,7 @@ from rearkit.evaluation.classifier import (
     save_classifier,
     train_classifier,
 )
-from rearkit.recipe import ClassifierTable
+from rearkit.recipe.tables import ClassifierTable
 from rearkit.weights import read_state_dict, write_state_dict
 
 CPU = torch.device("cpu")

@@ -20,7 +20,7 @@ from rearkit.evaluation.fidelity import score as score_features
 from rearkit.evaluation.images import MemoryImages
 from rearkit.evaluation.scores import evaluate
 from rearkit.evaluation.spaces import ClassifierFeatures, FeatureSpace, classifier_space, inception_space
-from rearkit.recipe import Recipe
+from rearkit.recipe.tables import Recipe
 from rearkit.sampling.sampler import Samples
 
 

@@ -14,10 +14,11 @@ from PIL import Image
 
 from rearkit.evaluation import charts, report
 from rearkit.evaluation.charts import POINTS, draw, fit_charts, training_charts
-from rearkit.evaluation.report import git_revision, score_cards, score_notes, stage_rows, write_report
-from rearkit.files import write_json, write_text
+from rearkit.evaluation.report import score_cards, score_notes, stage_rows, write_report
 from rearkit.pipeline import STAGES
 from rearkit.stages import KEY, RunFolder, stage_key
+from rearkit.system.files import write_json, write_text
+from rearkit.system.versions import git_revision
 
 SCORES: dict[str, Any] = {
     "fid": 4.625,

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from torch_fidelity.metric_fid import KEY_METRIC_FID
 
+from rearkit.contracts import as_module
 from rearkit.data import stage as data
 from rearkit.evaluation import fidelity, stage
-from rearkit.model import as_module, build_tokenizer
-from rearkit.recipe import Recipe
-from rearkit.recipe_files import load_recipe
+from rearkit.model import build_tokenizer
+from rearkit.recipe.loading import load_recipe
+from rearkit.recipe.tables import Recipe
 from rearkit.sampling.manifest import MEMBER
 from rearkit.sampling.stage import NPZ
 from rearkit.stages import RunFolder, run_stage

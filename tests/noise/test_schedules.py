@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rearkit import plugins
+from rearkit.components.noise.schedules import FixedNoise, LinearNoise, NoNoise, RandomNoise, Schedule
 from rearkit.contracts import NoiseSchedule
-from rearkit.noise.schedules import FixedNoise, LinearNoise, NoNoise, RandomNoise, Schedule
+from rearkit.registry import plugins
 
 share = st.floats(0, 1)
 seeds = st.integers(0, 2**31)

@@ -15,7 +15,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from rearkit.model import build
-from rearkit.recipe_files import load_recipe
+from rearkit.recipe.loading import load_recipe
 from rearkit.training.batches import Batch
 from rearkit.training.blocks import prepared_blocks
 from rearkit.training.engine import TrainModule, start_engine

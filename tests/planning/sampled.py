@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from rearkit.model import build
-from rearkit.recipe_files import load_recipe
+from rearkit.recipe.loading import load_recipe
 from rearkit.sampling.sampler import Sampler
 
 

@@ -13,7 +13,7 @@ import pytest
 from rearkit.planning.measure import StepMemory
 from rearkit.planning.memory import GIB, rank_memory
 from rearkit.planning.plan import Machine, make_plan
-from rearkit.recipe_files import load_recipe
+from rearkit.recipe.loading import load_recipe
 
 MEASURE = Path(__file__).with_name("measured.py")
 STEP = StepMemory(activations=1000, gradients=400, both=1100)

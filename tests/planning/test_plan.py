@@ -11,15 +11,15 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 from rearkit.cli import cli
-from rearkit.contracts import num_parameters
+from rearkit.contracts import as_module, num_parameters
 from rearkit.errors import RearkitError, RecipeError
-from rearkit.model import as_module, build
+from rearkit.model import build
 from rearkit.planning import measure
 from rearkit.planning.measure import parameter_counts, sampling_memory, step_flops
 from rearkit.planning.memory import GIB
 from rearkit.planning.plan import Machine, make_plan, micro_batches
-from rearkit.recipe import Recipe
-from rearkit.recipe_files import load_recipe
+from rearkit.recipe.loading import load_recipe
+from rearkit.recipe.tables import Recipe
 
 MACHINE = Machine(ranks=2, memory=80 * GIB, tflops=100.0, utilisation=0.5)
 RECIPES = Path(__file__).parents[2] / "recipes"

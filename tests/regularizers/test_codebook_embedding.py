@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from rearkit.components.regularizers.codebook_embedding import CodebookEmbedding, CodebookEmbeddingSettings
 from rearkit.contracts import Regularizer, RegularizerContext
-from rearkit.regularizers.codebook_embedding import CodebookEmbedding, CodebookEmbeddingSettings
 
 V, Z, D, P = 7, 3, 5, 2
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from rearkit.backbones.dit_ar import DiTAR, DiTARSettings
+from rearkit.components.backbones.dit_ar import DiTAR
+from rearkit.components.backbones.dit_ar_blocks import DiTARSettings
 from rearkit.contracts import TokenSpace
-from rearkit.recipe import SampleTable
+from rearkit.recipe.tables import SampleTable
 from rearkit.sampling.graphs import GraphedBackbone
 from rearkit.sampling.sampler import sample_tokens
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rearkit.files import sha256
-from rearkit.recipe import Recipe
-from rearkit.recipe_files import recipe_to_dict
+from rearkit.recipe.loading import recipe_to_dict
+from rearkit.recipe.tables import Recipe
 from rearkit.sampling.manifest import manifest_lines, read_manifest, sample_manifest, write_manifest
 from rearkit.sampling.parts import Parts, write_npz, write_part
 from rearkit.sampling.sampler import Samples
 from rearkit.stages import RunFolder
+from rearkit.system.files import sha256
 
 
 @pytest.fixture

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from rearkit.contracts import as_module
 from rearkit.errors import RearkitError
-from rearkit.model import Model, as_module, build
-from rearkit.packed import can_halve
-from rearkit.recipe import Recipe, SampleTable
+from rearkit.layers.packed_linear import can_halve
+from rearkit.model import Model, build
+from rearkit.recipe.tables import Recipe, SampleTable
 from rearkit.sampling.sampler import (
     Sampler,
     balanced_classes,

@@ -14,12 +14,12 @@ import pytest
 
 from rearkit.comparison.groups import find_groups
 from rearkit.errors import RearkitError
-from rearkit.locks import try_lock
 from rearkit.stages import DONE, RunFolder
 from rearkit.sweeps.plan import Sweep, load_sweep
 from rearkit.sweeps.report import sweep_and_report
 from rearkit.sweeps.runner import Job, _last_words, _work, run_sweep
 from rearkit.sweeps.sharing import link
+from rearkit.system.locks import try_lock
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.toml"
 # Two models; the third variant samples from the first one's again.
@@ -142,7 +142,7 @@ def test_a_linked_stage_is_replaced_without_changing_the_other(tmp_path: Path) -
         (folder.stage("data") / DONE).write_text(key)
     link(one, two, ["data", "absent"])
     assert (two.stage("data") / DONE).samefile(one.stage("data") / DONE)
-    from rearkit.files import write_text
+    from rearkit.system.files import write_text
 
     write_text(two.stage("data") / DONE, "mine")
     assert (one.stage("data") / DONE).read_text() == "new"

@@ -11,13 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
+from rearkit.components.noise.schedules import NoNoise
+from rearkit.contracts import as_module
 from rearkit.data.fetching import Retry, ShardCache
 from rearkit.data.image_index import ImageIndex, write_index
 from rearkit.data.images import BadSamples
 from rearkit.errors import DataError, RecipeError
-from rearkit.model import as_module, build, build_tokenizer
-from rearkit.noise.schedules import NoNoise
-from rearkit.recipe import Recipe, TokensTable
+from rearkit.model import build, build_tokenizer
+from rearkit.recipe.tables import Recipe, TokensTable
 from rearkit.tokenization.on_the_fly import OnTheFly
 from rearkit.tokenization.views import draw_view, read_size
 from rearkit.training.batches import BatchSource

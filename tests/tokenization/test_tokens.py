@@ -15,14 +15,15 @@ import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rearkit.contracts import as_module
 from rearkit.data import stage as data_stage
 from rearkit.data.loader import ImageSet, read_all, to_float
 from rearkit.data.tokens import TokenData, read_meta, write_token_shard
 from rearkit.errors import DataError, RearkitError
-from rearkit.files import read_json
-from rearkit.model import as_module, build_tokenizer
-from rearkit.recipe import VIEWS, Recipe
+from rearkit.model import build_tokenizer
+from rearkit.recipe.tables import VIEWS, Recipe
 from rearkit.stages import RunFolder, run_stage, stage_key
+from rearkit.system.files import read_json
 from rearkit.tokenization import tokenizer as tokenizer_stage
 from rearkit.tokenization import tokens as tokens_stage
 from rearkit.tokenization.on_the_fly import OnTheFly

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rearkit import plugins
+from rearkit.components.tokenizers.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANSettings
 from rearkit.contracts import FittableTokenizer
 from rearkit.errors import WeightsError
-from rearkit.tokenizers.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANSettings
+from rearkit.registry import plugins
 from rearkit.weights import load_weights
 
 AGREE = {"rtol": 0, "atol": 1e-4}

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rearkit.tokenizers.quantizer import VectorQuantizer
+from rearkit.components.tokenizers.quantizer import VectorQuantizer
 
 
 def trained_quantizer(codes: int, width: int, seed: int) -> VectorQuantizer:

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rearkit.components.noise.schedules import FixedNoise, LinearNoise, NoNoise
 from rearkit.data.tokens import TokenData
-from rearkit.noise.schedules import FixedNoise, LinearNoise, NoNoise
-from rearkit.train_table import TrainTable
+from rearkit.recipe.train_table import TrainTable
 from rearkit.training.batches import Batch, BatchSource
 from rearkit.training.config import batch_layout
 from rearkit.training.order import EpochOrder

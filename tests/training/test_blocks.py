@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rearkit.contracts import as_module
 from rearkit.errors import RecipeError
-from rearkit.model import Model, as_module, build
-from rearkit.recipe import Recipe
+from rearkit.model import Model, build
+from rearkit.recipe.tables import Recipe
 from rearkit.training.blocks import prepared_blocks
 
 

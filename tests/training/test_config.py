@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rearkit.errors import RecipeError
-from rearkit.train_table import TrainTable
+from rearkit.recipe.train_table import TrainTable
 from rearkit.training.config import OWNED, batch_layout, check_deepspeed_table, deepspeed_config
 
 CPU = torch.device("cpu")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from rearkit.model import build
-from rearkit.recipe import Recipe
+from rearkit.recipe.tables import Recipe
 from rearkit.training.batches import Batch
 from rearkit.training.engine import TrainModule
 

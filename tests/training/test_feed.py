@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rearkit.components.noise.schedules import NoNoise
 from rearkit.data.samples import shards_of
 from rearkit.data.tokens import TokenData, write_token_shard
 from rearkit.errors import DataError
 from rearkit.model import build
-from rearkit.noise.schedules import NoNoise
-from rearkit.recipe import Recipe
+from rearkit.recipe.tables import Recipe
 from rearkit.training.batches import BatchSource
 from rearkit.training.feed import Feed
 from rearkit.training.loop import train

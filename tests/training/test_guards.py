@@ -13,11 +13,12 @@ from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rearkit.contracts import as_module
 from rearkit.data.tokens import TokenData, write_token_shard
 from rearkit.errors import DivergedError
-from rearkit.guard_table import GuardsTable
-from rearkit.model import Model, as_module, build
-from rearkit.recipe import Recipe
+from rearkit.model import Model, build
+from rearkit.recipe.tables import Recipe
+from rearkit.recipe.train_table import GuardsTable
 from rearkit.training import loop
 from rearkit.training.batches import Batch
 from rearkit.training.engine import TrainModule, scale_may_fall

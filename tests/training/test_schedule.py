@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from rearkit.backbones.dit_ar import DiTAR, DiTARSettings
+from rearkit.components.backbones.dit_ar import DiTAR
+from rearkit.components.backbones.dit_ar_blocks import DiTARSettings
 from rearkit.contracts import TokenSpace
 from rearkit.model import build
-from rearkit.recipe import Recipe
-from rearkit.train_table import TrainTable
+from rearkit.recipe.tables import Recipe
+from rearkit.recipe.train_table import TrainTable
 from rearkit.training.engine import TrainModule
 from rearkit.training.schedule import learning_rate, parameter_groups
 

@@ -10,10 +10,11 @@ from safetensors.torch import save_file
 
 import rearkit
 from rearkit.cli import cli
+from rearkit.contracts import as_module
 from rearkit.errors import RecipeError, WeightsError
-from rearkit.model import Model, as_module, build
-from rearkit.recipe import Recipe
-from rearkit.recipe_files import load_recipe
+from rearkit.model import Model, build
+from rearkit.recipe.loading import load_recipe
+from rearkit.recipe.tables import Recipe
 from rearkit.tokenization.tokenizer import WEIGHTS
 from rearkit.training.stage import HEADS, MODEL, export
 from rearkit.weights import write_state_dict

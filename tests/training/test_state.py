@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from rearkit.contracts import as_module
 from rearkit.data.tokens import TokenData
 from rearkit.errors import RearkitError
-from rearkit.model import Model, as_module, build
-from rearkit.recipe import Recipe
+from rearkit.model import Model, build
+from rearkit.recipe.tables import Recipe
 from rearkit.training import loop, state
 from rearkit.training.logs import read_log
 from rearkit.training.loop import train

@@ -11,8 +11,8 @@ import pytest
 
 from rearkit import pipeline
 from rearkit.errors import RearkitError
-from rearkit.recipe import Recipe
-from rearkit.recipe_files import recipe_to_dict
+from rearkit.recipe.loading import recipe_to_dict
+from rearkit.recipe.tables import Recipe
 from rearkit.stages import RunFolder, stage_key
 from rearkit.training import stage
 from rearkit.training.logs import TrainLog, read_log

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from rearkit import Component, hookimpl
-from rearkit_alitok.backbone import AliTokAR, AliTokARSettings
+from rearkit_alitok.backbone import AliTokAR
+from rearkit_alitok.blocks import AliTokARSettings
 from rearkit_alitok.tokenizer import AliTok, AliTokSettings
 from rearkit_alitok.weights import AliTokARLayout, AliTokLayout
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from rearkit import PackedLinear, attend_to_cache, cache_length
 
 if TYPE_CHECKING:
-    from rearkit_alitok.backbone import AliTokAR, Attention, Block
+    from rearkit_alitok.backbone import AliTokAR
+    from rearkit_alitok.blocks import Attention, Block
 
 
 class Decoder:

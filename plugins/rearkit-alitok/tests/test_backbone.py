@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from rearkit_alitok import rearkit_components
-from rearkit_alitok.backbone import AliTokAR, AliTokARSettings
+from rearkit_alitok.backbone import AliTokAR
+from rearkit_alitok.blocks import AliTokARSettings
 from rearkit_alitok.rotary import rotary_table, rotate
 from rearkit_alitok.weights import AliTokARLayout
 

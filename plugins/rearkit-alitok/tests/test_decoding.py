@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from rearkit_alitok.backbone import AliTokAR, AliTokARSettings
+from rearkit_alitok.backbone import AliTokAR
+from rearkit_alitok.blocks import AliTokARSettings
 from torch import Tensor
 
 from rearkit import PackedLinear

@@ -1,0 +1,104 @@
+"""The DiT-style AR transformer of RAR and reAR: pre-norm blocks whose norms are modulated by class and place.
+
+Shapes: B batch, N image tokens, T = N + 2 places (class token, condition, tokens), D width, H heads, V codes,
+C classes, U rows of conditioning (one per class where that is fewer than B). How it decodes is in `dit_ar_decoding`.
+Parameter names are those of the published checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rearkit.components.backbones.dit_ar_blocks import PREFIX, Block, Condition, DiTARSettings, FinalNorm
+from rearkit.components.backbones.dit_ar_decoding import Decoder
+from rearkit.contracts import TokenSpace
+from rearkit.layers.lean import LeanLinear
+
+
+class DiTAR(nn.Module):
+    """The backbone; see `rearkit.contracts.Backbone`.
+
+    Rows of the token table: V codes, a mask token (unused; it is in the published layout), C classes, "no label".
+    Besides its own position, each place is told which token it predicts (`target_aware_pos_embed`).
+    """
+
+    prefix_length = PREFIX
+
+    def __init__(self, settings: DiTARSettings, space: TokenSpace) -> None:
+        super().__init__()
+        self.space = space
+        self.hidden_size, self.num_layers = settings.hidden_size, settings.num_layers
+        self.head_dim = settings.hidden_size // settings.num_heads
+        self.num_heads = settings.num_heads
+        places = PREFIX + space.num_tokens
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, self.hidden_size))
+        self.embeddings = nn.Embedding(space.codebook_size + 1 + space.num_classes + 1, self.hidden_size)
+        self.pos_embed = nn.Parameter(torch.zeros(1, places, self.hidden_size))
+        self.target_aware_pos_embed = nn.Parameter(torch.zeros(1, places, self.hidden_size))
+        self.timesteps_embeddings = nn.Parameter(torch.zeros(1, places, self.hidden_size))
+        self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.num_layers))
+        self.adaln_before_head = FinalNorm(self.hidden_size)
+        self.lm_head = LeanLinear(self.hidden_size, space.codebook_size)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise as published: truncated normals of 0.02, and modulations at zero, so that blocks start shut."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+        for table in (self.pos_embed, self.target_aware_pos_embed, self.timesteps_embeddings):
+            nn.init.trunc_normal_(table, std=0.02)
+        for module in self.modules():
+            if isinstance(module, Block | FinalNorm):
+                for parameter in module.adaLN_modulation.parameters():
+                    nn.init.zeros_(parameter)
+
+    def forward(
+        self, tokens_BN: Tensor, classes_B: Tensor, layers: Sequence[int] = ()
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Predict all tokens, teacher-forced; see `rearkit.contracts.Backbone.forward`."""
+        ids_BK = torch.cat([self.class_ids(classes_B)[:, None], tokens_BN], dim=1)
+        x_BTD = torch.cat([self.cls_token.expand(len(ids_BK), 1, -1), self.embeddings(ids_BK)], dim=1)
+        x_BTD = x_BTD + self.pos_embed + self.target_table()
+        condition = self._condition(classes_B)
+        hidden: dict[int, Tensor] = {}
+        for index, block in enumerate(self.blocks):
+            x_BTD = block(x_BTD, condition)
+            if index in layers:
+                hidden[index] = x_BTD
+        predicting = Condition(condition.activated_UTD[:, PREFIX - 1 :], condition.row_B)
+        return self.lm_head(self.adaln_before_head(x_BTD[:, PREFIX - 1 :], predicting)), hidden
+
+    @torch.no_grad()
+    def start(self, classes_B: Tensor) -> tuple[Tensor, Decoder]:
+        """Begin cached decoding; see `rearkit.contracts.Backbone.start`."""
+        cache = Decoder(self, classes_B)
+        cache.advance(self.cls_token[0].expand(len(classes_B), -1), predict=False)
+        return cache.advance(self.embeddings(self.class_ids(classes_B))), cache
+
+    @torch.no_grad()
+    def step(self, tokens_B: Tensor, cache: Decoder) -> Tensor:
+        """Append a token; see `rearkit.contracts.Backbone.step`."""
+        return cache.advance(self.embeddings(tokens_B))
+
+    def target_table(self) -> Tensor:
+        """(1, T, D): place 1 + i predicts token i and carries row 2 + i; the first and the last predict nothing."""
+        return F.pad(self.target_aware_pos_embed[:, PREFIX:], (0, 0, PREFIX - 1, 1))
+
+    def _condition(self, classes_B: Tensor) -> Condition:
+        """Class and place embeddings of all places."""
+        if self.space.num_classes + 1 < len(classes_B):
+            all_classes = torch.arange(self.space.num_classes + 1, device=classes_B.device)
+            embedding_UTD = self.embeddings(self.class_ids(all_classes))[:, None] + self.timesteps_embeddings
+            return Condition(F.silu(embedding_UTD), classes_B)
+        return Condition(F.silu(self.embeddings(self.class_ids(classes_B))[:, None] + self.timesteps_embeddings), None)
+
+    def class_ids(self, classes_B: Tensor) -> Tensor:
+        """Row of the token table for a class in [0, C]."""
+        return classes_B + self.space.codebook_size + 1

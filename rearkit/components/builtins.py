@@ -1,0 +1,47 @@
+"""The built-in components, registered through the hook that third parties use."""
+
+from __future__ import annotations
+
+from rearkit.components.backbones import dit_ar
+from rearkit.components.backbones.dit_ar_weights import DiTARLayout
+from rearkit.components.datasets import folder, mnist
+from rearkit.components.datasets import shards as existing_shards
+from rearkit.components.noise import schedules
+from rearkit.components.regularizers import codebook_embedding
+from rearkit.components.tokenizers import maskgit_vqgan
+from rearkit.components.tokenizers.maskgit_vqgan_weights import MaskGITVQGANLayout
+from rearkit.registry.component import Component
+from rearkit.registry.hookspecs import hookimpl
+
+
+@hookimpl
+def rearkit_components() -> list[Component]:
+    """Return everything that comes with rearkit."""
+    return [
+        Component("dataset", "mnist-5k", mnist.MNIST5K, mnist.MNIST5K.checked),
+        Component("dataset", "folder", folder.FolderSettings, folder.Folder),
+        Component("dataset", "shards", existing_shards.Shards, existing_shards.Shards.checked),
+        Component(
+            "tokenizer",
+            "maskgit-vqgan",
+            maskgit_vqgan.MaskGITVQGANSettings,
+            maskgit_vqgan.MaskGITVQGAN,
+            published=MaskGITVQGANLayout(),
+        ),
+        Component("backbone", "dit-ar", dit_ar.DiTARSettings, dit_ar.DiTAR, published=DiTARLayout()),
+        Component("noise", "none", schedules.NoNoise, _itself),
+        Component("noise", "fixed", schedules.FixedNoise, _itself),
+        Component("noise", "random", schedules.RandomNoise, _itself),
+        Component("noise", "linear", schedules.LinearNoise, _itself),
+        Component(
+            "regularizer",
+            "codebook-embedding",
+            codebook_embedding.CodebookEmbeddingSettings,
+            codebook_embedding.CodebookEmbedding,
+        ),
+    ]
+
+
+def _itself(schedule: schedules.Schedule) -> schedules.Schedule:
+    """A noise schedule has no state, so its settings are the schedule."""
+    return schedule

@@ -1,0 +1,66 @@
+"""A folder of images, one sub-folder a class, as ImageNet is unpacked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rearkit.components.datasets.imagenet_names import readable
+from rearkit.contracts import ImageSample
+from rearkit.errors import DataError
+from rearkit.recipe.settings import setting, settings
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+
+
+@settings
+class FolderSettings:
+    """Images in folders, one a class (their sorted names are the classes 0, 1, …), as ImageNet is unpacked."""
+
+    train: str = setting("folder of the training images' class folders")
+    held_out: str = setting("folder of the held-out images' class folders, by the same names")
+
+
+class Folder:
+    """The dataset; see `rearkit.contracts.Dataset`.
+
+    Raises:
+        DataError: a folder is missing, or holds no class folders.
+    """
+
+    def __init__(self, settings: FolderSettings) -> None:
+        self.folders = {"train": Path(settings.train), "held-out": Path(settings.held_out)}
+        for path in self.folders.values():
+            if not path.is_dir():
+                raise DataError(f"[data.source] {path}: no such folder")
+        self._names = sorted(path.name for path in self.folders["train"].iterdir() if path.is_dir())
+        if not self._names:
+            raise DataError(f"[data.source] {self.folders['train']}: no class folders in this folder")
+        self.num_classes = len(self._names)
+
+    def class_names(self) -> Sequence[str]:
+        """Return the names of the class folders; ImageNet's in words."""
+        return readable(self._names)
+
+    def size(self, split: str) -> None:
+        """Return None: the folders would have to be listed."""
+
+    def shards(self, split: str) -> None:
+        """Return None: the data stage writes the shards."""
+
+    def images(self, split: str) -> Iterator[ImageSample]:
+        """Yield the images of a split by class and name.
+
+        Raises:
+            DataError: there are none.
+        """
+        found = False
+        for label, name in enumerate(self._names):
+            for path in sorted((self.folders[split] / name).glob("*")):
+                if path.suffix.lower() not in SUFFIXES:
+                    continue
+                found = True
+                # A dot would end the key in a WebDataset shard. The file goes in as it is, to be decoded when read.
+                yield ImageSample(f"{name}/{path.stem}".replace(".", "_"), path, label)
+        if not found:
+            raise DataError(f"[data.source] {self.folders[split]}: no images in its class folders")

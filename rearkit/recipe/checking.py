@@ -1,0 +1,226 @@
+"""From plain values to settings: every field checked by its own type and range, all errors of a recipe in one pass."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import json
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import cattrs
+from cattrs.gen import make_dict_structure_fn, override
+from cattrs.v import transform_error
+
+from rearkit.errors import PluginError, RecipeError, did_you_mean
+from rearkit.recipe.tables import ComponentTable
+from rearkit.registry import plugins
+
+KeyPath = tuple[str, ...]
+T = typing.TypeVar("T")
+UNKNOWN_KEYS = "unknown keys: "  # begins a message that goes on with JSON
+
+
+def structure(content: Mapping[str, Any], cls: type[T], where: str, origins: Mapping[KeyPath, str]) -> T:
+    """Check a recipe's content.
+
+    Args:
+        content: the recipe as plain values.
+        cls: the settings class of the whole: `rearkit.recipe.tables.Recipe`, say.
+        where: what to call it in errors.
+        origins: the file (or ``--set``) that each key is from.
+
+    Raises:
+        RecipeError: everything that is wrong with it.
+    """
+    try:
+        return _converter().structure(content, cls)
+    except cattrs.BaseValidationError as error:
+        raise RecipeError(_problems(error, where, origins, content)) from None
+
+
+@functools.cache
+def _converter() -> cattrs.Converter:
+    converter = cattrs.Converter(detailed_validation=True)
+    for scalar in (int, float, str, bool):
+        converter.register_structure_hook(scalar, _scalar)
+    converter.register_structure_hook_factory(
+        lambda t: isinstance(t, type) and attrs.has(t) and not issubclass(t, ComponentTable),
+        lambda t: _table_hook(t, converter),
+    )
+    converter.register_structure_hook_func(
+        lambda t: isinstance(t, type) and issubclass(t, ComponentTable),
+        lambda value, cls: _component(value, cls, converter),
+    )
+    converter.register_structure_hook_func(_is_tuple, lambda value, t: _tuple(value, t, converter))
+    return converter
+
+
+def _scalar(value: Any, expected: type) -> Any:
+    """Accept a value of exactly the type, and a whole number where a fraction may stand; never convert text."""
+    if expected is float and type(value) is int:
+        return float(value)
+    if type(value) is not expected:
+        raise TypeError(f"expected {_type_name(expected)}, got {value!r}")
+    return value
+
+
+def _is_tuple(t: Any) -> bool:
+    return typing.get_origin(t) is tuple
+
+
+def _tuple(value: Any, t: Any, converter: cattrs.Converter) -> tuple[Any, ...]:
+    arguments = typing.get_args(t)
+    variable = len(arguments) == 2 and arguments[1] is Ellipsis
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"expected {_type_name(t)}, got {value!r}")
+    if not variable and len(value) != len(arguments):
+        raise TypeError(f"expected {len(arguments)} values, got {len(value)}")
+    list_type: Any = types.GenericAlias(list, (arguments[0],))
+    return tuple(converter.structure(list(value), list_type))
+
+
+def _table_hook(cls: type, converter: cattrs.Converter) -> Any:
+    """Structure a table field by field, each with its own validator, so that one pass finds every error."""
+    attrs.resolve_types(cls)
+
+    def field_hook(attribute: attrs.Attribute[Any]) -> Any:
+        def structure(value: Any, t: Any) -> Any:
+            if isinstance(t, types.UnionType) or typing.get_origin(t) is typing.Union:  # optional settings
+                (t,) = (a for a in typing.get_args(t) if a is not type(None))
+            if t == dict[str, Any]:
+                if not isinstance(value, dict):
+                    raise TypeError(f"expected a table, got {value!r}")
+                result: Any = value
+            else:
+                result = converter.structure(value, t)
+            if attribute.validator is not None:
+                attribute.validator(None, attribute, result)
+            return result
+
+        return structure
+
+    hooks: Any = {field.name: override(struct_hook=field_hook(field)) for field in attrs.fields(cls)}
+    structure: Any = make_dict_structure_fn(
+        cls, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=True, **hooks
+    )
+
+    def checked(value: Any, t: type) -> Any:
+        if not isinstance(value, Mapping):
+            raise TypeError(f"expected a table, got {value!r}")
+        return structure(value, t)
+
+    return checked
+
+
+def _component(value: Any, cls: type[ComponentTable], converter: cattrs.Converter) -> ComponentTable:
+    """Structure a table that names a component by that component's settings class."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"expected a table with the name of a {cls.kind}, got {value!r}")
+    try:
+        if not isinstance(value.get("name"), str):
+            raise ValueError(f"expected the name of a {cls.kind}: {', '.join(plugins.registry().names(cls.kind))}")
+        component = plugins.find(cls.kind, value["name"])
+    except (ValueError, PluginError) as error:
+        raise cattrs.ClassValidationError("", [_at_key(error, "name")], cls) from None
+    # Keys of the table itself beyond the component's settings: a tokenizer's weights and fit.
+    own = {a.name: a for a in attrs.fields(cls) if a.name not in ("name", "settings", "provider")}
+    attrs.resolve_types(cls)
+    rest = {key: item for key, item in value.items() if key != "name" and key not in own}
+    extra: dict[str, Any] = {}
+    errors: list[Exception] = []
+    for key, attribute in own.items():
+        if key in value:
+            (t,) = (a for a in typing.get_args(attribute.type) if a is not type(None))
+            try:
+                extra[key] = converter.structure(value[key], t)
+            except Exception as error:
+                errors.append(_at_key(error, key))
+    settings: Any = None
+    try:
+        settings = converter.structure(rest, component.settings)
+    except cattrs.BaseValidationError as error:
+        for inner in error.exceptions:
+            if isinstance(inner, cattrs.ForbiddenExtraKeysError):
+                inner = _SurplusKeys(inner, ("name", *own))
+            errors.append(inner)
+    if errors:
+        raise cattrs.ClassValidationError(f"while structuring {cls.kind}", errors, component.settings)
+    return cls(name=component.name, settings=settings, provider=component.provider, **extra)
+
+
+class _SurplusKeys(cattrs.ForbiddenExtraKeysError):
+    """Unknown keys in a component's table, which has keys of its own beside the component's settings."""
+
+    def __init__(self, error: cattrs.ForbiddenExtraKeysError, own: tuple[str, ...]) -> None:
+        super().__init__(error.message, error.cl, error.extra_fields)
+        self.own = own
+
+
+def _at_key(error: Exception, key: str) -> Exception:
+    """Mark an error as that of a key, the way cattrs does."""
+    error.__notes__ = [cattrs.AttributeValidationNote("", key, None)]
+    return error
+
+
+def _problems(error: Exception, where: str, origins: Mapping[KeyPath, str], content: Mapping[str, Any]) -> list[str]:
+    """One line for each error below ``error``: file, [table], key, what was expected."""
+    problems: list[str] = []
+    for line in transform_error(error, path="$", format_exception=_describe):
+        message, _, path = line.rpartition(" @ $")
+        keys = tuple(part for part in path.replace("[", ".").replace("]", "").split(".") if part)
+        origin = next((origins[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in origins), where)
+        if not message.startswith(UNKNOWN_KEYS):
+            problems.append(f"{origin}: {_location(keys, content)}{message}")
+            continue
+        unknown, known = json.loads(message.removeprefix(UNKNOWN_KEYS))
+        for key in unknown:
+            text = f"unknown key{did_you_mean(key, known)}; known: {', '.join(known)}"
+            problems.append(f"{origins.get((*keys, key), origin)}: {_location((*keys, key), content)}{text}")
+    requires = content.get("requires")
+    if any("unknown" in p and "; installed:" in p for p in problems) and isinstance(requires, list):
+        for entry in requires:
+            name, _, source = (part.strip() for part in str(entry).partition("@"))
+            if name and not _installed(name):
+                problems.append(f"{where}: requires: {name} is not installed; run: pip install {source or name}")
+    return problems
+
+
+def _location(keys: KeyPath, content: Mapping[str, Any]) -> str:
+    """``[table] key: ``, or ``[table] `` where the trouble is with a table as a whole."""
+    value: Any = content
+    for key in keys:
+        value = value[int(key)] if isinstance(value, list) else value.get(key) if isinstance(value, Mapping) else None
+    if isinstance(value, Mapping) and keys:
+        return f"[{'.'.join(keys)}]: "
+    return f"[{'.'.join(keys[:-1])}] {keys[-1]}: " if len(keys) > 1 else f"{keys[0]}: " if keys else ""
+
+
+def _describe(error: BaseException, expected: type | None) -> str:
+    if isinstance(error, cattrs.ForbiddenExtraKeysError):
+        own = error.own if isinstance(error, _SurplusKeys) else ()
+        known = sorted([*own, *(field.name for field in attrs.fields(error.cl))])
+        return UNKNOWN_KEYS + json.dumps([sorted(error.extra_fields), known])
+    if isinstance(error, KeyError):
+        return f"{error.args[0]} is missing"
+    if isinstance(error, TypeError | ValueError | PluginError):
+        return str(error).replace("\n", " ")
+    return f"{type(error).__name__}: {error}"
+
+
+def _type_name(t: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+    if _is_tuple(t):
+        return f"a list of {_type_name(typing.get_args(t)[0]).removeprefix('a ')}s"
+    return names.get(t, getattr(t, "__name__", str(t)))
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,249 @@
+"""Recipes: the tables of a recipe as frozen settings, one per stage and one per component.
+
+A recipe is data. Reading one (`rearkit.recipe.loading`) checks every key against these classes and against the settings
+of the components that it names, and reports everything that is wrong in one go.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import attrs
+
+from rearkit.recipe.settings import setting, settings
+from rearkit.recipe.train_table import TrainTable
+
+
+@attrs.frozen
+class ComponentTable:
+    """A table that names a component; all its other keys are that component's settings.
+
+    Attributes:
+        name: the component's name.
+        settings: an instance of its settings class.
+        provider: the distribution that provides it, with version.
+    """
+
+    kind: ClassVar[str]
+    name: str
+    settings: Any
+    provider: str = ""
+
+
+@attrs.frozen
+class DatasetTable(ComponentTable):
+    """``[data.source]``: where the images come from."""
+
+    kind = "dataset"
+
+
+@attrs.frozen
+class BackboneTable(ComponentTable):
+    """``[backbone]``: the transformer.
+
+    Attributes:
+        weights: path of weights to start from, in rearkit's or the published layout; with ``train.steps = 0``, to
+            sample from.
+    """
+
+    kind = "backbone"
+    weights: str | None = None
+
+
+@attrs.frozen
+class NoiseTable(ComponentTable):
+    """``[noise]``: how much of the context is replaced."""
+
+    kind = "noise"
+
+
+@attrs.frozen
+class RegularizerTable(ComponentTable):
+    """One of ``[[regularizers]]``."""
+
+    kind = "regularizer"
+
+
+@settings
+class FitTable:
+    """``[tokenizer.fit]``: fit the tokenizer on the training images (reconstruction and commitment)."""
+
+    steps: int = setting("optimizer steps", default=1000, ge=1)
+    batch: int = setting("images a step", default=64, ge=1)
+    lr: float = setting("peak learning rate; cosine to a twentieth", default=2e-3, gt=0)
+    warmup_steps: int = setting("steps of linear warm-up", default=50, ge=0)
+    weight_decay: float = setting("AdamW weight decay", default=1e-4, ge=0)
+    min_psnr: float = setting("stop with an error below this PSNR on held-out images, dB", default=0.0, ge=0)
+    checkpoint_every: int = setting("steps between checkpoints of the fit", default=200, ge=1, cosmetic=True)
+
+    def __attrs_post_init__(self) -> None:
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be below steps ({self.steps})")
+
+
+@attrs.frozen
+class TokenizerTable(ComponentTable):
+    """``[tokenizer]``: the image tokenizer, with its weights or how to fit them.
+
+    Attributes:
+        weights: path of a state dict (.safetensors, .bin, .pt), in rearkit's or the published layout.
+        fit: how to fit it; exactly one of ``weights`` and ``fit`` is given.
+    """
+
+    kind = "tokenizer"
+    weights: str | None = None
+    fit: FitTable | None = None
+
+
+@settings
+class DataTable:
+    """``[data]``: image shards."""
+
+    source: DatasetTable = setting("the dataset component")
+    shard_size: int = setting("images in a shard, where shards are written", default=1000, ge=1)
+    max_bad_share: float = setting(
+        "share of samples that may be unreadable or mislabelled before the run stops", default=0.01, ge=0, le=1
+    )
+    fetch_tries: int = setting("times to try to fetch a shard that is a URL or a pipe", default=4, ge=1, cosmetic=True)
+    fetch_wait: float = setting(
+        "seconds to wait after the first such failure; doubled after each further one", default=1.0, ge=0, cosmetic=True
+    )
+
+
+VIEWS = {"none": 1, "flip": 2, "ten-crop": 10}
+"""How many views each way of augmenting makes of an image."""
+RANDOM_CROP = "random-crop"
+"""A way of augmenting with any number of views, for tokens made on the fly."""
+
+
+@settings
+class TokensTable:
+    """``[tokens]``: token shards, and the check of what was written."""
+
+    pretokenized: str | None = setting("folder of token shards made elsewhere, to use as they are", default=None)
+    augment: str = setting("which views of each training image", default="none", choices=(*VIEWS, RANDOM_CROP))
+    on_the_fly: bool = setting(
+        "write no shards of the training images: tokenize them while training, one view each, drawn afresh each epoch",
+        default=False,
+    )
+    workers: int = setting(
+        "on the fly: processes of each rank that read and decode images; 0: a thread", default=2, ge=0, cosmetic=True
+    )
+    shuffle_shards: int = setting(
+        "on the fly: shards read at a time, among which images are shuffled", default=16, ge=1
+    )
+    batch: int = setting("images tokenized at once", default=64, ge=1, cosmetic=True)
+    check_images: int = setting("images decoded again from the written shards", default=256, ge=1)
+    min_psnr: float = setting("stop below this PSNR of the decoded against the original, dB", default=0.0, ge=0)
+    min_codebook_use: float = setting("stop below this share of codes in use", default=0.0, ge=0, le=1)
+
+    def __attrs_post_init__(self) -> None:
+        if self.augment == RANDOM_CROP and not self.on_the_fly:
+            raise ValueError(f'augment = "{RANDOM_CROP}" draws afresh each epoch, so it needs on_the_fly = true')
+        if self.on_the_fly and self.pretokenized is not None:
+            raise ValueError("on_the_fly = true leaves no use for pretokenized")
+
+
+GUIDANCE_SCHEDULES = ("constant", "linear", "power-cosine")
+
+
+@settings
+class SampleTable:
+    """``[sample]``: class-conditional sampling with guidance."""
+
+    num_images: int = setting("images, spread evenly over the classes", ge=1)
+    seed: int | None = setting("seed of what is drawn; left out: the recipe's", default=None, ge=0, lt=2**31)
+    batch: int = setting("images sampled at once", default=64, ge=1, cosmetic=True)
+    guidance_scale: float = setting("s, guidance at the last token; 1 for none", default=1.0, ge=0)
+    guidance_schedule: str = setting("guidance over tokens", default="power-cosine", choices=GUIDANCE_SCHEDULES)
+    guidance_power: float = setting("p of the power-cosine schedule of guidance over tokens", default=1.0, gt=0)
+    temperature: float = setting("divides the logits; 0: take the likeliest code", default=1.0, ge=0)
+    top_k: int = setting("sample among the k likeliest codes only; 0 for all", default=0, ge=0)
+    top_p: float = setting("sample among the likeliest codes of this total probability only", default=1.0, gt=0, le=1)
+    precision: str = setting(
+        "arithmetic of the backbone; fp16-weights: fp32 on weights in fp16, on a CPU",
+        default="fp32",
+        choices=("fp32", "bf16", "fp16-weights"),
+    )
+    grid_per_class: int = setting("images of each class in samples.png", default=10, ge=1, cosmetic=True)
+    grid_classes: int = setting("classes in samples.png", default=10, ge=1, cosmetic=True)
+
+
+@settings
+class ClassifierTable:
+    """``[evaluate.classifier]``: the feature extractor trained on the spot."""
+
+    steps: int = setting("optimizer steps", default=600, ge=1)
+    batch: int = setting("images a step", default=64, ge=1)
+    lr: float = setting("peak learning rate", default=2e-3, gt=0)
+    channels: int = setting("channels of the first convolution", default=32, ge=1)
+    features: int = setting("width of the features for FID, precision, recall", default=64, ge=2)
+    min_accuracy: float = setting("stop below this held-out accuracy", default=0.0, ge=0, le=1)
+
+
+@settings
+class EvaluateTable:
+    """``[evaluate]``: scores by torch-fidelity."""
+
+    features: str = setting(
+        "feature space: Inception-v3 as published, or a classifier trained on this run's images",
+        default="inception",
+        choices=("inception", "classifier"),
+    )
+    feature_weights: str | None = setting(
+        "file of torch-fidelity's Inception weights; left out, torch-fidelity downloads them", default=None
+    )
+    classifier: ClassifierTable = setting("settings of the classifier", default=ClassifierTable())
+    batch: int = setting("images scored at once", default=64, ge=1, cosmetic=True)
+    reference: str | None = setting(
+        "reference .npz with mu and sigma (ADM's); left out, the training images are the reference", default=None
+    )
+    max_reference: int = setting("training images used as the reference, at most", default=50_000, ge=10)
+    nearest_k: int = setting("neighbours for precision and recall", default=3, ge=1)
+
+    def __attrs_post_init__(self) -> None:
+        if self.reference is not None and self.features != "inception":
+            raise ValueError('reference holds statistics of Inception features, so it needs features = "inception"')
+
+
+@settings
+class NeedTable:
+    """One of ``[[needs]]``: a file or folder that a recipe needs and that does not come with rearkit."""
+
+    path: str = setting("the file or folder")
+    what: str = setting("what it is")
+    source: str = setting("project page and file name that it comes from")
+    size: str = setting("its size, for people")
+    prepare: str = setting("command that prepares it", default="")
+
+
+@settings
+class Recipe:
+    """A whole recipe."""
+
+    name: str = setting("name of the run; its files go to runs/NAME", min_len=1)
+    seed: int = setting("seed of everything random", default=0, ge=0, lt=2**31)
+    device: str = setting("where to compute; auto: CUDA if any", default="auto", choices=("auto", "cpu", "cuda"))
+    requires: tuple[str, ...] = setting(
+        "packages whose components this recipe names: NAME, or NAME @ SOURCE, what pip installs it from", default=()
+    )
+    needs: tuple[NeedTable, ...] = setting("files that must be there before anything runs", default=())
+    data: DataTable = setting("image shards")
+    tokenizer: TokenizerTable = setting("image tokenizer")
+    tokens: TokensTable = setting("token shards", default=TokensTable())
+    backbone: BackboneTable = setting("transformer")
+    noise: NoiseTable | None = setting("context noise; left out: none, as in a plain AR model", default=None)
+    regularizers: tuple[RegularizerTable, ...] = setting("regularizers; none makes a plain AR model", default=())
+    train: TrainTable = setting("optimization")
+    sample: SampleTable = setting("sampling")
+    evaluate: EvaluateTable = setting("scores", default=EvaluateTable())
+
+    @property
+    def train_seed(self) -> int:
+        """Seed of training: its own, so that it can be repeated over the same tokenizer, or the recipe's."""
+        return self.seed if self.train.seed is None else self.train.seed
+
+    @property
+    def sample_seed(self) -> int:
+        """Seed of sampling: its own, or the recipe's."""
+        return self.seed if self.sample.seed is None else self.sample.seed

@@ -1,0 +1,1 @@
+"""Components by kind and name, and how plugins are found."""

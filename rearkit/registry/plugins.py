@@ -1,0 +1,122 @@
+"""Discovery: every installed distribution with an entry point in the group ``rearkit`` adds its components.
+
+A plugin that does not import, whose hook fails or whose components are refused is set aside with its reason, and the
+rest works on: a broken third-party package must not keep anybody from training with another one.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+from collections.abc import Iterable, Iterator
+
+import attrs
+import pluggy
+from packaging.utils import canonicalize_name
+
+from rearkit.errors import PluginError
+from rearkit.registry import hookspecs
+from rearkit.registry.component import Component, Registry
+
+ENTRY_POINT_GROUP = "rearkit"
+
+
+@attrs.frozen
+class BrokenPlugin:
+    """A plugin that was set aside: which distribution, and why."""
+
+    provider: str
+    reason: str
+
+
+@attrs.frozen
+class Plugins:
+    """What discovery found."""
+
+    registry: Registry
+    broken: tuple[BrokenPlugin, ...]
+
+
+@functools.cache
+def load_plugins() -> Plugins:
+    """Discover all plugins once per process.
+
+    Raises:
+        PluginError: two working plugins provide the same name.
+    """
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    broken: list[BrokenPlugin] = []
+    for provider, entry_point in _entry_points():
+        plugin_name = f"{provider}:{entry_point.name}"
+        try:
+            plugin = entry_point.load()
+            manager.register(plugin, name=plugin_name)
+            if manager.hook.rearkit_components not in (manager.get_hookcallers(plugin) or ()):
+                raise TypeError(f"{entry_point.value} has no rearkit_components() marked with @rearkit.hookimpl")
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # an import can raise anything, SystemExit included
+            broken.append(BrokenPlugin(provider, _one_line(error)))
+    registry = Registry()
+    for implementation in manager.hook.rearkit_components.get_hookimpls():
+        provider = implementation.plugin_name.rpartition(":")[0]
+        try:
+            components = _checked(implementation.function())
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            broken.append(BrokenPlugin(provider, _one_line(error)))
+            continue
+        for component in components:
+            registry.add(component, provider)
+    return Plugins(registry, tuple(broken))
+
+
+def registry() -> Registry:
+    """Return the registry of this process."""
+    return load_plugins().registry
+
+
+def find(kind: str, name: str) -> Component:
+    """Look a component up; the message of a failed look-up also names the plugins that failed to load.
+
+    Raises:
+        PluginError: no such component.
+    """
+    plugins = load_plugins()
+    try:
+        return plugins.registry.get(kind, name)
+    except PluginError as error:
+        broken = "".join(f"; note: {plugin.provider} failed to load ({plugin.reason})" for plugin in plugins.broken)
+        raise PluginError(f"{error}{broken}") from None
+
+
+def _checked(returned: object) -> list[Component]:
+    """Return what a hook returned as a list of components with names of their own."""
+    if not isinstance(returned, Iterable):
+        raise TypeError(f"rearkit_components() returned {returned!r}, not a list of rearkit.Component")
+    components: dict[tuple[str, str], Component] = {}
+    for component in returned:
+        if not isinstance(component, Component):
+            raise TypeError(f"rearkit_components() returned {component!r}, not a rearkit.Component")
+        if (component.kind, component.name) in components:
+            raise ValueError(f"rearkit_components() returned {component.kind} {component.name!r} twice")
+        components[component.kind, component.name] = component
+    return list(components.values())
+
+
+def _entry_points() -> Iterator[tuple[str, importlib.metadata.EntryPoint]]:
+    seen: set[str] = set()
+    for distribution in importlib.metadata.distributions():
+        name = distribution.metadata["Name"]
+        if not name or canonicalize_name(name) in seen:  # a checkout's egg-info can shadow the installed one
+            continue
+        seen.add(canonicalize_name(name))
+        for entry_point in distribution.entry_points:
+            if entry_point.group == ENTRY_POINT_GROUP:
+                yield f"{name} {distribution.version}", entry_point
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".replace("\n", " ")
