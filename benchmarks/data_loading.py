@@ -41,7 +41,7 @@ def write(folder: Path, samples: int) -> None:
     """Write the same random samples both ways."""
     import numpy as np
 
-    from rearkit.data.tokens import write_token_shard
+    from rearkit.data.token_shards import write_token_shard
 
     generator = np.random.default_rng(1)
     tokens = generator.integers(CODES, size=(samples, NUM_TOKENS))
@@ -60,7 +60,7 @@ def read(reader: str, folder: Path, samples: int) -> dict[str, float]:
 
     import torch
 
-    from rearkit.data.tokens import TokenData
+    from rearkit.data.token_shards import TokenData
 
     indices, total = order(samples), 0
     started = time.perf_counter()

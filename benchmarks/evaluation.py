@@ -59,9 +59,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=50_000)
     parser.add_argument("--references", type=int, default=10_000)
     arguments = parser.parse_args()
-    from rearkit.evaluation import spaces
-    from rearkit.evaluation.archives import evaluate_files
+    from rearkit.evaluation import feature_spaces as spaces
     from rearkit.evaluation.features import FeatureCache
+    from rearkit.evaluation.score_files import evaluate_files
 
     spaces.create_feature_extractor = lambda *given, **more: StandIn()
     with tempfile.TemporaryDirectory() as name:

@@ -36,7 +36,7 @@ from rearkit.components.backbones import dit_ar
 from rearkit.components.backbones.dit_ar import DiTAR
 from rearkit.components.backbones.dit_ar_blocks import DiTARSettings
 from rearkit.contracts import TokenSpace, as_module
-from rearkit.data.tokens import TokenData
+from rearkit.data.token_shards import TokenData
 from rearkit.layers import lean
 from rearkit.model import build
 from rearkit.recipe.loading import load_recipe

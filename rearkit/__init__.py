@@ -22,13 +22,13 @@ _HOME = {
     "Model": "model",
     "build": "model",
     "make": "model",
-    "TokenData": "data.tokens",
-    "ImageSet": "data.loader",
-    "load_images": "data.loader",
-    "fit_tokenizer": "tokenization.fit",
-    "tokenize": "tokenization.tokens",
+    "TokenData": "data.token_shards",
+    "ImageSet": "data.image_sets",
+    "load_images": "stages.data",
+    "fit_tokenizer": "stages.tokenizer",
+    "tokenize": "tokenization.tokenize",
     "train": "training.loop",
-    "load_model": "training.stage",
+    "load_model": "stages.train",
     "sample": "sampling.sampler",
     "Sampler": "sampling.sampler",
     "evaluate": "evaluation.scores",
@@ -46,8 +46,8 @@ _HOME = {
 if TYPE_CHECKING:
     from rearkit.components.tokenizers.maskgit_vqgan import MaskGITVQGANDecoder
     from rearkit.components.tokenizers.quantizer import VectorQuantizer
-    from rearkit.data.loader import ImageSet, load_images
-    from rearkit.data.tokens import TokenData
+    from rearkit.data.image_sets import ImageSet
+    from rearkit.data.token_shards import TokenData
     from rearkit.errors import RearkitError
     from rearkit.evaluation.scores import evaluate
     from rearkit.layers.cached_attention import attend_to_cache, cache_length
@@ -61,10 +61,11 @@ if TYPE_CHECKING:
     from rearkit.registry.component import Component
     from rearkit.registry.hookspecs import hookimpl
     from rearkit.sampling.sampler import Sampler, sample
-    from rearkit.tokenization.fit import fit_tokenizer
-    from rearkit.tokenization.tokens import tokenize
+    from rearkit.stages.data import load_images
+    from rearkit.stages.tokenizer import fit_tokenizer
+    from rearkit.stages.train import load_model
+    from rearkit.tokenization.tokenize import tokenize
     from rearkit.training.loop import train
-    from rearkit.training.stage import load_model
 
 __all__ = [
     "Component",

@@ -1,6 +1,6 @@
 """``python -m rearkit``."""
 
-from rearkit.cli import main
+from rearkit.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -8,31 +8,22 @@ import shutil
 import time
 from pathlib import Path
 
-from rearkit.data import stage as data
 from rearkit.errors import RearkitError
-from rearkit.evaluation import stage as evaluation
 from rearkit.recipe.tables import Recipe
-from rearkit.sampling import stage as sampling
-from rearkit.stages import DONE, RunFolder, Stage, check_stages_before, run_stage, save_resolved_recipe
+from rearkit.stages import evaluate as evaluation
+from rearkit.stages import sample as sampling
+from rearkit.stages import train as training
+from rearkit.stages.flow import NAMES, STAGES
+from rearkit.stages.run_folder import DONE, RunFolder
+from rearkit.stages.stage import check_stages_before, run_stage, save_resolved_recipe
 from rearkit.system import distributed
 from rearkit.system.console import say
 from rearkit.system.devices import resolve_device
 from rearkit.system.files import replacing, storage_errors
 from rearkit.system.locks import claimed
-from rearkit.tokenization import tokenizer, tokens
-from rearkit.training import stage as training
-from rearkit.training.config import batch_layout, check_deepspeed_table
+from rearkit.training.deepspeed_config import batch_layout, check_deepspeed_table
 from rearkit.training.trackers import check_trackers
 
-STAGES: tuple[Stage, ...] = (
-    data.STAGE,
-    tokenizer.STAGE,
-    tokens.STAGE,
-    training.STAGE,
-    sampling.STAGE,
-    evaluation.STAGE,
-)
-NAMES = tuple(stage.name for stage in STAGES)
 DEFAULT_ROOT = Path("runs")
 LOCK = ".lock"
 
@@ -91,7 +82,7 @@ def _report(recipe: Recipe, folder: RunFolder, worked: bool, seconds: float) -> 
     show_results(folder)
     report = folder.path / "report.html"
     if worked or _is_older(report, folder):
-        from rearkit.evaluation.report import write_report  # here, since its charts take seconds to import
+        from rearkit.reports.run_page import write_report  # here, since its charts take seconds to import
 
         write_report(recipe, folder, STAGES)
     say(f"{'finished' if worked else 'nothing to do'} in {seconds:.0f} s; report: {report}")

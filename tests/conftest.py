@@ -24,7 +24,7 @@ settings.register_profile(
 settings.load_profile("rearkit")
 torch.set_num_threads(1)  # at these sizes, threads cost more than they bring
 
-REFERENCE = Path(__file__).parent / "data" / "reference"
+REFERENCE = Path(__file__).parent / "reference"
 
 # A whole recipe at sizes that build in milliseconds: 16 tokens of 12 codes, two blocks.
 TINY: dict[str, Any] = {

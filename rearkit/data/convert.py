@@ -19,8 +19,8 @@ import attrs
 import numpy as np
 import webdataset
 
-from rearkit.data.images import IMAGE_SUFFIXES
-from rearkit.data.tokens import MAX_CODES, write_token_shard
+from rearkit.data.image_shards import IMAGE_SUFFIXES
+from rearkit.data.token_shards import MAX_CODES, write_token_shard
 from rearkit.errors import DataError
 from rearkit.system.console import progress_bar
 from rearkit.system.devices import derive_seed

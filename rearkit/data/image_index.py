@@ -19,7 +19,7 @@ import numpy as np
 from webdataset.tariterators import base_plus_ext
 
 from rearkit.data.fetching import FetchError, Retry, ShardCache, local_copy
-from rearkit.data.images import IMAGE_SUFFIXES, LOST, PATIENCE, UNFETCHED, BadSamples, checked_label
+from rearkit.data.image_shards import IMAGE_SUFFIXES, LOST, PATIENCE, UNFETCHED, BadSamples, checked_label
 from rearkit.errors import DataError
 from rearkit.system.console import progress_bar, say
 from rearkit.system.files import replacing

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rearkit.data.loader import to_float
+from rearkit.data.pixels import to_float
 from rearkit.errors import WeightsError
 from rearkit.recipe.tables import ClassifierTable
 from rearkit.system.console import progress_bar

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 
 from rearkit.errors import StorageError
-from rearkit.evaluation.images import Images
-from rearkit.evaluation.spaces import FeatureSpace
+from rearkit.evaluation.feature_spaces import FeatureSpace
+from rearkit.evaluation.image_streams import Images
 from rearkit.system.console import progress_bar, say
 from rearkit.system.files import sha256
 from rearkit.weights import write_state_dict

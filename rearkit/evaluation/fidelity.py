@@ -22,7 +22,7 @@ from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, p
 
 from rearkit.errors import RearkitError
 from rearkit.evaluation.features import Features, Gaussian
-from rearkit.evaluation.images import ARRAY, DAMAGE, Images, NpzImages
+from rearkit.evaluation.image_streams import ARRAY, DAMAGE, Images, NpzImages
 
 FULL_SET = 50_000  # published scores are of so many samples
 BLOCK = 2**24  # distances held at once, for precision and recall

@@ -7,10 +7,10 @@ from pathlib import Path
 import attrs
 import torch
 
+from rearkit.data.pixels import save_grid
 from rearkit.evaluation.features import Features
 from rearkit.evaluation.fidelity import nearest
-from rearkit.evaluation.images import Images, take
-from rearkit.pictures import save_grid
+from rearkit.evaluation.image_streams import Images, take
 
 SHOWN = 8
 

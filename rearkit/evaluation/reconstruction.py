@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from rearkit.contracts import Tokenizer, as_module
-from rearkit.data.loader import psnr, to_float, to_uint8
+from rearkit.data.pixels import psnr, to_float, to_uint8
 from rearkit.evaluation.features import Features
 from rearkit.evaluation.fidelity import frechet
-from rearkit.evaluation.images import Images, StreamedImages
+from rearkit.evaluation.image_streams import Images, StreamedImages
 from rearkit.tokenization.quality import usage
 
 SSIM_WINDOW = 11  # pixels, with a standard deviation of 1.5 (Wang et al. 2004)

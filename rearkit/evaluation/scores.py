@@ -11,16 +11,16 @@ import numpy as np
 import torch
 
 from rearkit.contracts import Tokenizer
-from rearkit.data.loader import ImageSet
+from rearkit.data.image_sets import ImageSet
 from rearkit.errors import DataError
-from rearkit.evaluation.checks import Checked, warnings
 from rearkit.evaluation.classifier import FILE, Classifier, classify, find_classifier
+from rearkit.evaluation.feature_spaces import FeatureSpace, classifier_space, inception_space
 from rearkit.evaluation.features import FeatureCache, Features, extract
 from rearkit.evaluation.fidelity import Fidelity, Reference, read_reference, score
-from rearkit.evaluation.images import Images, MemoryImages
+from rearkit.evaluation.image_streams import Images, MemoryImages
 from rearkit.evaluation.nearest import Nearest, find_copies
 from rearkit.evaluation.reconstruction import Reconstruction, measure, reconstruction_lines
-from rearkit.evaluation.spaces import FeatureSpace, classifier_space, inception_space
+from rearkit.evaluation.sample_checks import Checked, warnings
 from rearkit.recipe.tables import Recipe
 from rearkit.sampling.manifest import Manifest, read_manifest
 from rearkit.sampling.sampler import Samples

@@ -16,10 +16,10 @@ from rearkit.planning.measure import (
     step_flops,
     step_memory,
 )
-from rearkit.planning.memory import GIB, STAGES, RankMemory, rank_memory
+from rearkit.planning.sizes import train_size
+from rearkit.planning.step_memory import GIB, STAGES, RankMemory, rank_memory
 from rearkit.recipe.tables import VIEWS, Recipe
-from rearkit.show import train_size
-from rearkit.training.config import batch_layout, deepspeed_config
+from rearkit.training.deepspeed_config import batch_layout, deepspeed_config
 
 MICRO_BATCHES = 8  # of them in the table, at most
 CLASS_BYTES, TOKEN_BYTES = 4, 2  # of a sample of a token shard

@@ -247,3 +247,9 @@ class Recipe:
     def sample_seed(self) -> int:
         """Seed of sampling: its own, or the recipe's."""
         return self.seed if self.sample.seed is None else self.sample.seed
+
+
+def component_tables(recipe: Recipe) -> list[Any]:
+    """Return the tables of a recipe that name components."""
+    tables = [recipe.data.source, recipe.tokenizer, recipe.backbone, recipe.noise, *recipe.regularizers]
+    return [table for table in tables if table is not None]

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rearkit.data.stage import class_names
+from rearkit.data.pixels import save_grid
 from rearkit.errors import RearkitError
-from rearkit.pictures import save_grid
 from rearkit.recipe.tables import Recipe
 from rearkit.sampling.sampler import Sampler
-from rearkit.stages import RunFolder
+from rearkit.stages.data import class_names
+from rearkit.stages.run_folder import RunFolder
+from rearkit.stages.train import trained_model
 from rearkit.system.console import progress_bar, say
-from rearkit.training.stage import trained_model
 
 
 def sample_picture(recipe: Recipe, folder: RunFolder, wanted: str, path: Path, per_class: int) -> None:

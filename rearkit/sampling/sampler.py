@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rearkit.contracts import as_module
-from rearkit.data.loader import to_uint8
+from rearkit.data.pixels import to_uint8
 from rearkit.errors import RearkitError
 from rearkit.layers.packed_linear import can_halve, half_weights
 from rearkit.model import Model

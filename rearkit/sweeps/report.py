@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rearkit.comparison.page import PAGE, write_page
-from rearkit.comparison.table import Group, Table, make_table
+from rearkit.analysis.table import Group, Table, make_table
 from rearkit.pipeline import DEFAULT_ROOT
-from rearkit.sweeps.plan import Sweep, load_sweep
+from rearkit.reports.comparison_page import PAGE, write_page
 from rearkit.sweeps.runner import finished, run_sweep
+from rearkit.sweeps.sweep import Sweep, load_sweep
 from rearkit.system.console import console, say
 from rearkit.system.files import write_text
 

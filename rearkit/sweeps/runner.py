@@ -11,13 +11,14 @@ from pathlib import Path
 import attrs
 import torch
 
-from rearkit.comparison.groups import SWEEP as ABOUT
+from rearkit.analysis.groups import SWEEP as ABOUT
 from rearkit.errors import RearkitError
-from rearkit.pipeline import STAGES
 from rearkit.recipe.tables import Recipe
-from rearkit.stages import RunFolder, expected_keys, save_resolved_recipe, up_to_date
-from rearkit.sweeps.plan import PlannedRun, Sweep
+from rearkit.stages.flow import STAGES
+from rearkit.stages.run_folder import RunFolder
+from rearkit.stages.stage import expected_keys, save_resolved_recipe, up_to_date
 from rearkit.sweeps.sharing import COMMON, link, prepare_common
+from rearkit.sweeps.sweep import PlannedRun, Sweep
 from rearkit.system.console import say
 from rearkit.system.files import read_json, write_json
 from rearkit.system.locks import try_lock

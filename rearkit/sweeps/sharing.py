@@ -13,10 +13,12 @@ from pathlib import Path
 
 import attrs
 
-from rearkit.evaluation.stage import CLASSIFIER, prepare_classifier
-from rearkit.pipeline import STAGES, check_inputs
+from rearkit.pipeline import check_inputs
 from rearkit.recipe.tables import Recipe
-from rearkit.stages import KEY, RunFolder, expected_keys, run_stage, save_resolved_recipe
+from rearkit.stages.evaluate import CLASSIFIER, prepare_classifier
+from rearkit.stages.flow import STAGES
+from rearkit.stages.run_folder import RunFolder
+from rearkit.stages.stage import KEY, expected_keys, run_stage, save_resolved_recipe
 from rearkit.system.files import replacing
 from rearkit.system.locks import locked
 

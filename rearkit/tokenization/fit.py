@@ -9,13 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rearkit.contracts import FittableTokenizer, Tokenizer, as_module
-from rearkit.data.loader import ImageSet, to_float
-from rearkit.errors import RearkitError, first_line
-from rearkit.model import build_tokenizer
-from rearkit.recipe.tables import FitTable, Recipe
+from rearkit.contracts import FittableTokenizer
+from rearkit.errors import first_line
+from rearkit.recipe.tables import FitTable
 from rearkit.system.console import progress_bar, say
-from rearkit.system.devices import resolve_device, seed_everything
+from rearkit.system.devices import seed_everything
 from rearkit.system.files import remove, replacing
 
 CHECKPOINT = "fit.pt"
@@ -26,30 +24,6 @@ def learning_rate(fit: FitTable, step: int) -> float:
     """Learning rate of a step: linear warm-up, then a cosine to a twentieth of the peak."""
     warm = min(1.0, (step + 1) / fit.warmup_steps) if fit.warmup_steps else 1.0
     return fit.lr * warm * (END_FACTOR + (1 - END_FACTOR) * (1 + math.cos(math.pi * step / fit.steps)) / 2)
-
-
-def fit_tokenizer(recipe: Recipe, images: ImageSet) -> Tokenizer:
-    """Build a recipe's tokenizer and fit it on images in memory, as ``[tokenizer.fit]`` says; returned frozen.
-
-    Raises:
-        RearkitError: the tokenizer cannot be fitted, or the recipe has no ``[tokenizer.fit]``.
-    """
-    tokenizer = build_tokenizer(recipe)
-    if recipe.tokenizer.fit is None or not isinstance(tokenizer, FittableTokenizer):
-        raise RearkitError(
-            f"[tokenizer] {recipe.tokenizer.name}: no [tokenizer.fit] in the recipe, or cannot be fitted"
-        )
-    as_module(tokenizer).to(resolve_device(recipe.device))
-
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        generator = torch.Generator().manual_seed(recipe.seed)
-        while True:
-            index = torch.randint(len(images), (fit.batch,), generator=generator)
-            yield to_float(images.images[index]), images.labels[index]
-
-    fit = recipe.tokenizer.fit
-    TokenizerFit(tokenizer, fit, recipe.seed).run(batches())
-    return tokenizer
 
 
 class TokenizerFit:

@@ -15,9 +15,9 @@ from torch import Tensor
 from rearkit.contracts import Tokenizer, as_module
 from rearkit.data.fetching import ShardCache
 from rearkit.data.image_index import ImageIndex, ImageReader
-from rearkit.data.images import BadSamples, decoded
-from rearkit.data.loader import to_float
-from rearkit.data.samples import Samples
+from rearkit.data.image_shards import BadSamples, decoded
+from rearkit.data.pixels import to_float
+from rearkit.data.training_data import Samples
 from rearkit.errors import DataError
 from rearkit.recipe.tables import TokensTable
 from rearkit.system.devices import derive_seed
@@ -27,7 +27,7 @@ TRIES = 10_000  # samples in a row that cannot be read
 
 
 class OnTheFly:
-    """See `rearkit.data.samples.TrainingData`.
+    """See `rearkit.data.training_data.TrainingData`.
 
     Args:
         index: the images.

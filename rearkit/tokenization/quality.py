@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from rearkit.contracts import Tokenizer, as_module
-from rearkit.data.loader import ImageSet, psnr, to_float, to_uint8
-from rearkit.data.tokens import TokenData, spread
+from rearkit.data.image_sets import ImageSet
+from rearkit.data.pixels import psnr, save_grid, save_pairs, to_float, to_uint8
+from rearkit.data.token_shards import TokenData, spread
 from rearkit.errors import DataError
-from rearkit.pictures import save_grid, save_pairs
 
 GRID_IMAGES = 16
 USAGE_SAMPLES = 50_000

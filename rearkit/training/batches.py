@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rearkit.contracts import NoiseSchedule
-from rearkit.data.samples import Samples, TrainingData
+from rearkit.data.training_data import Samples, TrainingData
 from rearkit.objective import corrupt
 from rearkit.system.devices import derive_seed
 from rearkit.training.order import EpochOrder

@@ -13,7 +13,7 @@ from rearkit.model import Model
 from rearkit.recipe.train_table import TrainTable
 from rearkit.system import distributed
 from rearkit.training.batches import Batch
-from rearkit.training.config import deepspeed_config, import_deepspeed, is_unwrapped, shortened
+from rearkit.training.deepspeed_config import deepspeed_config, import_deepspeed, is_unwrapped, shortened
 from rearkit.training.guards import GuardedAdamW
 from rearkit.training.schedule import parameter_groups
 

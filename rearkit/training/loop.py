@@ -12,11 +12,10 @@ from typing import Any
 import attrs
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from rearkit.contracts import as_module, num_parameters
-from rearkit.data.samples import Samples, TrainingData, shards_of
-from rearkit.data.tokens import TokenData, spread
+from rearkit.data.token_shards import TokenData, spread
+from rearkit.data.training_data import Samples, TrainingData, shards_of
 from rearkit.errors import Interrupted, Preempted, RearkitError
 from rearkit.model import Model
 from rearkit.system import distributed
@@ -28,18 +27,15 @@ from rearkit.training import state
 from rearkit.training.batches import BatchSource
 from rearkit.training.blocks import prepared_blocks
 from rearkit.training.checkpoints import Checkpoints
-from rearkit.training.config import batch_layout, check_deepspeed_table
+from rearkit.training.deepspeed_config import batch_layout, check_deepspeed_table
 from rearkit.training.engine import TrainModule, put_back, scale_may_fall, start_engine, whole_parameters
-from rearkit.training.feed import Feed
 from rearkit.training.guards import StepGuard, poisoned
 from rearkit.training.logs import TrainLog
 from rearkit.training.order import order_of
+from rearkit.training.prefetch import Feed
 from rearkit.training.schedule import learning_rate
 from rearkit.training.trackers import open_trackers
-
-HELD_OUT_LOSS, HELD_OUT_ACCURACY = "held_out/cross_entropy", "held_out/accuracy"
-VALIDATION_BATCH = 64
-VALIDATION_LIMIT = 5000  # held-out samples used
+from rearkit.training.validation import HELD_OUT_ACCURACY, HELD_OUT_LOSS, validate
 
 
 @attrs.frozen
@@ -219,27 +215,6 @@ def _train_step(
     guard.after_step(step + 1, engine.optimizer.overflow, norm, losses, np.split(samples.indices, count))
     values = {**totals, "noise_level": share.noise_level, "lr": lr}
     return values if norm is None else values | {"grad_norm": norm}
-
-
-@torch.no_grad()
-def validate(model: Model, data: TokenData, device: torch.device) -> dict[str, float]:
-    """Cross-entropy (nats per token) and accuracy of clean, labelled, teacher-forced prediction."""
-    backbone = as_module(model.backbone)
-    was_training = backbone.training
-    backbone.eval()
-    chosen = spread(len(data), VALIDATION_LIMIT)
-    count = len(chosen)
-    total, correct = 0.0, 0.0
-    for start in range(0, count, VALIDATION_BATCH):
-        indices = chosen[start : start + VALIDATION_BATCH]
-        tokens_BN, classes_B = (tensor.to(device) for tensor in data.take(indices))
-        logits, _ = backbone(tokens_BN, classes_B)
-        logits_BNV = logits[:, : tokens_BN.shape[1]].float()
-        total += F.cross_entropy(logits_BNV.flatten(0, 1), tokens_BN.flatten(), reduction="sum").item()
-        correct += (logits_BNV.argmax(-1) == tokens_BN).sum().item()
-    backbone.train(was_training)
-    places = count * data.num_tokens
-    return {HELD_OUT_LOSS: total / places, HELD_OUT_ACCURACY: correct / places}
 
 
 def _check_tokens(model: Model, data: TrainingData) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rearkit.data.samples import TrainingData
+from rearkit.data.training_data import TrainingData
 from rearkit.system.devices import derive_seed
 
 

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from rearkit.data.convert import CLASSES, images_to_shards, jsonl_to_token_shards, list_images
-from rearkit.data.images import BadSamples, read_images
-from rearkit.data.tokens import TokenData
+from rearkit.data.image_shards import BadSamples, read_images
+from rearkit.data.token_shards import TokenData
 from rearkit.errors import DataError
 
 NAMES = ("cat", "dog", "owl")

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from rearkit.data.fetching import FetchError, Retry, fetch, is_remote, local_copy
-from rearkit.data.images import BadSamples, read_images
+from rearkit.data.image_shards import BadSamples, read_images
 from rearkit.errors import DataError
 
 QUICK = Retry(tries=4, wait=0.01)

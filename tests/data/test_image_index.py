@@ -11,7 +11,7 @@ from PIL import Image
 
 from rearkit.data.fetching import Retry, ShardCache
 from rearkit.data.image_index import OPEN_FILES, ROW, ImageIndex, ImageReader, write_index
-from rearkit.data.images import LOST, UNFETCHED, BadSamples, decoded, read_images
+from rearkit.data.image_shards import LOST, UNFETCHED, BadSamples, decoded, read_images
 from rearkit.errors import DataError
 
 ONCE = Retry(tries=1)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).with_name("record_samples.py")
+SCRIPT = Path(__file__).parents[1] / "helpers" / "record_samples.py"
 SAMPLES, GLOBAL_BATCH, STEPS = 62, 12, 31  # as in the script: six epochs, whose ends lie within steps
 
 

@@ -17,7 +17,7 @@ SCRIPT = """
 import json, math, os, sys
 from pathlib import Path
 import numpy as np, torch
-from rearkit.data.tokens import TokenData
+from rearkit.data.token_shards import TokenData
 from rearkit.model import build
 from rearkit.recipe.loading import load_recipe
 from rearkit.training import loop

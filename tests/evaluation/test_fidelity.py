@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from rearkit.data.loader import ImageSet
+from rearkit.data.image_sets import ImageSet
 from rearkit.errors import DataError, RearkitError
-from rearkit.evaluation import spaces
+from rearkit.evaluation import feature_spaces as spaces
 from rearkit.evaluation.classifier import Classifier, load_classifier, save_classifier
+from rearkit.evaluation.feature_spaces import ClassifierFeatures, FeatureSpace, classifier_space, inception_space
 from rearkit.evaluation.features import Features, extract
 from rearkit.evaluation.fidelity import Fidelity, Reference, read_reference
 from rearkit.evaluation.fidelity import score as score_features
-from rearkit.evaluation.images import MemoryImages
+from rearkit.evaluation.image_streams import MemoryImages
 from rearkit.evaluation.scores import evaluate
-from rearkit.evaluation.spaces import ClassifierFeatures, FeatureSpace, classifier_space, inception_space
 from rearkit.recipe.tables import Recipe
 from rearkit.sampling.sampler import Samples
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from rearkit.errors import RearkitError
 from rearkit.evaluation.classifier import Classifier, save_classifier
+from rearkit.evaluation.feature_spaces import FeatureSpace, classifier_space
 from rearkit.evaluation.features import Features, extract
 from rearkit.evaluation.fidelity import Fidelity, Reference, read_reference, score
-from rearkit.evaluation.images import Images, MemoryImages
-from rearkit.evaluation.spaces import FeatureSpace, classifier_space
+from rearkit.evaluation.image_streams import Images, MemoryImages
 
 
 @pytest.fixture

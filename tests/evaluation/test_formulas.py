@@ -13,10 +13,10 @@ from torch.utils.data import Dataset as TorchDataset
 
 from rearkit.evaluation import features
 from rearkit.evaluation.classifier import Classifier, save_classifier
+from rearkit.evaluation.feature_spaces import CLASSIFIER, classifier_space
 from rearkit.evaluation.features import Gaussian, RunningGaussian, Splits, extract
 from rearkit.evaluation.fidelity import Reference, frechet, nearest, precision_recall, score
-from rearkit.evaluation.images import MemoryImages
-from rearkit.evaluation.spaces import CLASSIFIER, classifier_space
+from rearkit.evaluation.image_streams import MemoryImages
 
 SEEDS = st.integers(0, 10_000)
 

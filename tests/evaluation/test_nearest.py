@@ -10,10 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from rearkit.evaluation.classifier import Classifier, save_classifier
+from rearkit.evaluation.feature_spaces import classifier_space
 from rearkit.evaluation.features import Features, extract
-from rearkit.evaluation.images import MemoryImages
+from rearkit.evaluation.image_streams import MemoryImages
 from rearkit.evaluation.nearest import find_copies
-from rearkit.evaluation.spaces import classifier_space
 
 
 def noise(count: int, seed: int) -> Tensor:

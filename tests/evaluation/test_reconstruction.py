@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from rearkit.evaluation.classifier import Classifier, save_classifier
+from rearkit.evaluation.feature_spaces import classifier_space
 from rearkit.evaluation.features import Features, extract
-from rearkit.evaluation.images import Images, MemoryImages
+from rearkit.evaluation.image_streams import Images, MemoryImages
 from rearkit.evaluation.reconstruction import Reconstruction, measure, reconstruction_lines, ssim
-from rearkit.evaluation.spaces import classifier_space
 
 CPU = torch.device("cpu")
 

@@ -10,14 +10,14 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
 
-from rearkit.cli import cli
+from rearkit.cli.main import cli
 from rearkit.contracts import as_module, num_parameters
 from rearkit.errors import RearkitError, RecipeError
 from rearkit.model import build
 from rearkit.planning import measure
 from rearkit.planning.measure import parameter_counts, sampling_memory, step_flops
-from rearkit.planning.memory import GIB
 from rearkit.planning.plan import Machine, make_plan, micro_batches
+from rearkit.planning.step_memory import GIB
 from rearkit.recipe.loading import load_recipe
 from rearkit.recipe.tables import Recipe
 

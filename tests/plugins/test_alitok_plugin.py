@@ -16,7 +16,7 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 ROOT = Path(__file__).parents[2]
 PROJECT = ROOT / "plugins" / "rearkit-alitok"
 DIGITS = PROJECT / "mnist.toml"
-REFERENCE = ROOT / "tests" / "data" / "reference"
+REFERENCE = ROOT / "tests" / "reference"
 SMALLER = {
     "tokenizer.encoder_layers": 1,
     "tokenizer.decoder_layers": 1,

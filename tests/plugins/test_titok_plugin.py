@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = ROOT / "plugins" / "rearkit-titok"
 IMAGENET = ROOT / "recipes" / "rear_b_titok_b64.toml"
 BASELINE = ROOT / "recipes" / "ar_b_titok_b64.toml"
-PUBLISHED = ROOT / "tests" / "data" / "reference" / "tiny_titok.weights.safetensors"
+PUBLISHED = ROOT / "tests" / "reference" / "tiny_titok.weights.safetensors"
 
 
 def test_installed_it_is_listed_and_its_recipes_are_understood(

@@ -9,10 +9,11 @@ import pytest
 
 from rearkit.recipe.loading import recipe_to_dict
 from rearkit.recipe.tables import Recipe
-from rearkit.sampling.manifest import manifest_lines, read_manifest, sample_manifest, write_manifest
+from rearkit.sampling.manifest import manifest_lines, read_manifest
 from rearkit.sampling.parts import Parts, write_npz, write_part
 from rearkit.sampling.sampler import Samples
-from rearkit.stages import RunFolder
+from rearkit.stages.run_folder import RunFolder
+from rearkit.stages.sample import sample_manifest, write_manifest
 from rearkit.system.files import sha256
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rearkit.sampling.parts import Parts, count_samples, read_npz, write_npz, write_part
 from rearkit.sampling.sampler import Samples, balanced_classes
-from rearkit.sampling.stage import missing_samples
+from rearkit.stages.sample import missing_samples
 
 
 def samples_of(numbers: list[int], side: int = 2) -> Samples:

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from rearkit.comparison.groups import find_groups
+from rearkit.analysis.groups import find_groups
 from rearkit.errors import RearkitError
-from rearkit.stages import DONE, RunFolder
-from rearkit.sweeps.plan import Sweep, load_sweep
+from rearkit.stages.run_folder import DONE, RunFolder
 from rearkit.sweeps.report import sweep_and_report
 from rearkit.sweeps.runner import Job, _last_words, _work, run_sweep
 from rearkit.sweeps.sharing import link
+from rearkit.sweeps.sweep import Sweep, load_sweep
 from rearkit.system.locks import try_lock
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.toml"

@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rearkit.contracts import Tokenizer, as_module
-from rearkit.data.loader import ImageSet, psnr, to_float
+from rearkit.data.image_sets import ImageSet
+from rearkit.data.pixels import psnr, to_float
 from rearkit.errors import RearkitError
 from rearkit.model import build_tokenizer
 from rearkit.recipe.tables import FitTable, Recipe
-from rearkit.tokenization.fit import TokenizerFit, fit_tokenizer, learning_rate
+from rearkit.stages.tokenizer import fit_tokenizer
+from rearkit.tokenization.fit import TokenizerFit, learning_rate
 
 TABLE = FitTable(steps=12, batch=4, checkpoint_every=5, warmup_steps=2, lr=1e-2)
 

@@ -15,17 +15,17 @@ from rearkit.components.noise.schedules import NoNoise
 from rearkit.contracts import as_module
 from rearkit.data.fetching import Retry, ShardCache
 from rearkit.data.image_index import ImageIndex, write_index
-from rearkit.data.images import BadSamples
+from rearkit.data.image_shards import BadSamples
 from rearkit.errors import DataError, RecipeError
 from rearkit.model import build, build_tokenizer
 from rearkit.recipe.tables import Recipe, TokensTable
 from rearkit.tokenization.on_the_fly import OnTheFly
 from rearkit.tokenization.views import draw_view, read_size
 from rearkit.training.batches import BatchSource
-from rearkit.training.feed import Feed
 from rearkit.training.logs import read_log
 from rearkit.training.loop import train
 from rearkit.training.order import order_of
+from rearkit.training.prefetch import Feed
 
 CPU = torch.device("cpu")
 SIZES = (7, 5, 9, 3)  # images of each shard

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
-from rearkit.data.loader import ImageSet
-from rearkit.data.tokens import TokenData
+from rearkit.data.image_sets import ImageSet
+from rearkit.data.token_shards import TokenData
 from rearkit.errors import DataError
 from rearkit.tokenization.quality import codebook_usage, compare, decode, reconstruct, show_decoded, survival
 

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rearkit.components.noise.schedules import FixedNoise, LinearNoise, NoNoise
-from rearkit.data.tokens import TokenData
+from rearkit.data.token_shards import TokenData
 from rearkit.recipe.train_table import TrainTable
 from rearkit.training.batches import Batch, BatchSource
-from rearkit.training.config import batch_layout
+from rearkit.training.deepspeed_config import batch_layout
 from rearkit.training.order import EpochOrder
 
 CODES, CLASSES, N = 50, 7, 5

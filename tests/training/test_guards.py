@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rearkit.contracts import as_module
-from rearkit.data.tokens import TokenData, write_token_shard
+from rearkit.data.token_shards import TokenData, write_token_shard
 from rearkit.errors import DivergedError
 from rearkit.model import Model, build
 from rearkit.recipe.tables import Recipe

@@ -12,15 +12,16 @@ import pytest
 import torch
 
 from rearkit.contracts import as_module
-from rearkit.data.tokens import TokenData
+from rearkit.data.token_shards import TokenData
 from rearkit.errors import Interrupted, Preempted, RearkitError, RecipeError
 from rearkit.model import Model, build
 from rearkit.recipe.tables import Recipe
 from rearkit.sampling.sampler import sample
 from rearkit.training import loop
 from rearkit.training.logs import read_log
-from rearkit.training.loop import train, validate
+from rearkit.training.loop import train
 from rearkit.training.schedule import learning_rate
+from rearkit.training.validation import validate
 
 CPU = torch.device("cpu")
 

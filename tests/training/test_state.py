@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rearkit.contracts import as_module
-from rearkit.data.tokens import TokenData
+from rearkit.data.token_shards import TokenData
 from rearkit.errors import RearkitError
 from rearkit.model import Model, build
 from rearkit.recipe.tables import Recipe

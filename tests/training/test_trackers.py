@@ -13,8 +13,9 @@ from rearkit import pipeline
 from rearkit.errors import RearkitError
 from rearkit.recipe.loading import recipe_to_dict
 from rearkit.recipe.tables import Recipe
-from rearkit.stages import RunFolder, stage_key
-from rearkit.training import stage
+from rearkit.stages import train as stage
+from rearkit.stages.run_folder import RunFolder
+from rearkit.stages.stage import stage_key
 from rearkit.training.logs import TrainLog, read_log
 from rearkit.training.trackers import TENSORBOARD, WANDB_RUN, check_trackers, open_trackers
 

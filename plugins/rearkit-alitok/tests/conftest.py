@@ -1,4 +1,4 @@
-"""Reference cases, computed with the published code at tiny sizes: see tests/data/reference/README.md."""
+"""Reference cases, computed with the published code at tiny sizes: see tests/reference/README.md."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-REFERENCE = Path(__file__).parents[3] / "tests" / "data" / "reference"
+REFERENCE = Path(__file__).parents[3] / "tests" / "reference"
 torch.set_num_threads(1)  # at these sizes, threads cost more than they bring
 
 

@@ -21,7 +21,7 @@ import rearkit
 from rearkit.contracts import FittableTokenizer, RegularizerContext, TokenSpace
 from rearkit.testing import check_component
 
-REFERENCE = Path(__file__).parents[3] / "tests" / "data" / "reference"
+REFERENCE = Path(__file__).parents[3] / "tests" / "reference"
 torch.set_num_threads(1)  # at these sizes, threads cost more than they bring
 AGREE = {"rtol": 0, "atol": 1e-4}
 SMALL = TiTokSettings(

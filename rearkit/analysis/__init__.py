@@ -1,0 +1,1 @@
+"""What trained runs are like: diagnosis of one, tables and differences of many."""

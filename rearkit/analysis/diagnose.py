@@ -1,0 +1,176 @@
+"""From a run's folder to its diagnosis, ``diagnosis.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+from torch import Tensor
+
+from rearkit.analysis.embedding import Awareness, LayerProbe, Recovery, awareness, probe_layers
+from rearkit.analysis.exposure import Batches, Prediction, under_own_draws, under_random_codes
+from rearkit.contracts import as_module
+from rearkit.data.token_shards import TokenData
+from rearkit.errors import RearkitError
+from rearkit.model import Model
+from rearkit.recipe.loading import load_recipe
+from rearkit.recipe.tables import Recipe
+from rearkit.stages.run_folder import RunFolder
+from rearkit.stages.sample import NPZ
+from rearkit.stages.sample import STAGE as SAMPLE
+from rearkit.stages.stage import up_to_date
+from rearkit.stages.tokens import COPIES, token_data, training_data
+from rearkit.stages.train import trained_model
+from rearkit.system.console import say
+from rearkit.system.devices import resolve_device
+from rearkit.system.files import read_json, remove, write_json
+from rearkit.tokenization.on_the_fly import OnTheFly
+from rearkit.tokenization.quality import survival
+
+FILE = "diagnosis.json"
+BATCH = 32
+
+
+@attrs.frozen
+class Diagnosis:
+    """What `diagnose` measures.
+
+    Attributes:
+        images: held-out images it is measured on.
+        random_codes: prediction under contexts with random codes.
+        own_draws: prediction under contexts with the model's own draws.
+        awareness: of the codes' embeddings.
+        probes: one a block.
+        survival_real: share of the held-out images' tokens that come back from decoding and encoding again.
+        survival_generated: likewise of sampled tokens; None where there are no samples.
+    """
+
+    images: int
+    random_codes: tuple[Prediction, ...]
+    own_draws: tuple[Prediction, ...]
+    awareness: Awareness
+    probes: tuple[LayerProbe, ...]
+    survival_real: float
+    survival_generated: float | None
+
+
+class _Batches:
+    """A split's first images, in batches, as often as they are asked for."""
+
+    def __init__(self, data: TokenData, limit: int, device: torch.device) -> None:
+        self.data, self.count, self.device = data, min(limit, len(data)), device
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, self.count, BATCH):
+            tokens_BN, classes_B = self.data.take(range(start, min(start + BATCH, self.count)))
+            yield tokens_BN.to(self.device), classes_B.to(self.device)
+
+
+def diagnose(folder: RunFolder, max_images: int = 1000) -> Diagnosis:
+    """Diagnose a trained run; what was found before of the same weights and samples is read instead.
+
+    Args:
+        folder: of a run whose training is done.
+        max_images: images to measure on, and as many of the training images to fit probes on.
+
+    Raises:
+        RearkitError: there is no trained run, or it has no held-out images.
+        DataError: training images that are tokenized on the fly can't be read.
+    """
+    if folder.done("train") is None:
+        raise RearkitError(f"{folder.path}: no trained run; run: python -m rearkit run RECIPE --out {folder.path}")
+    of, known = _of(folder) | {"max_images": max_images}, read_json(folder.path / FILE)
+    if known is not None and known.get("of") == of:
+        return from_plain(known["diagnosis"])
+    say(f"{folder.path.name}: diagnosing")
+    recipe = load_recipe(folder.path / "recipe.toml")
+    held_out = token_data(folder, "held-out")
+    if held_out is None:
+        raise RearkitError(
+            f"{folder.path}: a diagnosis is made on held-out images, and the run has none; "
+            "give [data.source] held_out, and run the recipe again"
+        )
+    model, device = trained_model(recipe, folder), resolve_device(recipe.device)
+    for module in (as_module(model.backbone), as_module(model.tokenizer)):
+        module.to(device).eval()
+    train = _training_tokens(recipe, folder, model, max_images, device)
+    batches = _Batches(held_out, max_images, device), _Batches(train, max_images, device)
+    found = measure(model, *batches, _sampled_tokens(recipe, folder, max_images))
+    write_json(folder.path / FILE, {"of": of, "diagnosis": attrs.asdict(found)})
+    return found
+
+
+def measure(model: Model, held_out: Batches, train: Batches, sampled_BN: Tensor | None) -> Diagnosis:
+    """Diagnose a model.
+
+    Args:
+        model: trained, in eval mode.
+        held_out: of real images to measure on; gone over several times.
+        train: of training images to fit probes on.
+        sampled_BN: (n, N) int64 tokens that the model sampled, or None.
+    """
+    codebook_VZ = model.tokenizer.codebook()
+    real_BN = torch.cat([tokens_BN for tokens_BN, _ in held_out])
+    return Diagnosis(
+        images=len(real_BN),
+        random_codes=tuple(under_random_codes(model.backbone, held_out, model.space.codebook_size)),
+        own_draws=tuple(under_own_draws(model.backbone, held_out)),
+        awareness=awareness(model.backbone, held_out, codebook_VZ),
+        probes=tuple(probe_layers(model.backbone, train, held_out, codebook_VZ)),
+        survival_real=survival(model.tokenizer, real_BN.cpu(), BATCH),
+        survival_generated=None if sampled_BN is None else survival(model.tokenizer, sampled_BN, BATCH),
+    )
+
+
+def read_diagnosis(folder: RunFolder) -> Diagnosis | None:
+    """What `diagnose` left in a run's folder; None where that is of other tokens, weights or samples than are there."""
+    known = read_json(folder.path / FILE)
+    return from_plain(known["diagnosis"]) if known is not None and _of(folder).items() <= known["of"].items() else None
+
+
+def from_plain(values: dict[str, Any]) -> Diagnosis:
+    """Turn what `attrs.asdict` made of a diagnosis back."""
+    probes = [LayerProbe(p["layer"], Recovery(**p["current"]), Recovery(**p["next"])) for p in values["probes"]]
+    return Diagnosis(
+        images=values["images"],
+        random_codes=tuple(Prediction(**one) for one in values["random_codes"]),
+        own_draws=tuple(Prediction(**one) for one in values["own_draws"]),
+        awareness=Awareness(**values["awareness"]),
+        probes=tuple(probes),
+        survival_real=values["survival_real"],
+        survival_generated=values["survival_generated"],
+    )
+
+
+def _of(folder: RunFolder) -> dict[str, Any]:
+    """What a diagnosis depends on, beside the number of images."""
+    return {name: (folder.done(name) or {}).get("digest") for name in ("tokens", "train", "sample")}
+
+
+def _training_tokens(recipe: Recipe, folder: RunFolder, model: Model, limit: int, device: torch.device) -> TokenData:
+    """The tokens that training reads, or those of the first images that it tokenizes on the fly."""
+    data: TokenData | OnTheFly | None = token_data(folder, "train")
+    if data is None:
+        data = training_data(recipe, folder, model.tokenizer)
+    if isinstance(data, TokenData):
+        return data
+    try:
+        tokens_BN, classes_B = data.to_tokens(data.read(np.arange(min(limit, len(data)))), device)
+    finally:
+        remove(folder.stage("train") / COPIES)
+    return TokenData.from_arrays(tokens_BN.cpu(), classes_B.cpu())
+
+
+def _sampled_tokens(recipe: Recipe, folder: RunFolder, limit: int) -> Tensor | None:
+    path: Path = folder.stage("sample") / NPZ
+    if folder.done("sample") is None or not path.is_file():
+        return None
+    if not up_to_date([SAMPLE], recipe, folder):
+        say(f"{folder.path.name}: its samples are of other weights or of another recipe, and left out")
+        return None
+    with np.load(path, allow_pickle=False) as archive:
+        return torch.from_numpy(archive["tokens"][:limit].astype(np.int64))

@@ -1,0 +1,93 @@
+"""Which settings differ between two sets of samples, and which scores: from their manifests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from rearkit.errors import RearkitError
+from rearkit.sampling.manifest import read_manifest
+from rearkit.stages.evaluate import SCORES
+from rearkit.stages.sample import NPZ
+from rearkit.system.files import read_json
+
+ABSENT = "–"
+NUMBERS = ("fid", "sfid", "inception_score", "precision", "recall", "fid_floor", "class_agreement")
+CONDITIONS = ("feature_space", "reference", "num_samples")
+
+
+@attrs.frozen
+class Described:
+    """What a file or a run says of a set of samples.
+
+    Attributes:
+        path: where it was read.
+        manifest: what made the samples; None where nothing says it.
+        scores: theirs; empty where there are none.
+    """
+
+    path: Path
+    manifest: dict[str, Any] | None
+    scores: dict[str, Any]
+
+
+def describe(path: str | Path) -> Described:
+    """Read the manifest and the scores of an ``.npz``, of a run's folder, or of a ``scores.json``.
+
+    Raises:
+        RearkitError: it is none of them, or has neither manifest nor scores.
+    """
+    path = Path(path)
+    if path.is_dir():
+        scores = read_json(path / "evaluate" / SCORES) or read_json(path / SCORES) or {}
+        # The scores' own first: newer samples may lie there, which they are not of.
+        manifest = scores.get("manifest") or read_manifest(path / "sample" / NPZ)
+    elif path.suffix == ".npz":
+        scores, manifest = {}, read_manifest(path)
+    else:
+        found = read_json(path) if path.is_file() else None
+        scores = found if isinstance(found, dict) and "feature_space" in found else {}
+        manifest = scores.get("manifest")
+    if not path.exists():
+        raise RearkitError(f"{path}: no such file or folder")
+    if manifest is None and not scores:
+        raise RearkitError(f"{path}: neither a manifest of samples nor scores in it; expected .npz, run or scores.json")
+    return Described(path, manifest, scores)
+
+
+def difference_lines(first: Described, second: Described) -> list[str]:
+    """Say what differs: settings, weights, software and counts first, then the scores."""
+    lines = [f"{one.path}: no manifest, so its settings are unknown" for one in (first, second) if not one.manifest]
+    if not lines:
+        a, b = dict(flat(first.manifest or {})), dict(flat(second.manifest or {}))
+        changed = [key for key in dict.fromkeys((*a, *b)) if a.get(key, ABSENT) != b.get(key, ABSENT)]
+        lines = [f"{key}: {_told(a.get(key, ABSENT))} → {_told(b.get(key, ABSENT))}" for key in changed]
+        lines = lines or ["no setting differs: the same weights, recipe, seed, counts and versions"]
+    for key in (*CONDITIONS, *NUMBERS):
+        one, other = first.scores.get(key), second.scores.get(key)
+        if one is not None and other is not None and (key in NUMBERS or one != other):
+            lines.append(f"scores.{key}: {_told(one)} → {_told(other)}")
+    return lines
+
+
+def flat(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of nested tables, by keys as ``--set`` takes them; lists stay whole unless they hold tables."""
+    if isinstance(value, Mapping):
+        items: Iterable[tuple[Any, Any]] = value.items()
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        items = enumerate(value)
+    else:
+        yield place, value
+        return
+    for key, item in items:
+        yield from flat(item, f"{place}.{key}" if place else str(key))
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"

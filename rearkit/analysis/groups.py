@@ -1,0 +1,59 @@
+"""Which runs a command line means: folders of runs, or of sweeps with all their runs by variant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rearkit.analysis.table import Group
+from rearkit.errors import RearkitError
+from rearkit.stages.run_folder import RUN, RunFolder
+from rearkit.system.files import read_json
+
+SWEEP = "sweep.json"
+"""In a sweep's folder: its ``sweep`` (name), ``runs`` (names by variant), ``published`` and ``published_as``."""
+
+
+def find_groups(paths: Sequence[Path]) -> list[Group]:
+    """Turn folders into groups: one for each run, and one for each variant of a sweep.
+
+    Raises:
+        RearkitError: a folder is neither.
+    """
+    groups = []
+    for path in paths:
+        about = read_json(path / SWEEP)
+        if about is not None and "runs" in about:
+            found = {name: [RunFolder(path / run) for run in runs] for name, runs in about["runs"].items()}
+            groups += [
+                Group(name, [f for f in folders if f.done("train")], about["published"].get(name))
+                for name, folders in found.items()
+            ]
+        elif (path / RUN).is_file():
+            groups.append(Group(path.name, [RunFolder(path)]))
+        else:
+            what = "neither a run of rearkit nor a sweep" if path.is_dir() else "no such folder"
+            raise RearkitError(f"{path}: {what}; give the folder of a run, of python -m rearkit run, or of a sweep")
+    groups = [group for group in groups if group.folders]
+    if not groups:
+        told = ", ".join(map(str, paths))
+        raise RearkitError(f"{told}: no trained run in it yet; run: python -m rearkit sweep SWEEP --out FOLDER")
+    names = [group.name for group in groups]
+    if len(set(names)) < len(names):  # runs of one name in several places
+        groups = [Group(str(group.folders[0].path), group.folders, group.published) for group in groups]
+    return groups
+
+
+def published_as(paths: Sequence[Path]) -> str:
+    """What the published figures of sweeps among the folders are."""
+    told = [about.get("published_as") for path in paths if (about := read_json(path / SWEEP)) is not None]
+    return next(iter(filter(None, told)), "published")
+
+
+def place_for_page(paths: Sequence[Path]) -> Path:
+    """The folder that several folders lie in, or the only one."""
+    if len(paths) == 1:
+        return paths[0]
+    parents = [path.resolve().parents for path in paths]
+    common = next(parent for parent in parents[0] if all(parent in other for other in parents))
+    return common

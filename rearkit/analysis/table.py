@@ -1,0 +1,209 @@
+"""The table of runs side by side: a row for each group of runs, mean ± standard deviation over its members."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import attrs
+from rich.table import Table as ScreenTable
+
+from rearkit.stages.run_folder import RunFolder
+
+FEW = 5
+Results = Mapping[str, Any]
+"""A run's result of each finished stage, by the stage's name; empty for one that has not run."""
+
+
+@attrs.frozen
+class Measure:
+    """A column.
+
+    Attributes:
+        name: its heading.
+        read: its value for a run, or None.
+        decimals: shown.
+        percent: whether it is a share, shown in percent.
+    """
+
+    name: str
+    read: Callable[[Results], float | None]
+    decimals: int
+    percent: bool = False
+
+    def show(self, value: float) -> str:
+        """Format a value."""
+        return f"{100 * value:.{self.decimals}f}%" if self.percent else f"{value:.{self.decimals}f}"
+
+
+def _of(stage: str, key: str) -> Callable[[Results], float | None]:
+    return lambda results: results[stage].get(key)
+
+
+MEASURES = (
+    Measure("FID ↓", _of("evaluate", "fid"), 2),
+    Measure("IS ↑", _of("evaluate", "inception_score"), 2),
+    Measure("precision ↑", _of("evaluate", "precision"), 3),
+    Measure("recall ↑", _of("evaluate", "recall"), 3),
+    Measure("class agreement ↑", _of("evaluate", "class_agreement"), 1, percent=True),
+    Measure("held-out cross-entropy ↓", _of("train", "held_out_cross_entropy"), 3),
+    Measure("held-out accuracy ↑", _of("train", "held_out_accuracy"), 1, percent=True),
+)
+
+
+@attrs.frozen(eq=False)
+class Group:
+    """Runs that belong in one row: the seeds of a variant, or a single run.
+
+    Attributes:
+        name: of the row.
+        folders: of its runs.
+        published: somebody else's figure for it, or None.
+    """
+
+    name: str
+    folders: Sequence[RunFolder]
+    published: float | None = None
+
+
+@attrs.frozen
+class Cell:
+    """The values of a measure in a group."""
+
+    measure: Measure
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float | None:
+        """Their mean, or None where there are none."""
+        return statistics.fmean(self.values) if self.values else None
+
+    @property
+    def deviation(self) -> float | None:
+        """Their standard deviation over runs (n - 1 in the divisor), or None for fewer than two."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    def __str__(self) -> str:
+        if self.mean is None:
+            return "–"
+        spread = "" if self.deviation is None else f" ± {self.measure.show(self.deviation)}"
+        return self.measure.show(self.mean) + spread
+
+
+@attrs.frozen
+class Row:
+    """A group's cells."""
+
+    name: str
+    runs: int
+    cells: tuple[Cell, ...]
+    published: float | None
+
+
+@attrs.frozen
+class Table:
+    """Rows with their headings.
+
+    Attributes:
+        headings: of the name, the number of runs, the measures and, where there are such, the published figures.
+        rows: one a group.
+        notes: what must be known to read it.
+    """
+
+    headings: tuple[str, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+    def text_rows(self) -> list[list[str]]:
+        """Return the cells as text, a list a row."""
+        return [
+            [row.name, str(row.runs), *map(str, row.cells)]
+            + ([] if not self._published else ["–" if row.published is None else f"{row.published:.2f}"])
+            for row in self.rows
+        ]
+
+    @property
+    def _published(self) -> bool:
+        return any(row.published is not None for row in self.rows)
+
+    def markdown(self) -> str:
+        """Format as Markdown."""
+        lines = [list(self.headings), ["---"] * len(self.headings), *self.text_rows()]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return "\n\n".join([table, *self.notes]) + "\n"
+
+    def csv(self) -> str:
+        """Format as CSV: mean and standard deviation of each measure in columns of their own, unrounded."""
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        names = [_plain(cell.measure.name) for cell in self.rows[0].cells] if self.rows else []
+        columns = [f"{name}_{part}" for name in names for part in ("mean", "sd")]
+        writer.writerow(["name", "runs", *columns, "published"])
+        for row in self.rows:
+            values = [value for cell in row.cells for value in (cell.mean, cell.deviation)]
+            writer.writerow(
+                [row.name, row.runs, *("" if value is None else value for value in (*values, row.published))]
+            )
+        return buffer.getvalue()
+
+    def for_screen(self) -> ScreenTable:
+        """Format for the terminal: a group a column where these are few, since measures are many."""
+        lines = [list(self.headings), *self.text_rows()]
+        if len(self.rows) <= FEW:
+            lines = [list(line) for line in zip(*lines, strict=True)]
+        table = ScreenTable()
+        for index, heading in enumerate(lines[0]):
+            table.add_column(heading, no_wrap=not index, overflow="fold")
+        for line in lines[1:]:
+            table.add_row(*line)
+        return table
+
+
+def results_of(folder: RunFolder) -> Results:
+    """What the stages of a run returned."""
+    names = ("data", "tokenizer", "tokens", "train", "sample", "evaluate")
+    return {name: (folder.done(name) or {}).get("result", {}) for name in names}
+
+
+def make_table(groups: Sequence[Group], published_as: str = "published") -> Table:
+    """Measure groups of runs; a measure that none of them has is left out."""
+    results = [[results_of(folder) for folder in group.folders] for group in groups]
+    measures = [m for m in MEASURES if any(m.read(one) is not None for group in results for one in group)]
+    rows = []
+    for group, members in zip(groups, results, strict=True):
+        values = [[value for one in members if (value := m.read(one)) is not None] for m in measures]
+        cells = tuple(Cell(m, tuple(found)) for m, found in zip(measures, values, strict=True))
+        rows.append(Row(group.name, len(members), cells, group.published))
+    headings = ["", "runs", *(m.name for m in measures)]
+    if any(group.published is not None for group in groups):
+        headings.append(published_as)
+    return Table(tuple(headings), tuple(rows), tuple(_notes([one for group in results for one in group])))
+
+
+def _notes(results: Sequence[Results]) -> list[str]:
+    scores = [one["evaluate"] for one in results if one["evaluate"]]
+    if not scores:
+        return []
+    notes = []
+    counts = sorted({score["num_samples"] for score in scores})
+    floors = sorted({round(score["fid_floor"], 2) for score in scores if score["fid_floor"] is not None})
+    told = f"FID is of {_listed(counts)} samples a run against {scores[0]['reference']}"
+    if floors:
+        told += f"; its floor, {scores[0]['num_held_out']} held-out real images likewise, is {_listed(floors)}"
+    notes.append(f"{told}. Feature space: {scores[0]['feature_space']}.")
+    if len({score["feature_space"] for score in scores}) > 1 or len(floors) > 1 or len(counts) > 1:
+        notes.append(
+            "These runs were not scored alike (feature space, floor or number of samples), so FID does not compare."
+        )
+    return notes
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:,}" for value in values)
+
+
+def _plain(heading: str) -> str:
+    return heading.rstrip(" ↓↑").replace(" ", "_").replace("-", "_").lower()

@@ -1,0 +1,34 @@
+"""The commands of ``python -m rearkit``, one file for those that belong together.
+
+What they run is imported inside them, so that ``--help`` and a mistake in an option answer at once.
+"""
+
+from __future__ import annotations
+
+import click
+
+from rearkit.cli.components import new_plugin, plugins
+from rearkit.cli.evaluate import evaluate
+from rearkit.cli.plan import plan
+from rearkit.cli.runs import compare, diagnose, sweep
+from rearkit.cli.show import show
+from rearkit.cli.stages import data, run, sample, tokenizer, tokens, train
+from rearkit.cli.weights import convert
+
+COMMANDS: tuple[click.Command, ...] = (
+    run,
+    data,
+    tokenizer,
+    tokens,
+    train,
+    sample,
+    evaluate,
+    sweep,
+    compare,
+    diagnose,
+    show,
+    plan,
+    plugins,
+    convert,
+    new_plugin,
+)

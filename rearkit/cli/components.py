@@ -1,0 +1,54 @@
+"""``plugins`` and ``new-plugin``: the components there are, and packages for more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import attrs
+import click
+from rich.markup import escape
+
+
+@click.command()
+def plugins() -> None:
+    """List the components that recipes can name, who provides them, and their settings."""
+    show_plugins()
+
+
+@click.command("new-plugin")
+@click.argument("name")
+@click.option("--into", type=click.Path(path_type=Path), default=Path(), help="Where to put the folder.")
+def new_plugin(name: str, into: Path) -> None:
+    """Write a pip package, rearkit-NAME, that adds a component, for you to fill in."""
+    from rearkit.cli.new_plugin import write_plugin
+
+    write_plugin(name, into)
+
+
+def show_plugins() -> None:
+    """Print every component, its provider, and its settings with defaults; then what failed to load."""
+    from rich.table import Table
+
+    from rearkit.registry.plugins import load_plugins
+    from rearkit.system.console import console
+
+    plugins = load_plugins()
+    for component in plugins.registry.all():
+        console.print(f"[bold]{component.kind} {component.name}[/bold]  [dim]{escape(component.provider)}[/dim]")
+        console.print(f"  {escape(component.summary)}")
+        table = Table("setting", "default", "meaning", box=None, padding=(0, 2), show_header=False)
+        for field in attrs.fields(component.settings):
+            default = "required" if field.default is attrs.NOTHING else _default(field.default)
+            table.add_row(f"  {field.name}", default, escape(field.metadata.get("doc", "")))
+        if table.row_count:
+            console.print(table)
+        console.print()
+    for plugin in plugins.broken:
+        console.print(f"[red]failed to load:[/red] {escape(plugin.provider)}: {escape(plugin.reason)}")
+
+
+def _default(value: Any) -> str:
+    if isinstance(value, attrs.Factory):  # type: ignore[arg-type]
+        return ""
+    return escape(str(value).lower() if isinstance(value, bool) else str(value))

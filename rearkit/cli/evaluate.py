@@ -1,0 +1,105 @@
+"""``evaluate``: scores of a run, of any two ``.npz``, and what differs between two sets of samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from rearkit.cli.options import optional_recipe_options
+
+FILE = click.Path(path_type=Path)
+OF_FILES = ("reference", "feature_weights", "batch", "nearest_k", "device", "cache", "to")
+TAKEN = {
+    "a RECIPE": ("recipe", "overrides", "out", "tokenizer"),
+    "--samples": ("samples", *OF_FILES),
+    "--compare": ("compare",),
+}
+"""The parameters that each form of the command takes."""
+
+
+@click.command()
+@optional_recipe_options
+@click.option("--tokenizer", is_flag=True, help="Score RECIPE's tokenizer alone; brings that stage up to date.")
+@click.option("--samples", type=FILE, help="Score this .npz (arr_0: uint8 images) instead of a run's.")
+@click.option("--reference", type=FILE, help="Reference .npz: mu, sigma, mu_s, sigma_s, arr_0, or some of them.")
+@click.option(
+    "--feature-weights",
+    type=FILE,
+    help="torch-fidelity's Inception weights (left out: downloaded), or a run's classifier.safetensors.",
+)
+@click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Images at once.")
+@click.option("--nearest-k", type=click.IntRange(1), default=3, show_default=True, help="For precision and recall.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--cache", type=FILE, help="Folder for features; left out: rearkit/features in the user's cache folder.")
+@click.option("--to", type=FILE, help="File for the scores (JSON).")
+@click.option("--compare", type=FILE, nargs=2, metavar="A B", help="Say what differs: .npz files, runs, scores.json.")
+def evaluate(
+    recipe: Any,
+    out: Path | None,
+    tokenizer: bool,
+    samples: Path | None,
+    reference: Path | None,
+    compare: tuple[Path, Path] | None,
+    **options: Any,
+) -> None:
+    """Score the samples of RECIPE's run; or --samples against a --reference; or --compare two sets of samples."""
+    if sum(given is not None for given in (recipe, samples, compare)) != 1:
+        raise click.UsageError("give a RECIPE, or --samples and --reference, or --compare A B")
+    _refuse_others("a RECIPE" if recipe is not None else "--samples" if samples is not None else "--compare")
+    if tokenizer:
+        from rearkit import pipeline
+        from rearkit.evaluation.reconstruction import reconstruction_lines
+        from rearkit.stages.evaluate import score_tokenizer
+
+        folder = pipeline.run(recipe, out, only="tokenizer")
+        for line in reconstruction_lines(score_tokenizer(recipe, folder)):
+            click.echo(line)
+    elif recipe is not None:
+        from rearkit import pipeline
+
+        pipeline.run(recipe, out, only="evaluate")
+    elif samples is not None:
+        if reference is None:
+            raise click.UsageError("--samples needs --reference FILE")
+        _evaluate_files(samples, reference, **options)
+    elif compare is not None:
+        from rearkit.analysis.differences import describe, difference_lines
+
+        for line in difference_lines(*map(describe, compare)):
+            click.echo(line)
+
+
+def _refuse_others(form: str) -> None:
+    """Name the options that were given and would be passed over."""
+    context = click.get_current_context()
+    given = [
+        param
+        for param in context.command.params
+        if context.get_parameter_source(param.name or "") is ParameterSource.COMMANDLINE
+    ]
+    if others := [param.opts[0] for param in given if param.name not in TAKEN[form]]:
+        hint = "; --set evaluate.KEY=VALUE changes what its table says" if form == "a RECIPE" else ""
+        raise click.UsageError(f"{', '.join(others)}: not with {form}{hint}")
+
+
+def _evaluate_files(
+    samples: Path, reference: Path, feature_weights: Path | None, cache: Path | None, to: Path | None, **options: Any
+) -> None:
+    import attrs
+
+    from rearkit.evaluation.features import FeatureCache
+    from rearkit.evaluation.score_files import evaluate_files
+    from rearkit.evaluation.scores import score_lines
+    from rearkit.sampling.manifest import manifest_lines
+    from rearkit.system.files import write_json
+
+    weights = None if feature_weights is None else str(feature_weights)
+    found = evaluate_files(samples, reference, weights, cache=None if cache is None else FeatureCache(cache), **options)
+    told = ["no manifest in it"] if found.manifest is None else manifest_lines(found.manifest)
+    for line in [f"{samples}: {line}" for line in told] + score_lines(found):
+        click.echo(line)
+    if to is not None:
+        write_json(to, attrs.asdict(found))

@@ -1,0 +1,49 @@
+"""``sweep``, ``compare``, ``diagnose``: many runs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from rearkit.cli.options import SET
+
+RUNS = click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+PAGE = click.option("--page", type=click.Path(path_type=Path), help="Page to write; left out: comparison.html.")
+
+
+@click.command()
+@click.argument("sweep", metavar="SWEEP", type=click.Path(path_type=Path))
+@SET
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the sweep; left out: runs/NAME.")
+@click.option("--jobs", type=click.IntRange(1), help="Runs at once; left out: one a GPU, or one a core.")
+def sweep(sweep: Path, overrides: Sequence[str], out: Path | None, jobs: int | None) -> None:
+    """Run all variants and seeds of SWEEP, a TOML file, and compare them in a table and on a page.
+
+    What is finished is not run again; what was cut off goes on. --set changes a key in all runs.
+    """
+    from rearkit.sweeps.report import sweep_and_report
+
+    sweep_and_report(sweep, overrides, out, jobs)
+
+
+@click.command()
+@RUNS
+@PAGE
+def compare(runs: Sequence[Path], page: Path | None) -> None:
+    """Show the folders RUN... side by side: scores, recipes, curves, samples. A sweep's folder stands for its runs."""
+    from rearkit.reports.compare import compare
+
+    compare(runs, page)
+
+
+@click.command()
+@RUNS
+@PAGE
+@click.option("--images", type=click.IntRange(10), default=1000, show_default=True, help="Images to measure on.")
+def diagnose(runs: Sequence[Path], page: Path | None, images: int) -> None:
+    """Diagnose the trained RUN...: exposure bias, embedding awareness, decode consistency; then compare them."""
+    from rearkit.reports.compare import diagnose_and_compare
+
+    diagnose_and_compare(runs, page, images)

@@ -1,0 +1,56 @@
+"""``show``: what a recipe amounts to."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rearkit.cli.options import recipe_options
+
+if TYPE_CHECKING:
+    from rearkit.recipe.tables import Recipe
+
+
+@click.command()
+@recipe_options
+@click.option(
+    "--num-gpus", type=click.IntRange(1), default=1, show_default=True, help="Ranks to configure DeepSpeed for."
+)
+def show(recipe: Any, num_gpus: int) -> None:
+    """Show RECIPE resolved: settings, providers, parameters, steps, epochs, DeepSpeed's configuration."""
+    show_recipe(recipe, num_gpus)
+
+
+def show_recipe(recipe: Recipe, ranks: int = 1) -> None:
+    """Print a recipe with every default, who provides its components, what they amount to, and DeepSpeed's part.
+
+    Raises:
+        RecipeError: its batches don't divide over so many ranks, or DeepSpeed would refuse its configuration.
+    """
+    import tomli_w
+    from rich.markup import escape
+    from rich.table import Table
+
+    from rearkit.planning.sizes import recipe_sizes
+    from rearkit.recipe.loading import recipe_to_dict
+    from rearkit.recipe.tables import component_tables
+    from rearkit.system.console import console
+    from rearkit.system.devices import resolve_device
+    from rearkit.training.deepspeed_config import check_deepspeed_table, deepspeed_config
+
+    config = deepspeed_config(recipe.train, ranks)
+    check_deepspeed_table(recipe.train, resolve_device(recipe.device))
+    console.print(escape(tomli_w.dumps(recipe_to_dict(recipe))), end="")
+    console.print()
+    components = Table("kind", "name", "provided by", title="Components", title_justify="left")
+    for table in component_tables(recipe):
+        components.add_row(table.kind, table.name, table.provider)
+    console.print(components)
+    sizes = Table("what", "value", title="Sizes", title_justify="left")
+    for name, value in recipe_sizes(recipe).items():
+        sizes.add_row(name, value)
+    console.print(sizes)
+    console.print(f"\nDeepSpeed's configuration on {ranks} rank(s)")
+    console.print(escape(json.dumps(config, indent=2)))

@@ -1,0 +1,45 @@
+"""Pictures of images, for people to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rearkit.system.files import replacing
+
+VISIBLE = 96  # smaller images are enlarged towards this side, in pixels
+
+
+def save_grid(path: Path, images: Tensor, columns: int) -> None:
+    """Save uint8 images (n, 3, R, R) as a PNG grid; small ones are enlarged to where they can be seen."""
+    from torchvision.utils import make_grid  # here, since it takes seconds to import
+
+    scale = max(1, VISIBLE // images.shape[-1])
+    images = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    grid = make_grid(images, nrow=columns, padding=2, pad_value=96)
+    with replacing(path) as temporary:
+        Image.fromarray(grid.permute(1, 2, 0).numpy()).save(temporary, format="png")
+
+
+def save_pairs(path: Path, originals: Tensor, decoded: Tensor) -> None:
+    """Save originals in the upper row and their reconstructions below, uint8 (n, 3, R, R) each."""
+    save_grid(path, torch.cat([originals, decoded]), len(originals))
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Turn uint8 in [0, 255] into float32 in [0, 1]."""
+    return images.float() / 255
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Turn float in [0, 1] into uint8 in [0, 255], rounded to the nearest."""
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def psnr(images: Tensor, reference: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each image in dB, (B,), of float images in [0, 1]."""
+    error = (images - reference).pow(2).flatten(1).mean(1).clamp(min=1e-10)
+    return -10 * torch.log10(error)

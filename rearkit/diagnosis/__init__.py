@@ -1,1 +1,0 @@
-"""The article's diagnosis of a trained model: exposure bias, embedding awareness, decode consistency."""

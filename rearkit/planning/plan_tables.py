@@ -1,0 +1,76 @@
+"""A plan as tables for people."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from rearkit.planning.plan import Machine, Plan, gib
+from rearkit.planning.step_memory import STAGES
+from rearkit.recipe.tables import Recipe
+from rearkit.system.console import console
+
+
+def print_plan(recipe: Recipe, machine: Machine, plan: Plan) -> None:
+    """Print all of it."""
+    table = Table("what", "value", title=f"Plan of {recipe.name} on {machine.ranks} ranks", title_justify="left")
+    for name, value in plan_rows(recipe, machine, plan).items():
+        table.add_row(name, value)
+    console.print(table)
+    console.print(memory_table(recipe, machine, plan))
+    console.print(
+        f"a rank has {gib(machine.memory)}, of which {machine.reserve:.0%} are left to driver, libraries and "
+        "fragmentation; what fits is green and has a +, the recipe's own choice is bold"
+    )
+
+
+def plan_rows(recipe: Recipe, machine: Machine, plan: Plan) -> dict[str, str]:
+    """Return every figure but the memory of a training rank, as text."""
+    epochs = "" if plan.epochs is None else f", {plan.epochs:,.1f} epochs"
+    shards = "unknown, since the dataset does not tell how many images it has"
+    return {
+        "backbone parameters": f"{plan.backbone_parameters:,}",
+        "training-only head parameters": f"{plan.head_parameters:,}",
+        "global batch": f"{recipe.train.global_batch:,} = {machine.ranks} ranks × {plan.micro_batch} × "
+        f"{plan.accumulation} accumulated",
+        "operations of a step": f"{plan.flops / 1e12:,.3f} TFLOP (forward and backward, attention and heads included)",
+        "steps": f"{plan.steps:,}{epochs}",
+        "image tokens": f"{plan.tokens:,}",
+        "training time": f"{duration(plan.seconds)} at {machine.utilisation:.0%} of {machine.tflops:g} TFLOP/s a rank",
+        "disk: token shards": shards if plan.token_shards is None else gib(plan.token_shards),
+        "disk: checkpoints": f"{gib(plan.checkpoint)} each, {plan.checkpoints} at most "
+        f"({gib(plan.checkpoint * plan.checkpoints)})",
+        "disk: exported model": gib(plan.export),
+        "sampling: key-value cache": f"{gib(plan.sampling.cache)} at {recipe.sample.batch} images a batch"
+        + ("" if recipe.sample.guidance_scale == 1 else ", twice that many rows with guidance"),
+        "sampling: all of a rank": f"{gib(plan.sampling.total)} in float32, tokenizer included",
+    }
+
+
+def memory_table(recipe: Recipe, machine: Machine, plan: Plan) -> Table:
+    """Memory of a rank by ZeRO stage and micro-batch, in GiB, and what it is made of."""
+    stages = [f"ZeRO {stage}" for stage in STAGES]
+    table = Table("micro-batch", "activations", *stages, title="Memory of a training rank", title_justify="left")
+    for size, by_stage in plan.memory.items():
+        cells = []
+        for stage, memory in by_stage.items():
+            fits = memory.total <= machine.usable
+            own = stage == recipe.train.zero_stage and size == plan.micro_batch
+            style = f"{'bold ' if own else ''}{'green' if fits else 'red'}"
+            cells.append(f"[{style}]{gib(memory.total)} {'+' if fits else '-'}{' *' if own else ''}[/{style}]")
+        table.add_row(str(size), gib(by_stage[STAGES[-1]].activations), *cells)
+    table.add_section()
+    first = next(iter(plan.memory.values()))
+    parts = ["weights", "gradients", "optimizer", "buffer"]
+    if any(memory.offloaded for memory in first.values()):
+        parts.append("offloaded")  # on top: it is in no sum above
+    for part in parts:
+        table.add_row(part, "", *(gib(getattr(first[stage], part)) for stage in STAGES))
+    return table
+
+
+def duration(seconds: float) -> str:
+    """Time for people."""
+    for name, size in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= size:
+            return f"{seconds / size:,.1f} {name}"
+    return f"{seconds:.1f} seconds"

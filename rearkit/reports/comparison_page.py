@@ -1,0 +1,119 @@
+"""``comparison.html``: one self-contained page that shows runs side by side."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import attrs
+import jinja2
+
+from rearkit.analysis.diagnose import read_diagnosis
+from rearkit.analysis.differences import ABSENT, flat
+from rearkit.analysis.table import Group, Table, make_table
+from rearkit.recipe.loading import load_recipe, recipe_to_dict
+from rearkit.reports.charts import Chart, Series, drawn
+from rearkit.reports.diagnosis import charts as diagnosis_charts
+from rearkit.reports.diagnosis import summary
+from rearkit.reports.run_page import OUT_OF_DATE, sample_grid, stage_rows
+from rearkit.stages.flow import STAGES
+from rearkit.stages.run_folder import RunFolder
+from rearkit.system.files import write_text
+from rearkit.training.logs import read_log
+
+PAGE = "comparison.html"
+CURVES = (
+    ("held_out/cross_entropy", "Held-out cross-entropy", "nats per token, clean context", False),
+    ("held_out/accuracy", "Held-out accuracy", "share of tokens whose likeliest code is right", True),
+)
+
+
+def write_page(groups: Sequence[Group], path: Path, title: str, published_as: str = "published") -> Table:
+    """Write the page of groups of runs, and return its table of scores.
+
+    Args:
+        groups: in the order to show them.
+        path: of the page.
+        title: of the page.
+        published_as: what the groups' published figures are.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("rearkit", "reports"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    table = make_table(groups, published_as)
+    table = attrs.evolve(table, notes=(*table.notes, *outdated(groups)))
+    write_text(path, environment.get_template("comparison.html.j2").render(gather(groups, table, title)))
+    return table
+
+
+def gather(groups: Sequence[Group], table: Table, title: str) -> dict[str, Any]:
+    """Collect what the template shows; a part that no run has is empty."""
+    diagnoses = {group.name: [d for f in group.folders if (d := read_diagnosis(f)) is not None] for group in groups}
+    diagnosed = any(diagnoses.values())
+    return {
+        "title": title,
+        "written": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "runs": sum(len(group.folders) for group in groups),
+        "groups": [group.name for group in groups],
+        "several": any(len(group.folders) > 1 for group in groups),
+        "table": table,
+        "differences": differences(groups),
+        "curves": drawn(_curves(groups)),
+        "samples": [
+            {"label": group.name, "picture": picture}
+            for group in groups
+            if group.folders and (picture := sample_grid(group.folders[0])) is not None
+        ],
+        "diagnosis": drawn(diagnosis_charts(diagnoses)) if diagnosed else [],
+        "diagnosis_rows": summary(diagnoses),
+    }
+
+
+def outdated(groups: Sequence[Group]) -> list[str]:
+    """Which results of runs are not of their present recipe and inputs, such as scores of earlier weights."""
+    told = []
+    for folder in (folder for group in groups for folder in group.folders):
+        rows = stage_rows(load_recipe(folder.path / "recipe.toml"), folder, STAGES)
+        if names := [row["name"] for row in rows if row["state"] == OUT_OF_DATE]:
+            told.append(
+                f"{folder.path}: out of date, since made with another recipe or other inputs: {', '.join(names)}; "
+                f"run: python -m rearkit run RECIPE --out {folder.path}"
+            )
+    return told
+
+
+def differences(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
+    """The recipes' keys that differ between groups, with the value of each; seeds, names and places aside."""
+    firsts = [group.folders[0] if group.folders else None for group in groups]
+    plain = [{} if one is None else recipe_to_dict(load_recipe(one.path / "recipe.toml")) for one in firsts]
+    recipes = [{key: str(value) for key, value in flat(recipe)} for recipe in plain]
+    keys = list(dict.fromkeys(key for recipe in recipes for key in recipe))
+    own = ("name", "train.seed", "sample.seed")
+    told = [(key, [recipe.get(key, ABSENT) for recipe in recipes]) for key in keys if key not in own]
+    return [(key, values) for key, values in told if len({v for v, one in zip(values, firsts, strict=True) if one}) > 1]
+
+
+def _curves(groups: Sequence[Group]) -> list[Chart]:
+    """Training curves, means over each group's runs at the steps that all of them logged."""
+    found = []
+    for key, title, unit, share in CURVES:
+        series = []
+        for group in groups:
+            logs = [_logged(folder, key) for folder in group.folders]
+            steps = sorted(set.intersection(*(set(log) for log in logs))) if logs else []
+            means = tuple(statistics.fmean(log[step] for log in logs) for step in steps)
+            series.append(Series(group.name, tuple(steps), means))
+        if any(one.steps for one in series):
+            found.append(Chart(title, unit, tuple(series), share))
+    return found
+
+
+def _logged(folder: RunFolder, key: str) -> dict[float, float]:
+    return {line["step"]: line[key] for line in read_log(folder.stage("train")) if key in line}

@@ -1,0 +1,111 @@
+"""Diagnoses side by side: tables for the terminal, charts for a page."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+from rich.table import Table as ScreenTable
+
+from rearkit.analysis.diagnose import Diagnosis
+from rearkit.reports.charts import Chart, Series
+
+Named = Mapping[str, Sequence[Diagnosis]]
+"""The diagnoses of groups of runs (the seeds of a variant, say), by the group's name; a group may be a single run."""
+
+
+def screen_tables(named: Named) -> list[ScreenTable]:
+    """Three tables: exposure bias; embedding awareness and decode consistency; probes. Means over each group."""
+    return [_exposure(named), _summary(named), _probes(named)]
+
+
+def summary(named: Named) -> list[tuple[str, list[str]]]:
+    """The figures that are one number a run: what each is, and its mean ± standard deviation in each group."""
+    measures: list[tuple[str, Callable[[Diagnosis], float | None], bool]] = [
+        ("held-out cross-entropy, clean context", lambda d: d.random_codes[0].cross_entropy, False),
+        ("… half of the context random codes", lambda d: d.random_codes[-1].cross_entropy, False),
+        ("… all of the context own draws", lambda d: d.own_draws[-1].cross_entropy, False),
+        ("cosine of the predicted to the true code", lambda d: d.awareness.all, False),
+        ("… where the prediction is wrong", lambda d: d.awareness.wrong, False),
+        ("… of a code drawn by frequency", lambda d: d.awareness.chance, False),
+        ("generated tokens that survive decode → encode", lambda d: d.survival_generated, True),
+        ("real tokens that do", lambda d: d.survival_real, True),
+    ]
+    rows = []
+    for what, read, share in measures:
+        found = [[value for one in members if (value := read(one)) is not None] for members in named.values()]
+        rows.append((what, [_spread(values, share) for values in found]))
+    return rows
+
+
+def charts(named: Named) -> list[Chart]:
+    """The curves: prediction over the share of the context that is replaced, probes over the blocks."""
+    found = []
+    for words, kind in (("random codes", "random_codes"), ("the model’s own draws", "own_draws")):
+        for measure, unit, share in (
+            ("cross_entropy", "nats per token, held-out", False),
+            ("accuracy", "share of held-out tokens whose likeliest code is right", True),
+        ):
+            title = f"{measure.replace('_', '-').capitalize()} under {words}"
+            series = tuple(
+                _mean_series(name, [[(p.replaced, getattr(p, measure)) for p in getattr(one, kind)] for one in members])
+                for name, members in named.items()
+            )
+            found.append(Chart(title, unit, series, share, "context replaced", True))
+    for kind, what in (("current", "the token just read"), ("next", "the token about to be written")):
+        series = tuple(
+            _mean_series(name, [[(float(p.layer), getattr(p, kind).r2) for p in one.probes] for one in members])
+            for name, members in named.items()
+        )
+        unit = "R² of its embedding, by a probe of each block’s output"
+        found.append(Chart(f"Linear recovery of {what}", unit, series, over="block"))
+    return found
+
+
+def _exposure(named: Named) -> ScreenTable:
+    first = next(iter(named.values()))[0]
+    shares = [f"{p.replaced:.0%}" for p in first.random_codes]
+    table = ScreenTable("", "context", *shares, "all", title="cross-entropy (nats a token), accuracy; context replaced")
+    for name, members in named.items():
+        for label, kind in (("random codes", "random_codes"), ("own draws", "own_draws")):
+            columns = zip(*(getattr(one, kind) for one in members), strict=True)
+            cells = [f"{_mean(column, 'cross_entropy'):.3f} {_mean(column, 'accuracy'):.1%}" for column in columns]
+            table.add_row(name, label, *cells)
+    return table
+
+
+def _summary(named: Named) -> ScreenTable:
+    table = ScreenTable("", *named, title="contexts, codes and their embeddings")
+    for what, values in summary(named):
+        table.add_row(what, *values)
+    return table
+
+
+def _probes(named: Named) -> ScreenTable:
+    deepest = max((one.probes for members in named.values() for one in members), key=len)
+    blocks = [str(probe.layer) for probe in deepest]
+    table = ScreenTable("", "embedding of", *blocks, title="R² of linear probes, by block")
+    for name, members in named.items():
+        for kind in ("current", "next"):
+            recovered = [[getattr(probe, kind) for probe in one.probes] for one in members]
+            columns = zip(*recovered, strict=False)
+            table.add_row(name, f"{kind} token", *(f"{_mean(column, 'r2'):.3f}" for column in columns))
+    return table
+
+
+def _mean(column: Sequence[object], measure: str) -> float:
+    return statistics.fmean(getattr(one, measure) for one in column)
+
+
+def _mean_series(name: str, curves: Sequence[Sequence[tuple[float, float]]]) -> Series:
+    """The mean of curves over the same places."""
+    columns = list(zip(*curves, strict=False))
+    places = tuple(column[0][0] for column in columns)
+    return Series(name, places, tuple(statistics.fmean(value for _, value in column) for column in columns))
+
+
+def _spread(values: Sequence[float], share: bool) -> str:
+    if not values:
+        return "–"
+    show = (lambda x: f"{x:.1%}") if share else (lambda x: f"{x:.3f}")
+    return show(statistics.fmean(values)) + (f" ± {show(statistics.stdev(values))}" if len(values) > 1 else "")

@@ -1,0 +1,236 @@
+"""The machinery of stages: what one is, when it can be skipped, and what is kept when it is not.
+
+A stage reads the recipe's tables that concern it and earlier stages' outputs, and writes files into ``RUN/STAGE/``. Its
+key is a hash of both. Where ``stage.json`` holds the same key and the files are there, the stage is skipped; where only
+``key`` does, the stage was cut off and goes on; otherwise its folder is moved aside. A finished stage that lost some of
+its files goes on likewise, from what it has left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from rearkit.errors import RearkitError
+from rearkit.recipe.loading import recipe_to_dict
+from rearkit.recipe.tables import Recipe
+from rearkit.stages.run_folder import DONE, RunFolder
+from rearkit.system import distributed
+from rearkit.system.console import say
+from rearkit.system.files import TEMPORARY, remove, sha256, storage_errors, write_json, write_text
+
+KEY = "key"
+PREVIOUS = "previous"
+
+
+@attrs.frozen
+class Outcome:
+    """What a stage returns.
+
+    Attributes:
+        result: numbers for the report and for `stage.json`.
+        outputs: the files that later stages read, relative to the stage's folder; they are hashed.
+    """
+
+    result: dict[str, Any]
+    outputs: tuple[str, ...]
+
+
+@attrs.frozen(eq=False)
+class Stage:
+    """One step of the flow.
+
+    Attributes:
+        name: also its folder.
+        inputs: the stages whose outputs it reads.
+        tables: the part of the recipe that its output depends on, and hashes of outside files.
+        run: does the work: recipe and run folder to outcome.
+        all_ranks: whether all ranks take part in the work; otherwise the first does it while the others wait.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    tables: Callable[[Recipe], Mapping[str, Any]]
+    run: Callable[[Recipe, RunFolder], Outcome]
+    all_ranks: bool = False
+
+
+def stage_key(stage: Stage, recipe: Recipe, folder: RunFolder) -> str:
+    """Hash what a stage's output depends on."""
+    inputs = {name: (folder.done(name) or {}).get("digest") for name in stage.inputs}
+    content = {"stage": stage.name, "tables": _result_relevant(stage.tables(recipe)), "inputs": inputs}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def expected_keys(stages: Iterable[Stage], recipe: Recipe) -> dict[str, str]:
+    """Tell, before anything has run, which stages of two recipes will do the same: a hash for each stage, in order.
+
+    It is over the recipe's tables for the stage and for all that it builds on, where `stage_key` is over its inputs'
+    content.
+    """
+    keys: dict[str, str] = {}
+    for stage in stages:
+        tables, inputs = _result_relevant(stage.tables(recipe)), [keys[name] for name in stage.inputs]
+        content = json.dumps([stage.name, tables, inputs], sort_keys=True)
+        keys[stage.name] = hashlib.sha256(content.encode()).hexdigest()
+    return keys
+
+
+def up_to_date(stages: Iterable[Stage], recipe: Recipe, folder: RunFolder) -> bool:
+    """Whether stages have nothing to do."""
+    for stage in stages:
+        done = folder.done(stage.name)
+        if done is None or done["key"] != stage_key(stage, recipe, folder) or _damaged(done, folder.stage(stage.name)):
+            return False
+    return True
+
+
+def run_stage(stage: Stage, recipe: Recipe, folder: RunFolder) -> bool:
+    """Bring a stage up to date; all ranks call this.
+
+    Returns:
+        whether there was anything to do.
+    """
+    key = distributed.from_main(lambda: _begin(stage, recipe, folder))
+    if key is None:
+        return False
+    place = folder.stage(stage.name)
+    started = time.monotonic()
+    with storage_errors(place):
+        if stage.all_ranks:
+            outcome = stage.run(recipe, folder)
+        else:
+            outcome = distributed.from_main(lambda: stage.run(recipe, folder))
+    distributed.from_main(lambda: _finish(place, key, outcome, time.monotonic() - started))
+    return True
+
+
+def _begin(stage: Stage, recipe: Recipe, folder: RunFolder) -> str | None:
+    """Make a stage's folder ready to work in and return its key, or None where it is up to date."""
+    key = stage_key(stage, recipe, folder)
+    place = folder.stage(stage.name)
+    done = folder.done(stage.name)
+    same = done is not None and done["key"] == key
+    if done is not None and same and not (damaged := _damaged(done, place)):
+        say(f"{stage.name}: up to date")
+        return None
+    with storage_errors(place):
+        if done is not None and same:
+            say(f"{stage.name}: {damaged[0]} is missing or has changed since it was written; running it again")
+            # Whatever else is there is used again: shards that are whole, the last checkpoint.
+            for path in (place / DONE, *damaged):
+                remove(path)
+        elif _key_in(place) == key:
+            say(f"{stage.name}: going on from where it was cut off")
+        elif place.exists():
+            _move_aside(folder, stage.name)
+        for leftover in place.glob(f".*{TEMPORARY}*"):  # of a killed process
+            remove(leftover)
+        place.mkdir(parents=True, exist_ok=True)
+        write_text(place / KEY, key + "\n")
+    return key
+
+
+def _finish(place: Path, key: str, outcome: Outcome, seconds: float) -> None:
+    """Record that a stage is done, with what, and how its files look."""
+    hashes = {name: sha256(place / name) for name in outcome.outputs}
+    digest = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+    sizes = {name: (place / name).stat().st_size for name in outcome.outputs}
+    write_json(
+        place / DONE,
+        {
+            "key": key,
+            "digest": digest,
+            "seconds": round(seconds, 1),
+            "outputs": {name: {"bytes": sizes[name], "sha256": hashes[name]} for name in outcome.outputs},
+            "result": outcome.result,
+        },
+    )
+
+
+def check_stages_before(stage: Stage, stages: Iterable[Stage], recipe: Recipe, folder: RunFolder, command: str) -> None:
+    """Look whether the stages that a stage reads from are up to date, where it is run alone.
+
+    Args:
+        stage: to be run.
+        stages: all of them, in order.
+        recipe: the recipe.
+        folder: the run.
+        command: how to run a stage, with ``{}`` for its name.
+
+    Raises:
+        RearkitError: an input is missing, damaged or of another recipe; the message has the command that makes it.
+    """
+    for source in stages:
+        if source.name not in stage.inputs:
+            continue
+        done = folder.done(source.name)
+        if done is None:
+            trouble = "has not run to its end"
+        elif done["key"] != stage_key(source, recipe, folder):
+            trouble = "was last run with another recipe or other inputs"
+        elif damaged := _damaged(done, folder.stage(source.name)):
+            trouble = f"has lost or changed a file, {damaged[0]}"
+        else:
+            continue
+        raise RearkitError(f"{stage.name}: needs stage '{source.name}', which {trouble}; {command.format(source.name)}")
+
+
+def _damaged(done: Mapping[str, Any], place: Path) -> list[Path]:
+    """Which of a finished stage's files are missing, or have another size than when they were written."""
+    return [
+        place / name
+        for name, recorded in done["outputs"].items()
+        if not (place / name).is_file() or (place / name).stat().st_size != recorded["bytes"]
+    ]
+
+
+def _key_in(place: Path) -> str | None:
+    """Return the key that a stage was begun with."""
+    try:
+        return (place / KEY).read_text(encoding="utf-8").strip()
+    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
+        return None
+
+
+def _move_aside(folder: RunFolder, name: str) -> None:
+    """Move a stage's result for an earlier recipe out of the way; it may have cost days.
+
+    One is kept; an unfinished result does not take the place of a finished one.
+    """
+    place, target = folder.stage(name), folder.path / PREVIOUS / name
+    if not (place / DONE).is_file() and (target / DONE).is_file():
+        say(f"{name}: the recipe or an input changed; the unfinished result is removed, {target} is kept")
+        remove(place)
+        return
+    remove(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    place.rename(target)
+    say(f"{name}: the recipe or an input changed; the earlier result is kept in {target}")
+
+
+def _result_relevant(value: Any) -> Any:
+    """Settings as plain values, less those that cannot change a result."""
+    if attrs.has(type(value)):
+        fields = [f for f in attrs.fields(type(value)) if not f.metadata.get("cosmetic")]
+        return {field.name: _result_relevant(getattr(value, field.name)) for field in fields}
+    if isinstance(value, Mapping):
+        return {key: _result_relevant(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_result_relevant(item) for item in value]
+    return value
+
+
+def save_resolved_recipe(recipe: Recipe, folder: RunFolder) -> None:
+    """Write the recipe with every default, as it was last run."""
+    import tomli_w
+
+    path, text = folder.path / "recipe.toml", tomli_w.dumps(recipe_to_dict(recipe))
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)

@@ -1,0 +1,69 @@
+"""Tokenizing images: a set in memory, or a shard into a token shard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rearkit.contracts import Tokenizer
+from rearkit.data.fetching import Retry
+from rearkit.data.image_sets import ImageSet
+from rearkit.data.image_shards import BadSamples, read_images
+from rearkit.data.pixels import to_float
+from rearkit.data.token_shards import TokenData, write_token_shard
+from rearkit.recipe.tables import TokensTable
+from rearkit.tokenization.quality import module_device
+from rearkit.tokenization.views import read_size, views
+
+
+@torch.no_grad()
+def tokenize(tokenizer: Tokenizer, images: ImageSet, batch: int = 64) -> TokenData:
+    """Tokenize images that are in memory.
+
+    Args:
+        tokenizer: frozen, in eval mode.
+        images: of the tokenizer's image size.
+        batch: images tokenized at once.
+    """
+    device = module_device(tokenizer)
+    tokens = [tokenizer.encode(to_float(part).to(device)).cpu() for part in images.images.split(batch)]
+    return TokenData.from_arrays(torch.cat(tokens), images.labels)
+
+
+@torch.no_grad()
+def _tokenize_shard(
+    tokenizer: Tokenizer,
+    shard: str,
+    count: int,
+    path: Path,
+    num_classes: int,
+    augment: str,
+    table: TokensTable,
+    bad: BadSamples,
+    retry: Retry,
+) -> None:
+    device = module_device(tokenizer)
+    tokens: list[np.ndarray] = []
+    classes: list[int] = []
+    held: list[Tensor] = []
+
+    def flush() -> None:
+        if held:
+            tokens.append(tokenizer.encode(to_float(torch.stack(held)).to(device)).cpu().numpy())
+            held.clear()
+
+    before = bad.reasons.copy()
+    side = read_size(augment, tokenizer.image_size)
+    for read in read_images([shard], side, num_classes, bad, {shard: count}, retry=retry):
+        for view in views(read.image, augment, tokenizer.image_size):
+            held.append(view)
+            classes.append(read.label)
+            if len(held) >= table.batch:
+                flush()
+    flush()
+    array = np.concatenate(tokens) if tokens else np.empty((0, tokenizer.num_tokens))
+    meta = {"source": Path(shard).name, "augment": augment, "skipped": dict(bad.reasons - before)}
+    write_token_shard(path, array, np.array(classes), meta)

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from rearkit.data.image_sets import ImageSet, image_batches, read_all, stack
+from rearkit.data.pixels import psnr, to_float, to_uint8
+from rearkit.errors import DataError
+from rearkit.recipe.tables import Recipe
+from rearkit.stages import data as stage
+from rearkit.stages.data import load_images
+from rearkit.stages.run_folder import RunFolder
+
+SIDE = 4
+Opened = tuple[Recipe, RunFolder]
+
+
+def write_shard(path: Path, indices: range, image: bytes | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with webdataset.TarWriter(str(path)) as writer:
+        for index in indices:
+            buffer = io.BytesIO()
+            Image.fromarray(np.full((SIDE, SIDE, 3), index, np.uint8)).save(buffer, format="png")
+            writer.write({"__key__": f"{index:03d}", "png": image or buffer.getvalue(), "cls": index % 5})
+
+
+@pytest.fixture
+def opened(tiny: Callable[..., Recipe], tmp_path: Path) -> Callable[..., Opened]:
+    """A run folder whose data stage has run on shards of some sizes."""
+
+    def open_run(*sizes: int, image: bytes | None = None, max_bad_share: float = 0.0) -> Opened:
+        start = 0
+        for number, size in enumerate(sizes):
+            write_shard(tmp_path / "shards" / f"{number}.tar", range(start, start + size), image)
+            start += size
+        source = {"name": "shards", "train": str(tmp_path / "shards"), "num_classes": 5}
+        recipe = tiny(data={"source": source, "max_bad_share": max_bad_share})
+        folder = RunFolder(tmp_path / "run")
+        folder.stage("data").mkdir(parents=True)
+        stage.run(recipe, folder)
+        return recipe, folder
+
+    return open_run
+
+
+def batches(opened: Opened, batch: int, count: int, start: int = 0) -> list[list[int]]:
+    """The numbers of the images in the first batches."""
+    recipe, folder = opened
+    stream = image_batches(recipe, folder, SIDE, 5, batch, folder.path / "skipped.jsonl", start)
+    found = []
+    for images, labels in itertools.islice(stream, count):
+        assert images.shape == (batch, 3, SIDE, SIDE)
+        assert images.dtype == torch.float32
+        numbers = (images[:, 0, 0, 0] * 255).round().long()
+        assert torch.equal(labels, numbers % 5)
+        found.append(numbers.tolist())
+    return found
+
+
+@pytest.mark.parametrize("batch", [1, 3, 7, 10])
+def test_every_epoch_sees_every_image_once(batch: int, opened: Callable[..., Opened]) -> None:
+    seen = list(itertools.chain.from_iterable(batches(opened(4, 6), batch, 30 // batch + 1)))
+    for epoch in range(2):
+        assert sorted(seen[10 * epoch : 10 * epoch + 10]) == list(range(10))
+    assert seen[:10] != seen[10:20]
+
+
+def test_a_batch_larger_than_the_data_takes_several_epochs(opened: Callable[..., Opened]) -> None:
+    (batch,) = batches(opened(3), 7, 1)
+    assert sorted(batch[:3]) == sorted(batch[3:6]) == [0, 1, 2]
+
+
+def test_a_resumed_stream_is_the_uninterrupted_one(opened: Callable[..., Opened]) -> None:
+    run = opened(4, 6)
+    assert batches(run, 4, 3, start=5) == batches(run, 4, 8)[5:]
+
+
+def test_the_stream_depends_on_the_seed(opened: Callable[..., Opened], tiny: Callable[..., Recipe]) -> None:
+    recipe, folder = opened(10)
+    source = {"name": "shards", "train": recipe.data.source.settings.train, "num_classes": 5}
+    other = tiny(data={"source": source}, seed=1)
+    assert batches((recipe, folder), 10, 1) == batches((recipe, folder), 10, 1) != batches((other, folder), 10, 1)
+
+
+@pytest.mark.parametrize("max_bad_share", [0.5, 1.0])
+def test_a_stream_without_a_usable_image_ends_in_an_error(max_bad_share: float, opened: Callable[..., Opened]) -> None:
+    with pytest.raises(DataError, match="no training images that can be used"):
+        batches(opened(3, image=b"broken", max_bad_share=max_bad_share), 2, 1)
+
+
+def test_a_split_is_read_in_the_order_of_its_shards_up_to_a_limit(opened: Callable[..., Opened]) -> None:
+    recipe, folder = opened(4, 6)
+
+    def numbers(limit: int | None) -> list[int]:
+        images = read_all(recipe, folder, "train", SIDE, 5, folder.path / "skipped.jsonl", limit)
+        assert images.images.dtype == torch.uint8
+        assert torch.equal(images.labels, images.images[:, 0, 0, 0] % 5)
+        return images.images[:, 0, 0, 0].tolist()
+
+    assert numbers(None) == list(range(10))
+    assert numbers(6) == list(range(6))
+    assert len(read_all(recipe, folder, "held-out", SIDE, 5, folder.path / "skipped.jsonl")) == 0
+
+
+def test_a_run_without_a_data_stage_is_told_to_run_it(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no shards\.json; run: python -m rearkit data RECIPE"):
+        read_all(tiny(), RunFolder(tmp_path), "train", SIDE, 5, tmp_path / "log")
+
+
+def test_images_load_without_a_run_folder_from_shards_and_from_a_dataset(
+    opened: Callable[..., Opened], tiny: Callable[..., Recipe]
+) -> None:
+    recipe, _ = opened(3, 2)
+    shards = load_images(recipe)
+    assert shards.images.shape == (5, 3, 8, 8)  # the size of the recipe's tokenizer
+    assert shards.labels.tolist() == [0, 1, 2, 3, 4]
+    digits = load_images(
+        tiny(data={"source": {"name": "mnist-5k", "train_per_class": 2, "held_out_per_class": 1}}), "held-out"
+    )
+    assert digits.images.shape == (10, 3, 8, 8)
+    assert digits.labels.tolist() == list(range(10))
+
+
+def test_floats_and_bytes_are_each_others_inverse() -> None:
+    values = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    assert torch.equal(to_uint8(to_float(values)), values)
+    assert to_float(values).min() == 0
+    assert to_float(values).max() == 1
+    assert to_uint8(torch.tensor([-0.5, 1.5, 0.5])).tolist() == [0, 255, 128]
+
+
+@given(st.floats(0.01, 0.5), st.integers(1, 4))
+def test_psnr_follows_its_definition(error: float, count: int) -> None:
+    reference = torch.full((count, 3, 2, 2), 0.5)
+    assert psnr(reference + error, reference).tolist() == pytest.approx([-20 * np.log10(error)] * count, rel=1e-4)
+
+
+def test_psnr_is_of_each_image_and_bounded_for_equal_ones() -> None:
+    images = torch.rand(2, 3, 4, 4)
+    other = images.clone()
+    other[1] += 0.1
+    assert psnr(other, images).tolist() == pytest.approx([100, 20], abs=1e-3)
+
+
+def test_an_image_set_takes_arrays_as_people_have_them() -> None:
+    images = np.random.default_rng(0).integers(256, size=(3, 4, 4, 3), dtype=np.uint8)
+    held = ImageSet.from_arrays(images, np.array([2, 0, 1], dtype=np.int32))
+    assert len(held) == 3
+    assert np.array_equal(held.images.permute(0, 2, 3, 1).numpy(), images)
+    assert held.labels.dtype == torch.int64
+
+
+def test_stacking_makes_floats_and_labels() -> None:
+    from rearkit.data.image_shards import ReadImage
+
+    images, labels = stack([ReadImage(torch.full((3, 2, 2), 255, dtype=torch.uint8), 3, "a")] * 2)
+    assert images.shape == (2, 3, 2, 2)
+    assert (images == 1).all()
+    assert labels.tolist() == [3, 3]

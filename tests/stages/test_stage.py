@@ -1,0 +1,401 @@
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from rearkit.errors import RearkitError, StorageError
+from rearkit.recipe.loading import load_recipe
+from rearkit.recipe.settings import setting, settings
+from rearkit.recipe.tables import ComponentTable, Recipe
+from rearkit.stages.flow import STAGES
+from rearkit.stages.run_folder import DONE, RunFolder
+from rearkit.stages.stage import (
+    KEY,
+    PREVIOUS,
+    Outcome,
+    Stage,
+    check_stages_before,
+    run_stage,
+    save_resolved_recipe,
+    stage_key,
+)
+
+Stages = dict[str, Stage]
+
+
+class Works:
+    """Three stages that write text: ``a`` from [train], ``b`` from a and [sample], ``c`` from b and the seed."""
+
+    def __init__(self) -> None:
+        self.runs: list[str] = []
+        self.fail_in: str | None = None
+        self.a = Stage("a", (), lambda recipe: {"train": recipe.train}, self._work("a", lambda r: f"{r.train.lr}"))
+        self.b = Stage("b", ("a",), lambda recipe: {"sample": recipe.sample}, self._work("b", lambda r: r.name))
+        self.c = Stage("c", ("b",), lambda recipe: {"seed": recipe.seed}, self._work("c", lambda r: r.name))
+
+    def _work(self, name: str, content: Callable[[Recipe], str]) -> Callable[[Recipe, RunFolder], Outcome]:
+        def run(recipe: Recipe, folder: RunFolder) -> Outcome:
+            self.runs.append(name)
+            place = folder.stage(name)
+            (place / "part").write_text((place / "part").read_text() + "." if (place / "part").is_file() else ".")
+            if self.fail_in == name:
+                raise KeyboardInterrupt
+            (place / "out").write_text(content(recipe))
+            (place / "more").write_text("the same every time")
+            return Outcome({"content": content(recipe)}, ("out", "more"))
+
+        return run
+
+    def bring_up_to_date(self, recipe: Recipe, folder: RunFolder) -> list[str]:
+        """Run all three; return which of them had anything to do."""
+        self.runs.clear()
+        worked = [stage.name for stage in (self.a, self.b, self.c) if run_stage(stage, recipe, folder)]
+        assert worked == self.runs
+        return worked
+
+
+@pytest.fixture
+def works() -> Works:
+    return Works()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "run")
+
+
+def test_a_second_run_has_nothing_to_do(tiny: Callable[..., Recipe], works: Works, folder: RunFolder) -> None:
+    assert works.bring_up_to_date(tiny(), folder) == ["a", "b", "c"]
+    before = {path: path.stat().st_mtime_ns for path in folder.path.rglob("*")}
+    assert works.bring_up_to_date(tiny(), folder) == []
+    assert {path: path.stat().st_mtime_ns for path in folder.path.rglob("*")} == before
+    assert folder.result("b") == {"content": "tiny"}
+
+
+def test_a_change_runs_the_stage_that_it_concerns_and_those_whose_input_changed(
+    tiny: Callable[..., Recipe], works: Works, folder: RunFolder
+) -> None:
+    works.bring_up_to_date(tiny(), folder)
+    assert works.bring_up_to_date(tiny(seed=1), folder) == ["c"]
+    assert works.bring_up_to_date(tiny(seed=1, sample={"top_k": 3}), folder) == ["b"]  # and b's output stayed the same
+    changed = tiny(seed=1, sample={"top_k": 3}, train={"lr": 0.5})
+    assert works.bring_up_to_date(changed, folder) == ["a", "b"]
+    assert works.bring_up_to_date(changed, folder) == []
+
+
+def test_cosmetic_settings_run_nothing(tiny: Callable[..., Recipe], works: Works, folder: RunFolder) -> None:
+    works.bring_up_to_date(tiny(), folder)
+    cosmetic = tiny(
+        train={"log_every": 3, "validate_every": 2, "checkpoint_every": 7, "keep_checkpoints": 9},
+        sample={"batch": 5, "grid_classes": 3, "grid_per_class": 2},
+        device="auto",
+    )
+    assert cosmetic != tiny()
+    assert works.bring_up_to_date(cosmetic, folder) == []
+
+
+def keys(recipe: Recipe, folder: RunFolder) -> dict[str, str]:
+    return {stage.name: stage_key(stage, recipe, folder) for stage in STAGES}
+
+
+def changed_stages(first: Recipe, second: Recipe, folder: RunFolder) -> set[str]:
+    """Which of the real stages see a difference between two recipes, by themselves."""
+    before, after = keys(first, folder), keys(second, folder)
+    return {name for name in before if before[name] != after[name]}
+
+
+@pytest.mark.parametrize(
+    ("tables", "stages"),
+    [
+        ({"data": {"shard_size": 7}}, {"data"}),
+        ({"tokenizer": {"codebook_size": 9}}, {"tokenizer"}),
+        ({"tokenizer": {"fit": {"lr": 0.5}}}, {"tokenizer"}),
+        ({"tokenizer": {"fit": {"checkpoint_every": 3}}}, {"tokenizer"}),  # against no fit at all
+        ({"tokens": {"augment": "flip"}}, {"tokens"}),
+        ({"tokens": {"batch": 3}}, set()),
+        ({"backbone": {"num_layers": 3}}, {"train"}),
+        ({"noise": {"start_level": 0.5}}, {"train"}),
+        ({"regularizers": []}, {"train"}),
+        ({"train": {"clip": 0.5}}, {"train"}),
+        ({"train": {"deepspeed": {"mine": 1}}}, {"train"}),
+        ({"train": {"log_every": 3, "keep_checkpoints": 7}}, set()),
+        ({"sample": {"temperature": 0.5}}, {"sample"}),
+        ({"sample": {"batch": 3, "grid_classes": 2}}, set()),
+        ({"evaluate": {"nearest_k": 5}}, {"evaluate"}),
+        ({"evaluate": {"classifier": {"steps": 5}}}, {"evaluate"}),
+        ({"evaluate": {"batch": 5}}, set()),
+        ({"name": "another", "device": "auto"}, set()),
+        ({"requires": ["something"]}, set()),
+    ],
+)
+def test_each_table_concerns_its_stage(
+    tables: dict[str, Any], stages: set[str], tiny: Callable[..., Recipe], folder: RunFolder
+) -> None:
+    assert changed_stages(tiny(), tiny(**tables), folder) == stages
+
+
+def test_how_often_a_fit_saves_is_cosmetic(tiny: Callable[..., Recipe], folder: RunFolder) -> None:
+    first, second = (tiny(tokenizer={"fit": {"checkpoint_every": every}}) for every in (3, 4))
+    assert changed_stages(first, second, folder) == set()
+
+
+def test_the_seed_concerns_all_stages_that_draw(tiny: Callable[..., Recipe], folder: RunFolder) -> None:
+    assert changed_stages(tiny(), tiny(seed=1), folder) == {"tokenizer", "train", "sample", "evaluate"}
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "stage"),
+    [
+        ("tokenizer", "weights", "tokenizer"),
+        ("backbone", "weights", "train"),
+        ("evaluate", "feature_weights", "evaluate"),
+        ("evaluate", "reference", "evaluate"),
+    ],
+)
+def test_files_that_a_recipe_names_count_by_their_content(
+    table: str, key: str, stage: str, tiny: Callable[..., Recipe], folder: RunFolder, tmp_path: Path
+) -> None:
+    named = tmp_path / "file.bin"
+    recipe = tiny(**{table: {key: str(named)}})
+    found = []
+    for content in ("first", "second", "first"):
+        named.write_text(content)
+        found.append(keys(recipe, folder))
+    assert {name for name in found[0] if found[0][name] != found[1][name]} == {stage}
+    assert found[2] == found[0]
+
+
+def test_a_new_version_of_a_component_counts(tiny: Callable[..., Recipe], folder: RunFolder) -> None:
+    recipe = tiny()
+    backbone = attrs.evolve(recipe.backbone, provider="rearkit 99")
+    assert changed_stages(recipe, attrs.evolve(recipe, backbone=backbone), folder) == {"train"}
+
+
+def test_settings_of_components_may_be_cosmetic_too(tiny: Callable[..., Recipe], folder: RunFolder) -> None:
+    @settings
+    class Theirs:
+        """Somebody's settings."""
+
+        rate: float = setting("counts", default=0.1)
+        verbose: bool = setting("does not count", default=False, cosmetic=True)
+
+    @attrs.frozen
+    class Table(ComponentTable):
+        kind = "noise"
+
+    recipe = tiny()
+    variants = [
+        attrs.evolve(recipe, noise=Table("theirs", Theirs(**how))) for how in ({}, {"verbose": True}, {"rate": 1})
+    ]
+    assert changed_stages(variants[0], variants[1], folder) == set()
+    assert changed_stages(variants[0], variants[2], folder) == {"train"}
+
+
+def test_a_stage_cut_off_goes_on_with_what_it_has(
+    tiny: Callable[..., Recipe], works: Works, folder: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    works.fail_in = "b"
+    with pytest.raises(KeyboardInterrupt):
+        works.bring_up_to_date(tiny(), folder)
+    assert folder.done("a") is not None
+    assert folder.done("b") is None
+    works.fail_in = None
+    assert works.bring_up_to_date(tiny(), folder) == ["b", "c"]
+    assert "b: going on from where it was cut off" in capsys.readouterr().out
+    assert (folder.stage("b") / "part").read_text() == ".."
+
+
+def test_a_stage_cut_off_under_another_recipe_starts_anew(
+    tiny: Callable[..., Recipe], works: Works, folder: RunFolder
+) -> None:
+    works.fail_in = "b"
+    with pytest.raises(KeyboardInterrupt):
+        works.bring_up_to_date(tiny(), folder)
+    works.fail_in = None
+    works.bring_up_to_date(tiny(sample={"top_k": 3}), folder)
+    assert (folder.stage("b") / "part").read_text() == "."
+
+
+def test_a_finished_result_of_an_earlier_recipe_is_kept_aside(
+    tiny: Callable[..., Recipe], works: Works, folder: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second, third = (tiny(train={"lr": lr}) for lr in (0.1, 0.2, 0.3))
+    works.bring_up_to_date(first, folder)
+    works.bring_up_to_date(second, folder)
+    aside = folder.path / PREVIOUS / "a"
+    assert (aside / "out").read_text() == "0.1"
+    assert json.loads((aside / DONE).read_text())["result"] == {"content": "0.1"}
+    assert f"the earlier result is kept in {aside}" in capsys.readouterr().out
+    works.bring_up_to_date(third, folder)
+    assert (aside / "out").read_text() == "0.2"
+    assert (folder.stage("a") / "out").read_text() == "0.3"
+
+
+def test_an_unfinished_result_does_not_push_a_finished_one_out(
+    tiny: Callable[..., Recipe], works: Works, folder: RunFolder
+) -> None:
+    first, second, third = (tiny(train={"lr": lr}) for lr in (0.1, 0.2, 0.3))
+    works.bring_up_to_date(first, folder)
+    works.fail_in = "a"
+    with pytest.raises(KeyboardInterrupt):
+        works.bring_up_to_date(second, folder)
+    works.fail_in = None
+    works.bring_up_to_date(third, folder)
+    assert (folder.path / PREVIOUS / "a" / "out").read_text() == "0.1"
+
+
+@pytest.mark.parametrize("damage", ["missing", "longer", "empty"])
+def test_a_stage_that_lost_a_file_runs_again_and_names_it(
+    damage: str, tiny: Callable[..., Recipe], works: Works, folder: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    works.bring_up_to_date(tiny(), folder)
+    out = folder.stage("b") / "out"
+    if damage == "missing":
+        out.unlink()
+    else:
+        out.write_text("" if damage == "empty" else "tiny and more")
+    capsys.readouterr()
+    assert works.bring_up_to_date(tiny(), folder) == ["b"]
+    assert f"b: {out} is missing or has changed since it was written; running it again" in capsys.readouterr().out
+    assert out.read_text() == "tiny"
+    assert (folder.stage("b") / "part").read_text() == ".."  # what is whole is there to be used again
+    assert not (folder.path / PREVIOUS).exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", "null", "not json"])
+def test_a_stage_whose_record_is_damaged_goes_on(
+    content: str, tiny: Callable[..., Recipe], works: Works, folder: RunFolder
+) -> None:
+    works.bring_up_to_date(tiny(), folder)
+    (folder.stage("c") / DONE).write_text(content)
+    assert folder.done("c") is None
+    assert works.bring_up_to_date(tiny(), folder) == ["c"]
+
+
+def test_what_a_killed_process_left_half_written_is_cleared(
+    tiny: Callable[..., Recipe], works: Works, folder: RunFolder
+) -> None:
+    works.fail_in = "a"
+    with pytest.raises(KeyboardInterrupt):
+        works.bring_up_to_date(tiny(), folder)
+    (folder.stage("a") / ".out.tmp").write_text("half")
+    works.fail_in = None
+    works.bring_up_to_date(tiny(), folder)
+    assert sorted(os.listdir(folder.stage("a"))) == [KEY, "more", "out", "part", DONE]  # noqa: PTH208
+
+
+def test_a_record_has_the_hash_and_size_of_every_output(
+    tiny: Callable[..., Recipe], works: Works, folder: RunFolder
+) -> None:
+    works.bring_up_to_date(tiny(), folder)
+    done = folder.done("b")
+    assert done is not None
+    assert set(done["outputs"]) == {"out", "more"}
+    assert done["outputs"]["out"]["bytes"] == 4
+    assert done["key"] == (folder.stage("b") / KEY).read_text().strip() == stage_key(works.b, tiny(), folder)
+    assert done["seconds"] >= 0
+
+
+# A stage run alone
+
+
+def test_a_stage_alone_needs_its_inputs_up_to_date(
+    tiny: Callable[..., Recipe], works: Works, folder: RunFolder
+) -> None:
+    stages = (works.a, works.b, works.c)
+
+    def trouble(stage: Stage, recipe: Recipe) -> str | None:
+        try:
+            check_stages_before(stage, stages, recipe, folder, "run: command {}")
+        except RearkitError as error:
+            return str(error)
+        return None
+
+    assert trouble(works.a, tiny()) is None
+    assert trouble(works.b, tiny()) == "b: needs stage 'a', which has not run to its end; run: command a"
+    works.bring_up_to_date(tiny(), folder)
+    assert trouble(works.b, tiny()) is None
+    assert "which was last run with another recipe" in str(trouble(works.b, tiny(train={"lr": 0.5})))
+    (folder.stage("a") / "out").unlink()
+    assert "which has lost or changed a file" in str(trouble(works.b, tiny()))
+    assert trouble(works.c, tiny()) is None
+
+
+def test_a_result_that_is_not_there_says_how_to_get_it(folder: RunFolder) -> None:
+    with pytest.raises(RearkitError, match="stage 'train' has not run; run: python -m rearkit train RECIPE"):
+        folder.result("train")
+
+
+# Whose folder it is
+
+
+def test_a_folder_belongs_to_one_recipe(tiny: Callable[..., Recipe], folder: RunFolder) -> None:
+    folder.claim(tiny())
+    folder.claim(tiny(train={"lr": 0.5}))
+    with pytest.raises(RearkitError, match="holds the run of another recipe, 'tiny'; choose another folder with --out"):
+        folder.claim(tiny(name="other"))
+
+
+def test_a_folder_of_something_else_is_left_alone(tiny: Callable[..., Recipe], folder: RunFolder) -> None:
+    folder.path.mkdir()
+    (folder.path / "thesis.tex").write_text("x")
+    with pytest.raises(RearkitError, match=r"not empty and not a run of rearkit \(it holds thesis\.tex\)"):
+        folder.claim(tiny())
+    assert os.listdir(folder.path) == ["thesis.tex"]  # noqa: PTH208
+
+
+def test_an_empty_folder_is_taken_and_a_file_is_not(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    RunFolder(tmp_path / "empty").claim(tiny())
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RearkitError, match="not a folder"):
+        RunFolder(tmp_path / "file").claim(tiny())
+    with pytest.raises(StorageError):
+        RunFolder(tmp_path / "file" / "below").claim(tiny())
+
+
+def test_the_recipe_is_saved_with_every_default_and_can_be_run_again(
+    tiny: Callable[..., Recipe], folder: RunFolder
+) -> None:
+    recipe = tiny()
+    save_resolved_recipe(recipe, folder)
+    assert load_recipe(folder.path / "recipe.toml") == recipe
+    assert "weight_decay" in (folder.path / "recipe.toml").read_text()
+
+
+# Shards made elsewhere
+
+
+def test_shards_whose_content_changed_are_noticed_by_all_that_read_them(
+    tiny: Callable[..., Recipe], tmp_path: Path, folder: RunFolder
+) -> None:
+    """The same names, the same counts, other images: what was made of the old ones must be made again.
+
+    A mere copy, with another date, is the same.
+    """
+    import webdataset
+
+    from rearkit.stages import data, tokens
+
+    def write(value: bytes, when: int) -> None:
+        with webdataset.TarWriter(str(tmp_path / "0.tar")) as writer:
+            writer.write({"__key__": "a", "png": value, "cls": 1})
+        os.utime(tmp_path / "0.tar", ns=(when, when))
+
+    recipe = tiny(data={"source": {"name": "shards", "train": str(tmp_path / "0.tar"), "num_classes": 3}})
+    write(b"first", 10**9)
+    assert run_stage(data.STAGE, recipe, folder)
+    assert not run_stage(data.STAGE, recipe, folder)
+    before = stage_key(tokens.STAGE, recipe, folder)
+    os.utime(tmp_path / "0.tar", ns=(2 * 10**9, 2 * 10**9))
+    run_stage(data.STAGE, recipe, folder)
+    assert stage_key(tokens.STAGE, recipe, folder) == before
+    write(b"another", 3 * 10**9)
+    assert run_stage(data.STAGE, recipe, folder)
+    assert stage_key(tokens.STAGE, recipe, folder) != before

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import save_file
+
+import rearkit
+from rearkit.cli.main import cli
+from rearkit.contracts import as_module
+from rearkit.errors import RecipeError, WeightsError
+from rearkit.model import Model, build
+from rearkit.recipe.loading import load_recipe
+from rearkit.recipe.tables import Recipe
+from rearkit.stages.tokenizer import WEIGHTS
+from rearkit.stages.train import HEADS, MODEL, export
+from rearkit.weights import write_state_dict
+
+
+@pytest.fixture(scope="module")
+def run(tiny: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Path]:
+    """A model, and the folder of a run that exported it."""
+    folder = tmp_path_factory.mktemp("run")
+    model = build(tiny(seed=3))
+    with torch.no_grad():
+        for parameter in as_module(model.backbone).parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    assert export(model, 4, folder / "train") == (MODEL, HEADS)
+    write_state_dict(folder / "tokenizer" / WEIGHTS, as_module(model.tokenizer).state_dict())
+    return model, folder
+
+
+def logits(model: Model) -> torch.Tensor:
+    with torch.no_grad():
+        return as_module(model.backbone).eval()(torch.arange(16)[None] % 12, torch.tensor([3]))[0]
+
+
+def test_an_exported_model_is_loaded_from_its_file_alone(run: tuple[Model, Path]) -> None:
+    model, folder = run
+    loaded = rearkit.load_model(folder / "train" / MODEL)
+    assert loaded.recipe == model.recipe
+    assert torch.equal(logits(loaded), logits(model))
+    assert torch.equal(loaded.tokenizer.codebook(), model.tokenizer.codebook())
+    assert not as_module(loaded.backbone).training
+
+
+def test_away_from_its_run_a_model_needs_the_tokenizer(run: tuple[Model, Path], tmp_path: Path) -> None:
+    model, folder = run
+    moved = tmp_path / "elsewhere" / "moved.safetensors"
+    moved.parent.mkdir()
+    moved.write_bytes((folder / "train" / MODEL).read_bytes())
+    with pytest.raises(WeightsError, match=r"moved\.safetensors: its tokenizer was fitted .* give load_model"):
+        rearkit.load_model(moved)
+    assert torch.equal(logits(rearkit.load_model(moved, model.tokenizer)), logits(model))
+
+
+def test_the_recipe_in_an_exported_model_is_a_recipe(run: tuple[Model, Path]) -> None:
+    model, folder = run
+    assert load_recipe(folder / "train" / MODEL) == model.recipe
+    changed = load_recipe(folder / "train" / MODEL, ["train.steps=9"])
+    assert changed.train.steps == 9
+    result = CliRunner().invoke(cli, ["show", str(folder / "train" / MODEL)])
+    assert result.exit_code == 0, result.output
+    assert "seed = 3" in result.output and "backbone parameters" in result.output
+
+
+@pytest.mark.parametrize("content", ["none", "other", "damaged", "absent"])
+def test_a_file_without_a_recipe_is_told(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    if content in ("none", "other"):
+        save_file({"x": torch.zeros(1)}, path, {"rearkit": "[]"} if content == "other" else None)
+    elif content == "damaged":
+        path.write_bytes(b"rubbish" * 9)
+    with pytest.raises(RecipeError, match=r"weights\.safetensors: (has no recipe inside|not a readable|no such file)"):
+        load_recipe(path)
