@@ -155,7 +155,8 @@ def test_a_component_that_is_no_module_of_its_contract_is_refused_with_the_line_
     class Shaped(torch.nn.Module):
         """Has the shape of a tokenizer, but not its type, as components had before rearkit 0.2."""
 
-    component = Component("tokenizer", "shaped", tiny().tokenizer.settings.__class__, lambda settings: Shaped())
+    recipe = tiny()
+    component = Component("tokenizer", "shaped", type(recipe.tokenizer.settings), lambda settings: Shaped())
     monkeypatch.setattr(plugins, "find", lambda kind, name: component)
     with pytest.raises(PluginError, match=r"Shaped is no Tokenizer of rearkit.contracts; write: class Shaped\(Tokeniz"):
-        build_tokenizer(tiny())
+        build_tokenizer(recipe)

@@ -226,7 +226,6 @@ def _section_keys() -> set[str]:
     """Keys of the sections of DeepSpeed's configuration that people set, for a hint at the one that was meant."""
     from deepspeed.comm.config import CommsLoggerConfig
     from deepspeed.monitor.config import CSVConfig, TensorBoardConfig, WandbConfig
-    from deepspeed.profiling.config import DeepSpeedFlopsProfilerConfig
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     from deepspeed.runtime.zero.offload_config import (
         DeepSpeedZeroOffloadOptimizerConfig,
@@ -238,7 +237,6 @@ def _section_keys() -> set[str]:
         CSVConfig,
         TensorBoardConfig,
         WandbConfig,
-        DeepSpeedFlopsProfilerConfig,
         DeepSpeedZeroConfig,
         DeepSpeedZeroOffloadOptimizerConfig,
         DeepSpeedZeroOffloadParamConfig,

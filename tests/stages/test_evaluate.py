@@ -70,10 +70,10 @@ def test_samples_are_scored_against_training_images(
     recipe: Callable[..., Recipe], folder: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outcome = stage.run(recipe(), folder)
-    assert outcome.outputs == (stage.SCORES, stage.NEAREST)
+    assert outcome.outputs == ("scores.json", "nearest.png")
     assert all((folder.stage("evaluate") / name).is_file() for name in outcome.outputs)
     scores = outcome.result
-    assert scores == json.loads((folder.stage("evaluate") / stage.SCORES).read_text())
+    assert scores == json.loads(folder.scores.read_text())
     assert scores["feature_space"].startswith("Inception-v3")
     assert (scores["num_samples"], scores["num_held_out"], scores["reference"]) == (10, 10, "10 training images")
     assert scores["fid"] > scores["fid_floor"] > 0

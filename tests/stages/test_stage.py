@@ -331,28 +331,28 @@ def test_a_result_that_is_not_there_says_how_to_get_it(folder: RunFolder) -> Non
 
 
 def test_a_folder_belongs_to_one_recipe(tiny: Callable[..., Recipe], folder: RunFolder) -> None:
-    folder.claim(tiny())
-    folder.claim(tiny(train={"lr": 0.5}))
+    folder.claim(tiny().name)
+    folder.claim(tiny(train={"lr": 0.5}).name)
     with pytest.raises(RearkitError, match="holds the run of another recipe, 'tiny'; choose another folder with --out"):
-        folder.claim(tiny(name="other"))
+        folder.claim(tiny(name="other").name)
 
 
 def test_a_folder_of_something_else_is_left_alone(tiny: Callable[..., Recipe], folder: RunFolder) -> None:
     folder.path.mkdir()
     (folder.path / "thesis.tex").write_text("x")
     with pytest.raises(RearkitError, match=r"not empty and not a run of rearkit \(it holds thesis\.tex\)"):
-        folder.claim(tiny())
+        folder.claim(tiny().name)
     assert os.listdir(folder.path) == ["thesis.tex"]  # noqa: PTH208
 
 
 def test_an_empty_folder_is_taken_and_a_file_is_not(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    RunFolder(tmp_path / "empty").claim(tiny())
+    RunFolder(tmp_path / "empty").claim(tiny().name)
     (tmp_path / "file").write_text("x")
     with pytest.raises(RearkitError, match="not a folder"):
-        RunFolder(tmp_path / "file").claim(tiny())
+        RunFolder(tmp_path / "file").claim(tiny().name)
     with pytest.raises(StorageError):
-        RunFolder(tmp_path / "file" / "below").claim(tiny())
+        RunFolder(tmp_path / "file" / "below").claim(tiny().name)
 
 
 def test_the_recipe_is_saved_with_every_default_and_can_be_run_again(

@@ -129,14 +129,14 @@ def test_token_shards_hold_the_tokens_of_every_view_of_every_image(
     assert result["train_views"] == 30 * VIEWS[augment]
     assert result["train_tokens"] == 30 * VIEWS[augment] * 16
     assert (result["checked_split"], result["checked_images"]) == ("held-out", 5)
-    assert (folder.stage("tokens") / tokens_stage.GRID).is_file()
+    assert folder.reconstructions.is_file()
 
 
 def test_there_is_one_token_shard_for_each_image_shard_and_it_says_of_which(
     recipe: Callable[..., Recipe], folder: RunFolder
 ) -> None:
     run(recipe(), folder)
-    names = read_json(folder.stage("tokens") / tokens_stage.SHARDS)["train"]
+    names = read_json(folder.tokens)["train"]
     assert names == ["train-000000.tar", "train-000001.tar", "train-000002.tar"]
     meta = read_meta(folder.stage("tokens") / names[1])
     assert meta == {"source": "train-1.tar", "augment": "none", "skipped": {}}
@@ -155,7 +155,7 @@ def test_a_stage_that_was_cut_off_keeps_its_whole_shards(
         write(path, *rest)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(tokens_stage, "write_token_shard", dying)
+        patched.setattr("rearkit.tokenization.tokenize.write_token_shard", dying)
         run(recipe(), folder)
     place = folder.stage("tokens")
     before = {path: path.stat().st_mtime_ns for path in place.glob("*.tar")}
@@ -253,7 +253,7 @@ def test_shards_made_elsewhere_are_never_removed(
     place = tmp_path / "theirs"
     table = recipe(tokens={"pretokenized": pretokenized(place)})
     run(table, folder)
-    (folder.stage("tokens") / tokens_stage.GRID).unlink()  # a loss of our own, to make the stage run again
+    folder.reconstructions.unlink()  # a loss of our own, to make the stage run again
     with (place / "000000.tar").open("ab") as file:
         file.write(bytes(512))
     content = (place / "000000.tar").read_bytes()
@@ -333,7 +333,7 @@ def test_on_the_fly_training_notices_other_views_and_other_pixels(
         return recipe(tokens={"on_the_fly": True, **tokens}, data={"source": source})
 
     run(table(), folder)
-    index = (folder.stage("tokens") / tokens_stage.INDEX).read_bytes()
+    index = folder.image_index.read_bytes()
     before = stage_key(training.STAGE, table(), folder)
     assert run(table(workers=5), folder) == []
     assert run(table(augment="flip"), folder) == ["tokens"]
@@ -345,7 +345,7 @@ def test_on_the_fly_training_notices_other_views_and_other_pixels(
             member.mtime = 1
             new.addfile(member, old.extractfile(member))
     run(table(), folder)
-    assert (folder.stage("tokens") / tokens_stage.INDEX).read_bytes() == index
+    assert folder.image_index.read_bytes() == index
     assert stage_key(training.STAGE, table(), folder) != before
 
 

@@ -14,6 +14,7 @@ from rearkit.errors import RecipeError, WeightsError
 from rearkit.model import Model, build
 from rearkit.recipe.loading import load_recipe
 from rearkit.recipe.tables import Recipe
+from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.train import export
 from rearkit.weights import write_state_dict
 
@@ -30,7 +31,7 @@ def run(tiny: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory) -
     with torch.no_grad():
         for parameter in model.backbone.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    assert export(model, 4, folder / "train") == (MODEL, HEADS)
+    assert export(model, 4, RunFolder(folder)) == (MODEL, HEADS)
     write_state_dict(folder / "tokenizer" / WEIGHTS, model.tokenizer.state_dict())
     return model, folder
 
