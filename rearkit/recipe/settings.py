@@ -6,6 +6,7 @@ recipe's error messages, for built-ins and for third parties alike.
 
 from __future__ import annotations
 
+import json
 import operator
 import sys
 from collections.abc import Callable
@@ -52,13 +53,17 @@ def setting(
             divided, say), so that changing it does not make the stage run again.
     """
     checks: list[Any] = []
+    limits: list[str] = []  # the same in words, for the recipe reference
     if choices is not None:
         checks.append(_one_of(choices))
+        limits.append("one of " + ", ".join(json.dumps(choice) for choice in choices))
     for symbol, bound in (("≥", ge), (">", gt), ("≤", le), ("<", lt)):
         if bound is not None:
             checks.append(_bound(symbol, bound))
+            limits.append(f"{symbol} {bound}")
     if min_len is not None:
         checks.append(_at_least(min_len))
+        limits.append(f"length ≥ {min_len}")
     if validator is not None:
         checks.append(validator)
     if isinstance(default, list | dict):
@@ -66,7 +71,7 @@ def setting(
     return attrs.field(
         default=default,
         validator=validators.optional(validators.and_(*checks)) if checks else None,
-        metadata={"doc": doc, "cosmetic": cosmetic},
+        metadata={"doc": doc, "cosmetic": cosmetic, "limits": tuple(limits)},
     )
 
 
