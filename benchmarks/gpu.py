@@ -35,7 +35,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from rearkit.components.backbones import dit_ar
 from rearkit.components.backbones.dit_ar import DiTAR
 from rearkit.components.backbones.dit_ar_blocks import DiTARSettings
-from rearkit.contracts import TokenSpace, as_module
+from rearkit.contracts import TokenSpace
 from rearkit.data.token_shards import TokenData
 from rearkit.layers import lean
 from rearkit.model import build
@@ -300,7 +300,7 @@ def resume(report: Report) -> None:
                 loop.train(model, random_tokens(64), None, folder)
         except KeyboardInterrupt:
             return None
-        return {n: p.detach().float().cpu() for n, p in as_module(model.backbone).named_parameters()}
+        return {n: p.detach().float().cpu() for n, p in model.backbone.named_parameters()}
 
     whole = run(report.folder / "whole")
     run(report.folder / "stopped", stop=4)
@@ -378,7 +378,7 @@ def plain(report: Report) -> None:
 
 def plain_step(report: Report, compiled: bool) -> None:
     model, batch = build(recipe()), 128
-    net, objective = as_module(model.backbone).cuda().train(), model.objective.cuda()
+    net, objective = model.backbone.cuda().train(), model.objective.cuda()
     for block in net.blocks if compiled else ():
         block.forward = torch.compile(block.forward)
     optimizer = torch.optim.AdamW([*net.parameters(), *objective.parameters()], lr=1e-4, fused=True)
@@ -473,7 +473,7 @@ def sample(report: Report) -> None:
 def plain_sampler(report: Report) -> None:
     """What one writes first: bf16, keys and values concatenated, modulations in the loop, no graph, pixels together."""
     model = build(recipe())
-    net, tokenizer = as_module(model.backbone).cuda().bfloat16().eval(), as_module(model.tokenizer).cuda()
+    net, tokenizer = model.backbone.cuda().bfloat16().eval(), model.tokenizer.cuda()
     for batch in (64, 256):
         with torch.no_grad(), sdpa_kernel([SDPBackend.FLASH_ATTENTION]):
             plain_tokens(net, batch)

@@ -1,4 +1,7 @@
-"""What a component must do. Components implement these by shape, not by inheritance; the stages rely on nothing else.
+"""What a component must do; the stages rely on nothing else.
+
+Tokenizers, backbones and regularizers are modules: they inherit from the classes here, which are `nn.Module`. Datasets
+and noise schedules are plain objects that have the methods named here.
 
 Shape letters, here and throughout: B batch, N image tokens, T places of the transformer's sequence, D hidden width,
 V codes in the codebook, Z embedding width of a code, C classes, R image side. Images are float32 in [0, 1] or uint8 in
@@ -14,7 +17,7 @@ noise          ``build(settings) -> NoiseSchedule``
 regularizer    ``build(settings, context: RegularizerContext) -> Regularizer``
 =============  ======================================================================================
 
-Those that are an `nn.Module` have four things in common. In eval mode their output is a function of the input, row by
+Modules have four things in common. In eval mode their output is a function of the input, row by
 row. Their state dict holds all that it depends on, as tensors, so that a second instance can take it over. Each
 parameter that is trained takes part in the loss. And where they make a tensor on the way, it has their parameters'
 device and dtype, since bf16 training casts parameters and buffers.
@@ -47,6 +50,30 @@ class TokenSpace:
     num_tokens: int
     codebook_size: int
     num_classes: int
+
+
+@attrs.frozen
+class Classes:
+    """The classes of a dataset.
+
+    Attributes:
+        number: C.
+        names: C names for people to read; None where the dataset has none.
+    """
+
+    number: int
+    names: tuple[str, ...] | None = None
+
+    @property
+    def titles(self) -> tuple[str, ...]:
+        """Names of the classes; their numbers where they have none."""
+        return self.names or tuple(map(str, range(self.number)))
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Classes:
+        """Ask a dataset for its classes."""
+        names = dataset.class_names()
+        return cls(dataset.num_classes, None if names is None else tuple(names))
 
 
 @attrs.frozen(eq=False)
@@ -103,9 +130,8 @@ class Dataset(Protocol):
         ...
 
 
-@runtime_checkable
-class Tokenizer(Protocol):
-    """An `nn.Module` that turns images into tokens and back. Frozen while the backbone trains."""
+class Tokenizer(nn.Module):
+    """Turns images into tokens and back. Frozen while the backbone trains."""
 
     num_tokens: int
     codebook_size: int
@@ -114,19 +140,18 @@ class Tokenizer(Protocol):
 
     def encode(self, images_B3RR: Tensor) -> Tensor:
         """(B, 3, R, R) float32 in [0, 1] to (B, N) int64 in [0, V)."""
-        ...
+        raise NotImplementedError
 
     def decode(self, tokens_BN: Tensor) -> Tensor:
         """(B, N) int64 in [0, V) to (B, 3, R, R) float32 in [0, 1]."""
-        ...
+        raise NotImplementedError
 
     def codebook(self) -> Tensor:
         """(V, Z) float32: row v is what the decoder is fed for token v (normalised, where the tokenizer does)."""
-        ...
+        raise NotImplementedError
 
 
-@runtime_checkable
-class FittableTokenizer(Tokenizer, Protocol):
+class FittableTokenizer(Tokenizer):
     """A tokenizer that the tokenizer stage can fit; without this, its weights must be given."""
 
     def fit_loss(self, images_B3RR: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -138,12 +163,11 @@ class FittableTokenizer(Tokenizer, Protocol):
         Args:
             images_B3RR: (B, 3, R, R) float32 in [0, 1].
         """
-        ...
+        raise NotImplementedError
 
 
-@runtime_checkable
-class Backbone(Protocol):
-    """An `nn.Module` that predicts each token from those before it and the class.
+class Backbone(nn.Module):
+    """Predicts each token from those before it and the class.
 
     The sequence that its blocks see has `prefix_length` places P before token 0's own place (class token, condition,
     …), so token i stands at place P + i, and the place that predicts it is the one before, P + i - 1.
@@ -151,10 +175,11 @@ class Backbone(Protocol):
     `start` and `step` copy nothing from the host and look at no tensor's content (CUDA graphs record them). So a table
     that they read is a parameter or a buffer.
 
-    It may have an attribute ``blocks``: its `num_layers` blocks in order, modules that `forward` calls as modules, once
-    each. With it, activation checkpointing can be switched on, and compilation takes one block's time.
+    It may set ``blocks``: its `num_layers` blocks in order, modules that `forward` calls as modules, once each. With
+    them, activation checkpointing can be switched on, and compilation takes one block's time.
     """
 
+    blocks: nn.ModuleList
     prefix_length: int
     hidden_size: int
     num_layers: int
@@ -173,15 +198,15 @@ class Backbone(Protocol):
             logits (B, N+1, V), where place i predicts token i and the last has no target; and for each of ``layers``
             its output, (B, T, D) with T = P + N.
         """
-        ...
+        raise NotImplementedError
 
     def start(self, classes_B: Tensor) -> tuple[Tensor, Any]:
         """Begin cached decoding, by the weights as they are now: return the logits of token 0, (B, V), and a cache."""
-        ...
+        raise NotImplementedError
 
     def step(self, tokens_B: Tensor, cache: Any) -> Tensor:
         """Append one token, (B,) int64, to each row of the cache, in place; return the next token's logits, (B, V)."""
-        ...
+        raise NotImplementedError
 
 
 @runtime_checkable
@@ -202,9 +227,8 @@ class NoiseSchedule(Protocol):
         ...
 
 
-@runtime_checkable
-class Regularizer(Protocol):
-    """An `nn.Module` that ties hidden states to the tokenizer while training; it is not needed to sample."""
+class Regularizer(nn.Module):
+    """Ties hidden states to the tokenizer while training; it is not needed to sample."""
 
     weight: float
     layers: Sequence[int]
@@ -222,8 +246,11 @@ class Regularizer(Protocol):
             replaced_BN: (B, N) bool, where the context was replaced.
             prefix_length: P (see `Backbone`).
         """
-        ...
+        raise NotImplementedError
 
+
+MODULES: Mapping[str, type[nn.Module]] = {"tokenizer": Tokenizer, "backbone": Backbone, "regularizer": Regularizer}
+"""The kinds of components that are modules, and what they inherit from."""
 
 EXTRA = "extra."
 """Begins the names of tensors in a weights file that the module does not have (spare rows, training-only heads)."""
@@ -252,10 +279,3 @@ class PublishedLayout(Protocol):
 def num_parameters(module: nn.Module) -> int:
     """Count a module's parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def as_module(component: object) -> nn.Module:
-    """Return a component as the `nn.Module` that its contract says it is."""
-    if not isinstance(component, nn.Module):
-        raise TypeError(f"{type(component).__name__} is not an nn.Module, as its contract demands")
-    return component

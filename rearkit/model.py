@@ -8,17 +8,18 @@ import attrs
 import torch
 
 from rearkit.contracts import (
+    MODULES,
     Backbone,
+    Classes,
     Dataset,
     NoiseSchedule,
     Regularizer,
     RegularizerContext,
     Tokenizer,
     TokenSpace,
-    as_module,
 )
-from rearkit.errors import RecipeError
-from rearkit.objective import Objective
+from rearkit.errors import PluginError, RecipeError
+from rearkit.objective import NoNoise, Objective
 from rearkit.recipe.tables import ComponentTable, Recipe
 from rearkit.registry import plugins
 from rearkit.weights import fit_state_dict, load_weights
@@ -30,7 +31,7 @@ class Model:
 
     Attributes:
         recipe: the recipe.
-        num_classes: C.
+        classes: of the dataset.
         tokenizer: frozen, in eval mode.
         backbone: what is trained and sampled from.
         noise: the context-noise schedule.
@@ -38,7 +39,7 @@ class Model:
     """
 
     recipe: Recipe
-    num_classes: int
+    classes: Classes
     tokenizer: Tokenizer
     backbone: Backbone
     noise: NoiseSchedule
@@ -47,33 +48,26 @@ class Model:
     @property
     def space(self) -> TokenSpace:
         """What the backbone predicts."""
-        return TokenSpace(self.tokenizer.num_tokens, self.tokenizer.codebook_size, self.num_classes)
+        return TokenSpace(self.tokenizer.num_tokens, self.tokenizer.codebook_size, self.classes.number)
 
 
-class PlainContext:
-    """The noise schedule of a recipe without one: nothing is replaced."""
-
-    def rates(self, progress: float, batch: int, generator: torch.Generator) -> torch.Tensor:
-        """Return zeros, (batch,)."""
-        return torch.zeros(batch)
-
-
-def build(recipe: Recipe, tokenizer: Tokenizer | None = None) -> Model:
+def build(recipe: Recipe, tokenizer: Tokenizer | None = None, classes: Classes | None = None) -> Model:
     """Build the modules of a recipe, seeded by it.
 
     Args:
         recipe: what to build.
         tokenizer: a tokenizer to use instead of a fresh one (the fitted one of a run, say).
+        classes: left out, those of the recipe's dataset, which must be there then.
 
     Raises:
         RecipeError: components that don't fit each other.
         WeightsError: weights that the recipe names don't fit it.
     """
-    num_classes = build_dataset(recipe).num_classes
+    classes = classes or Classes.of(build_dataset(recipe))
     tokenizer = tokenizer or build_tokenizer(recipe)
-    as_module(tokenizer).eval().requires_grad_(False)
+    tokenizer.eval().requires_grad_(False)
     torch.manual_seed(recipe.train_seed)
-    space = TokenSpace(tokenizer.num_tokens, tokenizer.codebook_size, num_classes)
+    space = TokenSpace(tokenizer.num_tokens, tokenizer.codebook_size, classes.number)
     backbone = _build(recipe.backbone, recipe.name, space)
     context = RegularizerContext(backbone.hidden_size, backbone.num_layers, tokenizer.codebook())
     regularizers: dict[str, Regularizer] = {}
@@ -81,15 +75,13 @@ def build(recipe: Recipe, tokenizer: Tokenizer | None = None) -> Model:
         name = table.name if table.name not in regularizers else f"{table.name}-{index}"
         regularizers[name] = _build(table, recipe.name, context)
     if recipe.backbone.weights is not None:
-        found = load_weights(
-            as_module(backbone), recipe.backbone.weights, plugins.find("backbone", recipe.backbone.name)
-        )
-        for regularizer in map(as_module, regularizers.values()):  # published weights bring the heads along
+        found = load_weights(backbone, recipe.backbone.weights, plugins.find("backbone", recipe.backbone.name))
+        for regularizer in regularizers.values():  # published weights bring the heads along
             names = regularizer.state_dict().keys()
             if names <= found.keys():
                 fit_state_dict(regularizer, {name: found[name] for name in names}, recipe.backbone.weights)
-    noise = PlainContext() if recipe.noise is None else _build(recipe.noise, recipe.name)
-    return Model(recipe, num_classes, tokenizer, backbone, noise, Objective(regularizers))
+    noise = NoNoise() if recipe.noise is None else _build(recipe.noise, recipe.name)
+    return Model(recipe, classes, tokenizer, backbone, noise, Objective(regularizers))
 
 
 def build_dataset(recipe: Recipe) -> Dataset:
@@ -103,7 +95,7 @@ def build_tokenizer(recipe: Recipe, load: bool = True) -> Tokenizer:
     torch.manual_seed(recipe.seed)
     tokenizer: Tokenizer = _build(recipe.tokenizer, recipe.name)
     if load and recipe.tokenizer.weights is not None:
-        load_weights(as_module(tokenizer), recipe.tokenizer.weights, plugins.find("tokenizer", recipe.tokenizer.name))
+        load_weights(tokenizer, recipe.tokenizer.weights, plugins.find("tokenizer", recipe.tokenizer.name))
     return tokenizer
 
 
@@ -128,7 +120,15 @@ def make(kind: str, name: str, *context: object, **settings: object) -> Any:
 def _build(table: ComponentTable, recipe_name: str, *context: object) -> Any:
     component = plugins.find(table.kind, table.name)
     try:
-        return component.build(table.settings, *context)
+        built = component.build(table.settings, *context)
     except ValueError as error:
         where = {"dataset": "data.source", "regularizer": "regularizers"}.get(table.kind, table.kind)
         raise RecipeError([f"{recipe_name}: [{where}] {table.name}: {error}"]) from error
+    base = MODULES.get(table.kind)
+    if base is not None and not isinstance(built, base):
+        found = type(built)
+        raise PluginError(
+            f"{component.provider}: {found.__module__}.{found.__qualname__} is no {base.__name__} of "
+            f"rearkit.contracts; write: class {found.__name__}({base.__name__})"
+        )
+    return built

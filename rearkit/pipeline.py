@@ -10,11 +10,10 @@ from pathlib import Path
 
 from rearkit.errors import RearkitError
 from rearkit.recipe.tables import Recipe
-from rearkit.stages import evaluate as evaluation
 from rearkit.stages import sample as sampling
 from rearkit.stages import train as training
 from rearkit.stages.flow import NAMES, STAGES
-from rearkit.stages.run_folder import DONE, RunFolder
+from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.stage import check_stages_before, run_stage, save_resolved_recipe
 from rearkit.system import distributed
 from rearkit.system.console import say
@@ -25,7 +24,6 @@ from rearkit.training.deepspeed_config import batch_layout, check_deepspeed_tabl
 from rearkit.training.trackers import check_trackers
 
 DEFAULT_ROOT = Path("runs")
-LOCK = ".lock"
 
 
 def run(recipe: Recipe, out: str | Path | None = None, only: str | None = None) -> RunFolder:
@@ -72,31 +70,30 @@ def _command(out: str | Path | None) -> str:
 
 
 def _claim(recipe: Recipe, folder: RunFolder, claim: contextlib.ExitStack) -> None:
-    folder.claim(recipe)
+    folder.claim(recipe.name)
     with storage_errors(folder.path):
-        claim.enter_context(claimed(folder.path / LOCK, str(folder.path)))
+        claim.enter_context(claimed(folder.lock, str(folder.path)))
     save_resolved_recipe(recipe, folder)
 
 
 def _report(recipe: Recipe, folder: RunFolder, worked: bool, seconds: float) -> None:
     show_results(folder)
-    report = folder.path / "report.html"
-    if worked or _is_older(report, folder):
+    if worked or _is_older(folder):
         from rearkit.reports.run_page import write_report  # here, since its charts take seconds to import
 
         write_report(recipe, folder, STAGES)
-    say(f"{'finished' if worked else 'nothing to do'} in {seconds:.0f} s; report: {report}")
+    say(f"{'finished' if worked else 'nothing to do'} in {seconds:.0f} s; report: {folder.report}")
 
 
-def _is_older(report: Path, folder: RunFolder) -> bool:
-    """Tell whether a report is missing, or was not written after the last stage because the run was cut off there."""
-    finished = [path.stat().st_mtime_ns for name in NAMES if (path := folder.stage(name) / DONE).is_file()]
-    return not report.is_file() or report.stat().st_mtime_ns < max(finished, default=0)
+def _is_older(folder: RunFolder) -> bool:
+    """Return whether the report is missing, or older than the last stage because the run was cut off before it."""
+    finished = [path.stat().st_mtime_ns for name in NAMES if (path := folder.record(name)).is_file()]
+    return not folder.report.is_file() or folder.report.stat().st_mtime_ns < max(finished, default=0)
 
 
 def show_results(folder: RunFolder) -> None:
     """Copy what people look for first to the top of the run's folder."""
-    for source in (folder.stage("sample") / sampling.GRID, folder.stage("evaluate") / evaluation.SCORES):
+    for source in (folder.sample_grid, folder.scores):
         target = folder.path / source.name
         if source.is_file() and not (target.is_file() and filecmp.cmp(source, target, shallow=False)):
             with replacing(target) as temporary:

@@ -9,15 +9,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rearkit.contracts import Backbone, NoiseSchedule, Tokenizer, TokenSpace, as_module
+from rearkit.contracts import Backbone, NoiseSchedule, Tokenizer, TokenSpace
 from rearkit.errors import PluginError, RecipeError, WeightsError
 from rearkit.model import Model, build, build_tokenizer, make
 from rearkit.recipe.tables import Recipe
+from rearkit.registry import plugins
+from rearkit.registry.component import Component
 from rearkit.weights import write_state_dict
 
 
 def weights(module: object) -> dict[str, Tensor]:
-    return dict(as_module(module).state_dict())
+    return dict(module.state_dict())
 
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
@@ -37,9 +39,9 @@ def test_a_recipe_becomes_modules_of_its_sizes(tiny: Callable[..., Recipe]) -> N
 
 def test_the_tokenizer_is_frozen_and_the_backbone_is_not(tiny: Callable[..., Recipe]) -> None:
     model = build(tiny())
-    assert not as_module(model.tokenizer).training
-    assert not any(parameter.requires_grad for parameter in as_module(model.tokenizer).parameters())
-    assert all(parameter.requires_grad for parameter in as_module(model.backbone).parameters())
+    assert not model.tokenizer.training
+    assert not any(parameter.requires_grad for parameter in model.tokenizer.parameters())
+    assert all(parameter.requires_grad for parameter in model.backbone.parameters())
 
 
 def test_weights_are_a_function_of_the_seed(tiny: Callable[..., Recipe]) -> None:
@@ -147,6 +149,13 @@ def test_one_component_can_be_made_by_name() -> None:
         make("backbone", "dit-ar", TokenSpace(4, 6, 3), num_layers=0)
 
 
-def test_what_is_no_module_is_told_by_its_type() -> None:
-    with pytest.raises(TypeError, match=r"int is not an nn\.Module, as its contract demands"):
-        as_module(3)
+def test_a_component_that_is_no_module_of_its_contract_is_refused_with_the_line_to_write(
+    tiny: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Shaped(torch.nn.Module):
+        """Has the shape of a tokenizer, but not its type, as components had before rearkit 0.2."""
+
+    component = Component("tokenizer", "shaped", tiny().tokenizer.settings.__class__, lambda settings: Shaped())
+    monkeypatch.setattr(plugins, "find", lambda kind, name: component)
+    with pytest.raises(PluginError, match=r"Shaped is no Tokenizer of rearkit.contracts; write: class Shaped\(Tokeniz"):
+        build_tokenizer(tiny())

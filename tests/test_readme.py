@@ -15,7 +15,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from rearkit.contracts import as_module, num_parameters
+from rearkit.contracts import num_parameters
 from rearkit.model import build, build_tokenizer
 from rearkit.recipe.loading import load_recipe, recipe_to_dict
 from rearkit.testing import check_component
@@ -115,7 +115,7 @@ def test_the_parameter_counts_are_the_recipes(size: str) -> None:
     with torch.device("meta"):
         recipe = load_recipe(ROOT / "recipes" / f"rear_{size}_maskgit.toml")
         model = build(recipe, build_tokenizer(recipe, load=False))
-    backbone, heads = num_parameters(as_module(model.backbone)), num_parameters(model.objective)
+    backbone, heads = num_parameters(model.backbone), num_parameters(model.objective)
     assert f"| `rear_{size}_maskgit` | {backbone:,} | {heads:,} |" in PAGES["docs/imagenet.md"]
 
 

@@ -13,17 +13,15 @@ from torch import Tensor
 
 from rearkit.analysis.embedding import Awareness, LayerProbe, Recovery, awareness, probe_layers
 from rearkit.analysis.exposure import Batches, Prediction, under_own_draws, under_random_codes
-from rearkit.contracts import as_module
 from rearkit.data.token_shards import TokenData
 from rearkit.errors import RearkitError
 from rearkit.model import Model
 from rearkit.recipe.loading import load_recipe
 from rearkit.recipe.tables import Recipe
 from rearkit.stages.run_folder import RunFolder
-from rearkit.stages.sample import NPZ
 from rearkit.stages.sample import STAGE as SAMPLE
 from rearkit.stages.stage import up_to_date
-from rearkit.stages.tokens import COPIES, token_data, training_data
+from rearkit.stages.tokens import token_data, training_data
 from rearkit.stages.train import trained_model
 from rearkit.system.console import say
 from rearkit.system.devices import resolve_device
@@ -31,7 +29,6 @@ from rearkit.system.files import read_json, remove, write_json
 from rearkit.tokenization.on_the_fly import OnTheFly
 from rearkit.tokenization.quality import survival
 
-FILE = "diagnosis.json"
 BATCH = 32
 
 
@@ -83,11 +80,11 @@ def diagnose(folder: RunFolder, max_images: int = 1000) -> Diagnosis:
     """
     if folder.done("train") is None:
         raise RearkitError(f"{folder.path}: no trained run; run: python -m rearkit run RECIPE --out {folder.path}")
-    of, known = _of(folder) | {"max_images": max_images}, read_json(folder.path / FILE)
+    of, known = _of(folder) | {"max_images": max_images}, read_json(folder.diagnosis)
     if known is not None and known.get("of") == of:
         return from_plain(known["diagnosis"])
     say(f"{folder.path.name}: diagnosing")
-    recipe = load_recipe(folder.path / "recipe.toml")
+    recipe = load_recipe(folder.recipe)
     held_out = token_data(folder, "held-out")
     if held_out is None:
         raise RearkitError(
@@ -95,12 +92,12 @@ def diagnose(folder: RunFolder, max_images: int = 1000) -> Diagnosis:
             "give [data.source] held_out, and run the recipe again"
         )
     model, device = trained_model(recipe, folder), resolve_device(recipe.device)
-    for module in (as_module(model.backbone), as_module(model.tokenizer)):
+    for module in (model.backbone, model.tokenizer):
         module.to(device).eval()
     train = _training_tokens(recipe, folder, model, max_images, device)
     batches = _Batches(held_out, max_images, device), _Batches(train, max_images, device)
     found = measure(model, *batches, _sampled_tokens(recipe, folder, max_images))
-    write_json(folder.path / FILE, {"of": of, "diagnosis": attrs.asdict(found)})
+    write_json(folder.diagnosis, {"of": of, "diagnosis": attrs.asdict(found)})
     return found
 
 
@@ -128,7 +125,7 @@ def measure(model: Model, held_out: Batches, train: Batches, sampled_BN: Tensor 
 
 def read_diagnosis(folder: RunFolder) -> Diagnosis | None:
     """What `diagnose` left in a run's folder; None where that is of other tokens, weights or samples than are there."""
-    known = read_json(folder.path / FILE)
+    known = read_json(folder.diagnosis)
     return from_plain(known["diagnosis"]) if known is not None and _of(folder).items() <= known["of"].items() else None
 
 
@@ -161,12 +158,12 @@ def _training_tokens(recipe: Recipe, folder: RunFolder, model: Model, limit: int
     try:
         tokens_BN, classes_B = data.to_tokens(data.read(np.arange(min(limit, len(data)))), device)
     finally:
-        remove(folder.stage("train") / COPIES)
+        remove(folder.copies("train"))
     return TokenData.from_arrays(tokens_BN.cpu(), classes_B.cpu())
 
 
 def _sampled_tokens(recipe: Recipe, folder: RunFolder, limit: int) -> Tensor | None:
-    path: Path = folder.stage("sample") / NPZ
+    path: Path = folder.samples
     if folder.done("sample") is None or not path.is_file():
         return None
     if not up_to_date([SAMPLE], recipe, folder):

@@ -10,8 +10,7 @@ import attrs
 
 from rearkit.errors import RearkitError
 from rearkit.sampling.manifest import read_manifest
-from rearkit.stages.evaluate import SCORES
-from rearkit.stages.sample import NPZ
+from rearkit.stages.run_folder import RunFolder
 from rearkit.system.files import read_json
 
 ABSENT = "–"
@@ -42,9 +41,10 @@ def describe(path: str | Path) -> Described:
     """
     path = Path(path)
     if path.is_dir():
-        scores = read_json(path / "evaluate" / SCORES) or read_json(path / SCORES) or {}
+        run = RunFolder(path)
+        scores = read_json(run.scores) or read_json(path / run.scores.name) or {}
         # The scores' own first: newer samples may lie there, which they are not of.
-        manifest = scores.get("manifest") or read_manifest(path / "sample" / NPZ)
+        manifest = scores.get("manifest") or read_manifest(run.samples)
     elif path.suffix == ".npz":
         scores, manifest = {}, read_manifest(path)
     else:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rearkit.analysis.table import Group
 from rearkit.errors import RearkitError
-from rearkit.stages.run_folder import RUN, RunFolder
+from rearkit.stages.run_folder import OWNER, RunFolder
 from rearkit.system.files import read_json
 
 SWEEP = "sweep.json"
@@ -29,7 +29,7 @@ def find_groups(paths: Sequence[Path]) -> list[Group]:
                 Group(name, [f for f in folders if f.done("train")], about["published"].get(name))
                 for name, folders in found.items()
             ]
-        elif (path / RUN).is_file():
+        elif (path / OWNER).is_file():
             groups.append(Group(path.name, [RunFolder(path)]))
         else:
             what = "neither a run of rearkit nor a sweep" if path.is_dir() else "no such folder"

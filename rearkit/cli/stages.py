@@ -139,5 +139,6 @@ def sample(
         raise click.UsageError("--num-gpus is for the recipe's set; --classes are sampled by one process")
     from rearkit.pipeline import trained_run
     from rearkit.sampling.picture import sample_picture
+    from rearkit.stages.train import trained_model
 
-    sample_picture(recipe, trained_run(recipe, out), classes, grid, per_class)
+    sample_picture(trained_model(recipe, trained_run(recipe, out)), classes, grid, per_class)

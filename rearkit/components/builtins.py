@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rearkit.components.backbones import dit_ar
+from rearkit.components.backbones import dit_ar, dit_ar_blocks
 from rearkit.components.backbones.dit_ar_weights import DiTARLayout
 from rearkit.components.datasets import folder, mnist
 from rearkit.components.datasets import shards as existing_shards
@@ -10,6 +10,7 @@ from rearkit.components.noise import schedules
 from rearkit.components.regularizers import codebook_embedding
 from rearkit.components.tokenizers import maskgit_vqgan
 from rearkit.components.tokenizers.maskgit_vqgan_weights import MaskGITVQGANLayout
+from rearkit.objective import NoNoise
 from rearkit.registry.component import Component
 from rearkit.registry.hookspecs import hookimpl
 
@@ -28,8 +29,8 @@ def rearkit_components() -> list[Component]:
             maskgit_vqgan.MaskGITVQGAN,
             published=MaskGITVQGANLayout(),
         ),
-        Component("backbone", "dit-ar", dit_ar.DiTARSettings, dit_ar.DiTAR, published=DiTARLayout()),
-        Component("noise", "none", schedules.NoNoise, _itself),
+        Component("backbone", "dit-ar", dit_ar_blocks.DiTARSettings, dit_ar.DiTAR, published=DiTARLayout()),
+        Component("noise", "none", NoNoise, _itself),
         Component("noise", "fixed", schedules.FixedNoise, _itself),
         Component("noise", "random", schedules.RandomNoise, _itself),
         Component("noise", "linear", schedules.LinearNoise, _itself),

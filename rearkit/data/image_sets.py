@@ -1,9 +1,12 @@
-"""Batches of images for fitting: the shards of a run, epoch after epoch, in a seeded order."""
+"""Sets of images: a split of a dataset in its shards, and images in memory.
+
+Shapes: n images, B batch, R image side.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import attrs
@@ -11,55 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rearkit.data.image_shards import BadSamples, ReadImage, read_images
+from rearkit.data.fetching import Retry
+from rearkit.data.image_shards import DEFAULT_RETRY, BadSamples, ReadImage, read_images
 from rearkit.data.pixels import to_float
 from rearkit.errors import DataError
-from rearkit.recipe.tables import Recipe
-from rearkit.stages.data import read_listing, retry_of
-from rearkit.stages.run_folder import RunFolder
 
-
-def open_split(
-    recipe: Recipe,
-    folder: RunFolder,
-    split: str,
-    image_size: int,
-    num_classes: int,
-    log: Path,
-    *,
-    epoch: int | None = None,
-) -> tuple[Iterator[ReadImage], BadSamples]:
-    """Read a split of a run once; in the order of the shards, or in a shuffled one that depends on seed and epoch."""
-    listing = read_listing(folder, split)
-    bad = BadSamples(recipe.data.max_bad_share, sum(listing.values()), log)
-    shuffle = None if epoch is None else torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
-    return read_images(list(listing), image_size, num_classes, bad, listing, shuffle, retry_of(recipe)), bad
-
-
-def image_batches(
-    recipe: Recipe, folder: RunFolder, image_size: int, num_classes: int, batch: int, log: Path, start: int = 0
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield training batches without end: images (batch, 3, R, R) float32 in [0, 1] and labels (batch,) int64.
-
-    Args:
-        start: batches to pass over, for a resumed fit; the stream is the same from there on.
-
-    Raises:
-        DataError: there are no images that can be used.
-    """
-    held: list[ReadImage] = []  # the last images of an epoch go into a batch with the next one's first
-    for epoch in itertools.count():
-        images, bad = open_split(recipe, folder, "train", image_size, num_classes, log, epoch=epoch)
-        for image in images:
-            held.append(image)
-            if len(held) == batch:
-                if start > 0:
-                    start -= 1
-                else:
-                    yield stack(held)
-                held = []
-        if not bad.good:
-            raise DataError("[data.source]: no training images that can be used")
+EPOCH_STRIDE = 1_000_003  # a prime, so that the shuffles of neighbouring seeds and epochs do not coincide
 
 
 @attrs.frozen(eq=False)
@@ -80,32 +40,89 @@ class ImageSet:
         channels_first = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
         return cls(channels_first, torch.from_numpy(np.asarray(labels, dtype=np.int64)))
 
+    @classmethod
+    def of(cls, images: Iterable[ReadImage], image_size: int) -> ImageSet:
+        """Collect images as they were read; there may be none."""
+        held = list(images)
+        if not held:
+            empty = torch.empty(0, 3, image_size, image_size, dtype=torch.uint8)
+            return cls(empty, torch.empty(0, dtype=torch.int64))
+        return cls(torch.stack([image.image for image in held]), torch.tensor([image.label for image in held]))
+
     def __len__(self) -> int:
         return len(self.images)
 
 
-def read_all(
-    recipe: Recipe,
-    folder: RunFolder,
-    split: str,
-    image_size: int,
-    num_classes: int,
-    log: Path,
-    limit: int | None = None,
-) -> ImageSet:
-    """Read a split of a run, or its first ``limit`` images, into memory."""
-    images, _ = open_split(recipe, folder, split, image_size, num_classes, log)
-    return _image_set(itertools.islice(images, limit), image_size)
+@attrs.frozen(kw_only=True, eq=False)
+class Split:
+    """One split of a dataset in its shards: everything that reading it takes.
 
+    Attributes:
+        name: ``"train"`` or ``"held-out"``.
+        shards: paths or URLs, with the number of samples in each; 0 where it is unknown.
+        num_classes: C; labels are checked against it.
+        image_size: R, to which images are resized and cropped.
+        max_bad_share: largest share of the samples that may be skipped.
+        retry: how often to try to fetch a shard that is remote.
+        seed: of the shuffled orders.
+        log: file to which each skipped sample is appended, or None.
+    """
 
-def _image_set(images: Iterable[ReadImage], image_size: int) -> ImageSet:
-    held = list(images)
-    if not held:
-        empty = torch.empty(0, 3, image_size, image_size, dtype=torch.uint8)
-        return ImageSet(empty, torch.empty(0, dtype=torch.int64))
-    return ImageSet(torch.stack([image.image for image in held]), torch.tensor([image.label for image in held]))
+    name: str
+    shards: Mapping[str, int]
+    num_classes: int
+    image_size: int
+    max_bad_share: float = 0.0
+    retry: Retry = DEFAULT_RETRY
+    seed: int = 0
+    log: Path | None = None
 
+    def __len__(self) -> int:
+        return sum(self.shards.values())
 
-def stack(images: list[ReadImage]) -> tuple[Tensor, Tensor]:
-    """Stack read images: float32 (B, 3, R, R) in [0, 1] and labels (B,) int64."""
-    return to_float(torch.stack([image.image for image in images])), torch.tensor([image.label for image in images])
+    def budget(self) -> BadSamples:
+        """Begin a count of samples that have to be skipped, which raises when they are too many."""
+        return BadSamples(self.max_bad_share, len(self), self.log)
+
+    def read(self, epoch: int | None = None, bad: BadSamples | None = None) -> Iterator[ReadImage]:
+        """Read the split once, in the order of its shards.
+
+        Args:
+            epoch: shuffles the shards and, within a window, the samples, by seed and epoch.
+            bad: counts what is skipped; left out, a new `budget`.
+
+        Raises:
+            DataError: more had to be skipped than the split allows.
+        """
+        shuffle = None if epoch is None else torch.Generator().manual_seed(self.seed * EPOCH_STRIDE + epoch)
+        bad = self.budget() if bad is None else bad
+        return read_images(self.shards, self.image_size, self.num_classes, bad, shuffle, self.retry)
+
+    def batches(self, batch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield batches without end: images (batch, 3, R, R) float32 in [0, 1] and labels (batch,) int64.
+
+        Args:
+            batch: B; the last images of an epoch share a batch with the first of the next.
+            start: batches to skip, for a resumed fit; the stream is the same from there on.
+
+        Raises:
+            DataError: there are no images that can be used.
+        """
+        held: list[ReadImage] = []
+        for epoch in itertools.count():
+            bad = self.budget()
+            for image in self.read(epoch, bad):
+                held.append(image)
+                if len(held) == batch:
+                    if start > 0:
+                        start -= 1
+                    else:
+                        found = ImageSet.of(held, self.image_size)
+                        yield to_float(found.images), found.labels
+                    held = []
+            if not bad.good:
+                raise DataError("[data.source]: no training images that can be used")
+
+    def all(self, limit: int | None = None) -> ImageSet:
+        """Read the split, or its first ``limit`` images, into memory."""
+        return ImageSet.of(itertools.islice(self.read(), limit), self.image_size)

@@ -11,7 +11,7 @@ import io
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -157,30 +157,30 @@ def read_headers(shard: str) -> ShardHeaders:
 
 
 def read_images(
-    shards: Sequence[str],
+    shards: Mapping[str, int],
     image_size: int,
     num_classes: int,
     bad: BadSamples,
-    expected: Mapping[str, int] | None = None,
     shuffle: torch.Generator | None = None,
     retry: Retry = DEFAULT_RETRY,
 ) -> Iterator[ReadImage]:
     """Read images once through, resized and cropped to a square.
 
     Args:
-        shards: paths or URLs, in the order to read.
+        shards: paths or URLs in the order to read, and how many samples each should yield; fewer are counted as
+            skipped. 0 where the number is unknown.
         image_size: R.
         num_classes: C; labels are checked against it.
         bad: takes what has to be skipped.
-        expected: how many samples each shard should yield; fewer are counted as skipped.
         shuffle: shuffles the shards and, within a window, the samples.
         retry: how often to try to fetch a shard that is remote.
     """
     order = list(shards)
     if shuffle is not None:
         order = [order[i] for i in torch.randperm(len(order), generator=shuffle).tolist()]
-    counts = expected or {}
-    images = (image for shard in order for image in _read_shard(shard, image_size, num_classes, bad, counts, retry))
+    images = (
+        image for shard in order for image in _read_shard(shard, image_size, num_classes, bad, shards[shard], retry)
+    )
     yield from images if shuffle is None else _shuffled(images, shuffle)
 
 
@@ -200,7 +200,7 @@ def center_crop(image: Image.Image, size: int) -> Tensor:
 
 
 def _read_shard(
-    shard: str, image_size: int, num_classes: int, bad: BadSamples, expected: Mapping[str, int], retry: Retry
+    shard: str, image_size: int, num_classes: int, bad: BadSamples, expected: int, retry: Retry
 ) -> Iterator[ReadImage]:
     with contextlib.ExitStack() as stack:
         try:
@@ -208,13 +208,13 @@ def _read_shard(
         except FetchError as error:
             say(f"data: {shard} is passed over: {error}")
             # Where nobody knows how many samples it has, it counts as so many that a loss of shards is noticed.
-            bad.skip(shard, UNFETCHED, expected.get(shard) or PATIENCE)
+            bad.skip(shard, UNFETCHED, expected or PATIENCE)
             return
         yield from _read_file(shard, path, image_size, num_classes, bad, expected)
 
 
 def _read_file(
-    shard: str, path: Path, image_size: int, num_classes: int, bad: BadSamples, expected: Mapping[str, int]
+    shard: str, path: Path, image_size: int, num_classes: int, bad: BadSamples, expected: int
 ) -> Iterator[ReadImage]:
     errors: list[Exception] = []
 
@@ -237,7 +237,7 @@ def _read_file(
         yield read
     # A sample that the damage cut in two was skipped above; the damage itself counts where nothing else tells of it.
     silent = (errors or not seen) and bad.count == before
-    lost = max(expected.get(shard, 0) - seen, 1 if silent else 0)
+    lost = max(expected - seen, 1 if silent else 0)
     bad.skip(shard, LOST, lost)
 
 

@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from rearkit.contracts import Tokenizer, as_module
+from rearkit.contracts import Tokenizer
 from rearkit.data.pixels import psnr, to_float, to_uint8
 from rearkit.evaluation.features import Features
 from rearkit.evaluation.fidelity import frechet
@@ -62,7 +62,7 @@ def measure(
         device: where the tokenizer computes.
         told: what the images are.
     """
-    as_module(tokenizer).to(device)
+    tokenizer.to(device)
     sums = {"psnr": 0.0, "ssim": 0.0}
     counts = torch.zeros(tokenizer.codebook_size, dtype=torch.int64)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from rearkit.contracts import as_module, num_parameters
+from rearkit.contracts import num_parameters
 from rearkit.errors import RearkitError, first_line
 from rearkit.model import Model, build, build_tokenizer
 from rearkit.planning.tracking import FusedAttention, LiveBytes, StandIns
@@ -106,11 +106,11 @@ def sampling_memory(recipe: Recipe, cuda: bool) -> SamplingMemory:
     """
     rows = recipe.sample.batch * (1 if recipe.sample.guidance_scale == 1 else 2)
     with _contentless(recipe, cuda) as model, torch.no_grad():
-        modules = [as_module(model.backbone).eval(), as_module(model.tokenizer), model.objective]
+        modules = [model.backbone.eval(), model.tokenizer, model.objective]
         for module in modules:
             _move_here(module, torch.float32)
         weights = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
-        with LiveBytes(as_module(model.backbone).parameters()) as decoding:
+        with LiveBytes(model.backbone.parameters()) as decoding:
             classes_B = torch.zeros(rows, dtype=torch.int64)
             logits_BV, cache = model.backbone.start(classes_B)
             if model.space.num_tokens > 1:
@@ -126,7 +126,7 @@ def sampling_memory(recipe: Recipe, cuda: bool) -> SamplingMemory:
 def parameter_counts(recipe: Recipe) -> tuple[int, int]:
     """Count the parameters of the backbone, and of the regularizers' training-only heads."""
     with _contentless(recipe, cuda=True) as model:
-        return num_parameters(as_module(model.backbone)), num_parameters(model.objective)
+        return num_parameters(model.backbone), num_parameters(model.objective)
 
 
 @contextlib.contextmanager

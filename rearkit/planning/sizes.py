@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rearkit.contracts import as_module, num_parameters
+from rearkit.contracts import num_parameters
 from rearkit.errors import RearkitError
 from rearkit.model import build, build_dataset, build_tokenizer
 from rearkit.recipe.tables import VIEWS, Recipe
@@ -13,9 +13,9 @@ def recipe_sizes(recipe: Recipe) -> dict[str, str]:
     model = build(recipe, build_tokenizer(recipe, load=False))
     heads = num_parameters(model.objective)
     rows = {
-        "tokenizer parameters": f"{num_parameters(as_module(model.tokenizer)):,}",
+        "tokenizer parameters": f"{num_parameters(model.tokenizer):,}",
         "tokens an image": f"{model.space.num_tokens} of {model.space.codebook_size} codes",
-        "backbone parameters": f"{num_parameters(as_module(model.backbone)):,}",
+        "backbone parameters": f"{num_parameters(model.backbone):,}",
         "training-only head parameters": f"{heads:,}" if heads else "none",
         "steps": f"{recipe.train.steps:,} of {recipe.train.global_batch:,} samples",
         "image tokens seen": f"{recipe.train.steps * recipe.train.global_batch * model.space.num_tokens:,}",

@@ -39,7 +39,7 @@ def diagnose_and_compare(paths: Sequence[Path], page: Path | None = None, max_im
     found = {group.name: [diagnose(folder, max_images) for folder in group.folders] for group in groups}
     for group in groups:
         for folder in group.folders:
-            write_report(load_recipe(folder.path / "recipe.toml"), folder, STAGES)
+            write_report(load_recipe(folder.recipe), folder, STAGES)
     for table in screen_tables(found):
         console.print(table)
     _show(groups, paths, page)

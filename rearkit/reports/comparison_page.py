@@ -80,7 +80,7 @@ def outdated(groups: Sequence[Group]) -> list[str]:
     """Which results of runs are not of their present recipe and inputs, such as scores of earlier weights."""
     told = []
     for folder in (folder for group in groups for folder in group.folders):
-        rows = stage_rows(load_recipe(folder.path / "recipe.toml"), folder, STAGES)
+        rows = stage_rows(load_recipe(folder.recipe), folder, STAGES)
         if names := [row["name"] for row in rows if row["state"] == OUT_OF_DATE]:
             told.append(
                 f"{folder.path}: out of date, since made with another recipe or other inputs: {', '.join(names)}; "
@@ -92,7 +92,7 @@ def outdated(groups: Sequence[Group]) -> list[str]:
 def differences(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
     """The recipes' keys that differ between groups, with the value of each; seeds, names and places aside."""
     firsts = [group.folders[0] if group.folders else None for group in groups]
-    plain = [{} if one is None else recipe_to_dict(load_recipe(one.path / "recipe.toml")) for one in firsts]
+    plain = [{} if one is None else recipe_to_dict(load_recipe(one.recipe)) for one in firsts]
     recipes = [{key: str(value) for key, value in flat(recipe)} for recipe in plain]
     keys = list(dict.fromkeys(key for recipe in recipes for key in recipe))
     own = ("name", "train.seed", "sample.seed")

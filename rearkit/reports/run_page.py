@@ -21,19 +21,14 @@ from rearkit.recipe.tables import Recipe, component_tables
 from rearkit.reports.charts import drawn, fit_charts, training_charts
 from rearkit.reports.diagnosis import charts as diagnosis_charts
 from rearkit.reports.diagnosis import summary as diagnosis_summary
-from rearkit.stages.data import class_names
-from rearkit.stages.evaluate import NEAREST
+from rearkit.stages.data import run_classes
 from rearkit.stages.run_folder import RunFolder
-from rearkit.stages.sample import GRID as SAMPLES
-from rearkit.stages.stage import KEY, Stage, stage_key
-from rearkit.stages.tokenizer import FIT_LOG
-from rearkit.stages.tokens import GRID as RECONSTRUCTIONS
+from rearkit.stages.stage import Stage, stage_key
 from rearkit.system.files import write_text
 from rearkit.system.versions import versions
 from rearkit.tokenization.quality import GRID_IMAGES
 from rearkit.training.logs import read_log
 
-REPORT = "report.html"
 DONE = "done"
 OUT_OF_DATE = "out of date"
 PADDING = 2  # pixels between the cells of a saved grid
@@ -68,7 +63,7 @@ def write_report(recipe: Recipe, folder: RunFolder, stages: Sequence[Stage]) -> 
         lstrip_blocks=True,
     )
     page = environment.get_template("report.html.j2").render(gather(recipe, folder, stages))
-    write_text(folder.path / REPORT, page)
+    write_text(folder.report, page)
 
 
 def gather(recipe: Recipe, folder: RunFolder, flow: Sequence[Stage]) -> dict[str, Any]:
@@ -89,7 +84,7 @@ def gather(recipe: Recipe, folder: RunFolder, flow: Sequence[Stage]) -> dict[str
         "copies": _copies(folder, results["evaluate"]),
         "reconstructions": _reconstructions(folder, results["tokens"]),
         "training": drawn(training_charts(read_log(folder.stage("train")))),
-        "fit": drawn(fit_charts(read_log(folder.stage("tokenizer"), FIT_LOG))),
+        "fit": drawn(fit_charts(read_log(folder.fit_log.parent, folder.fit_log.name))),
         "diagnosis": [] if diagnosis is None else drawn(diagnosis_charts({"": [diagnosis]})),
         "diagnosis_rows": [] if diagnosis is None else diagnosis_summary({"": [diagnosis]}),
         "components": component_tables(recipe),
@@ -196,7 +191,7 @@ def stage_rows(recipe: Recipe, folder: RunFolder, stages: Sequence[Stage]) -> li
 def _state(stage: Stage, recipe: Recipe, folder: RunFolder, inputs_hold: bool) -> str:
     done = folder.done(stage.name)
     if done is None:
-        return "unfinished" if (folder.stage(stage.name) / KEY).is_file() else "not run"
+        return "unfinished" if folder.key(stage.name).is_file() else "not run"
     try:
         holds = inputs_hold and done["key"] == stage_key(stage, recipe, folder)
     except (RearkitError, OSError):  # a file that only this stage reads may be gone by now
@@ -209,14 +204,14 @@ def _reconstructions(folder: RunFolder, result: Mapping[str, Any] | None) -> lis
     if result is None:
         return []
     high = 2 if "psnr" in result or result["train_views"] > GRID_IMAGES else 1
-    return [picture for row in _strips(folder.stage("tokens") / RECONSTRUCTIONS, 1, high, columns=4) for picture in row]
+    return [picture for row in _strips(folder.reconstructions, 1, high, columns=4) for picture in row]
 
 
 def _copies(folder: RunFolder, scores: Mapping[str, Any] | None) -> list[tuple[str, list[dict[str, Any]]]]:
     """Pictures of samples above the real images nearest to them: of the first samples, and of the nearest of all."""
     if scores is None or scores.get("nearest") is None:
         return []
-    rows = _strips(folder.stage("evaluate") / NEAREST, rows=2, high=2, columns=4)
+    rows = _strips(folder.nearest, rows=2, high=2, columns=4)
     return list(zip(("The first samples", "The samples nearest to a real image"), rows, strict=False))
 
 
@@ -225,13 +220,13 @@ def _sample_rows(folder: RunFolder, result: Mapping[str, Any] | None) -> list[di
     if result is None:
         return []
     count = result["grid_classes"]
-    pictures = _strips(folder.stage("sample") / SAMPLES, rows=count, high=1, columns=5)
-    return [{"label": label, "pictures": row} for label, row in zip(class_names(folder), pictures, strict=False)]
+    pictures = _strips(folder.sample_grid, rows=count, high=1, columns=5)
+    return [{"label": label, "pictures": row} for label, row in zip(run_classes(folder).titles, pictures, strict=False)]
 
 
 def sample_grid(folder: RunFolder) -> dict[str, Any] | None:
     """The picture of a run's samples, a class a row, as a whole; None where there is none."""
-    path, done = folder.stage("sample") / SAMPLES, folder.done("sample")
+    path, done = folder.sample_grid, folder.done("sample")
     if done is None or not path.is_file():
         return None
     with Image.open(path) as opened:

@@ -19,7 +19,6 @@ from safetensors.numpy import save_file
 from rearkit.sampling.sampler import Samples
 from rearkit.system.files import remove, replacing
 
-FOLDER = "parts"
 OPEN_PARTS = 32  # mapped at once, so that memory does not grow with their number
 
 

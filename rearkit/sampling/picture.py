@@ -12,22 +12,18 @@ import torch
 
 from rearkit.data.pixels import save_grid
 from rearkit.errors import RearkitError
-from rearkit.recipe.tables import Recipe
+from rearkit.model import Model
 from rearkit.sampling.sampler import Sampler
-from rearkit.stages.data import class_names
-from rearkit.stages.run_folder import RunFolder
-from rearkit.stages.train import trained_model
 from rearkit.system.console import progress_bar, say
 
 
-def sample_picture(recipe: Recipe, folder: RunFolder, wanted: str, path: Path, per_class: int) -> None:
+def sample_picture(model: Model, wanted: str, path: Path, per_class: int) -> None:
     """Sample classes and save them as a PNG, a row a class.
 
     Image k of a class is the same whichever other classes are asked for.
 
     Args:
-        recipe: the recipe.
-        folder: its run, trained.
+        model: trained.
         wanted: numbers or names of classes, with commas between.
         path: the picture.
         per_class: images of each class.
@@ -35,11 +31,11 @@ def sample_picture(recipe: Recipe, folder: RunFolder, wanted: str, path: Path, p
     Raises:
         RearkitError: a class that is not there.
     """
-    names = class_names(folder)
+    names = model.classes.titles
     labels = [find_class(text, names) for text in wanted.split(",")]
     classes = [label for label in labels for _ in range(per_class)]
     numbers = [k for _ in labels for k in range(per_class)]
-    sampler = Sampler(trained_model(recipe, folder))
+    sampler = Sampler(model)
     images: list[np.ndarray] = []
     started = time.monotonic()
     with progress_bar("sample", len(classes)) as bar:

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rearkit.contracts import as_module
 from rearkit.data.pixels import to_uint8
 from rearkit.errors import RearkitError
 from rearkit.layers.packed_linear import can_halve, half_weights
@@ -170,7 +169,7 @@ class Sampler:
         self.table = table or model.recipe.sample
         self.seed = model.recipe.sample_seed if seed is None else seed
         self.device = distributed.local_device(resolve_device(model.recipe.device))
-        for module in (as_module(model.backbone), as_module(model.tokenizer)):
+        for module in (model.backbone, model.tokenizer):
             module.to(self.device).eval()
         if self.table.precision == "fp16-weights" and (self.device.type != "cpu" or not can_halve()):
             raise RearkitError(
@@ -180,7 +179,7 @@ class Sampler:
         backbone = model.backbone
         if self.table.precision == "bf16":
             backbone = copy.deepcopy(backbone)
-            as_module(backbone).to(torch.bfloat16)
+            backbone.to(torch.bfloat16)
         self.decoder: Decoder = backbone
         if self.device.type == "cuda":
             self.decoder = GraphedBackbone(backbone, model.space.num_tokens)

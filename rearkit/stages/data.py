@@ -1,4 +1,4 @@
-"""The stage ``data``: image shards, written from a dataset or found."""
+"""The stage ``data``: image shards, written from a dataset or found. No later stage opens the dataset again."""
 
 from __future__ import annotations
 
@@ -7,19 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rearkit.contracts import SPLITS, Dataset
+from rearkit.contracts import SPLITS, Classes, Dataset
 from rearkit.data.fetching import Retry
-from rearkit.data.image_sets import ImageSet, _image_set
-from rearkit.data.image_shards import (
-    BadSamples,
-    ReadImage,
-    center_crop,
-    open_image,
-    read_headers,
-    read_images,
-    write_shards,
-)
-from rearkit.errors import DataError
+from rearkit.data.image_sets import ImageSet, Split
+from rearkit.data.image_shards import ReadImage, center_crop, open_image, read_headers, write_shards
+from rearkit.errors import DataError, RearkitError
 from rearkit.model import build_dataset, build_tokenizer
 from rearkit.recipe.tables import Recipe
 from rearkit.stages.run_folder import RunFolder
@@ -29,7 +21,7 @@ from rearkit.system.files import read_json, write_json
 
 
 def run(recipe: Recipe, folder: RunFolder) -> Outcome:
-    """Write or find the shards of both splits, and list them with their counts in ``shards.json``."""
+    """Write or find the shards of both splits, and list them with their counts and the classes."""
     place = folder.stage("data")
     dataset = build_dataset(recipe)
     listing: dict[str, dict[str, int]] = {}
@@ -44,9 +36,9 @@ def run(recipe: Recipe, folder: RunFolder) -> Outcome:
             listing[split] = _count(existing, split, found)
     if not listing["train"] and recipe.tokens.pretokenized is None:
         raise DataError("[data.source]: no training shards, and no [tokens] pretokenized")
-    names = dataset.class_names()
+    classes = Classes.of(dataset)
     write_json(
-        place / "shards.json",
+        folder.images,
         {
             # Shards of our own by name, so that a run folder can be moved.
             "shards": {
@@ -54,44 +46,86 @@ def run(recipe: Recipe, folder: RunFolder) -> Outcome:
                 for split, shards in listing.items()
             },
             "found": found,
-            "num_classes": dataset.num_classes,
-            "class_names": None if names is None else list(names),
+            "num_classes": classes.number,
+            "class_names": classes.names,
         },
     )
     counts = {split: sum(shards.values()) for split, shards in listing.items()}
     say(f"data: {counts['train']} training and {counts['held-out']} held-out images")
-    result = {"images": counts, "num_classes": dataset.num_classes}
-    return Outcome(result, ("shards.json", *written))
+    result = {"images": counts, "num_classes": classes.number, "existing": _stamps(dataset)}
+    return Outcome(result, (folder.images.name, *written))
 
 
-def read_listing(folder: RunFolder, split: str) -> dict[str, int]:
-    """Shards of a split with their counts (0: unknown), as the data stage left them."""
+def open_split(recipe: Recipe, folder: RunFolder, name: str, image_size: int, stage: str) -> Split:
+    """Open a split of a run's images.
+
+    Args:
+        recipe: says how many samples may be bad, and how patiently to fetch.
+        folder: the run; its data stage is done.
+        name: ``"train"`` or ``"held-out"``.
+        image_size: R.
+        stage: which stage reads, and lists what it skips.
+    """
+    listing = _listing(folder)
+    shards: Mapping[str, int] = listing["shards"][name]
     place = folder.stage("data")
-    listing = read_json(place / "shards.json")
-    if listing is None:
-        raise DataError(f"{place}: no shards.json; run: python -m rearkit data RECIPE")
-    shards: Mapping[str, int] = listing["shards"][split]
-    return {str(place / shard) if (place / shard).is_file() else shard: count for shard, count in shards.items()}
+    return Split(
+        name=name,
+        shards={str(place / shard) if (place / shard).is_file() else shard: count for shard, count in shards.items()},
+        num_classes=listing["num_classes"],
+        image_size=image_size,
+        max_bad_share=recipe.data.max_bad_share,
+        retry=_retry(recipe),
+        seed=recipe.seed,
+        log=folder.skipped(stage),
+    )
 
 
-def class_names(folder: RunFolder) -> list[str]:
-    """Names of the classes; their numbers where the dataset has no names."""
-    listing = read_json(folder.stage("data") / "shards.json")
-    return listing["class_names"] or [str(label) for label in range(listing["num_classes"])]
+def run_classes(folder: RunFolder) -> Classes:
+    """Return the classes of a run's dataset, as they were when the data stage ran."""
+    listing = _listing(folder)
+    names = listing["class_names"]
+    return Classes(listing["num_classes"], None if names is None else tuple(names))
 
 
-def tables(recipe: Recipe) -> Mapping[str, Any]:
-    """The tables that shards depend on, and, of shards that exist already, sizes and times."""
+def load_images(recipe: Recipe, split: str = "train") -> ImageSet:
+    """Read a split of a recipe's dataset into memory, without a run folder.
+
+    Args:
+        recipe: whose ``[data.source]`` and tokenizer's image size are used.
+        split: ``"train"`` or ``"held-out"``.
+
+    Raises:
+        DataError: the data cannot be read.
+    """
     dataset = build_dataset(recipe)
-    stamps = {}
-    for split in SPLITS:
-        for shard in dataset.shards(split) or ():
-            if Path(shard).is_file():
-                stat = Path(shard).stat()
-                stamps[shard] = [stat.st_size, stat.st_mtime_ns]
-            else:
-                stamps[shard] = []
-    return {"data": recipe.data, "existing": stamps}
+    size = build_tokenizer(recipe, load=False).image_size
+    shards = dataset.shards(split)
+    if shards is not None:
+        return Split(
+            name=split,
+            shards=dict.fromkeys(shards, 0),
+            num_classes=dataset.num_classes,
+            image_size=size,
+            max_bad_share=recipe.data.max_bad_share,
+            retry=_retry(recipe),
+        ).all()
+    images = (
+        ReadImage(center_crop(open_image(sample.image), size), sample.label, sample.key)
+        for sample in dataset.images(split)
+    )
+    return ImageSet.of(images, size)
+
+
+def _retry(recipe: Recipe) -> Retry:
+    return Retry(recipe.data.fetch_tries, recipe.data.fetch_wait)
+
+
+def _listing(folder: RunFolder) -> dict[str, Any]:
+    listing: dict[str, Any] | None = read_json(folder.images)
+    if listing is None:
+        raise DataError(f"{folder.images.parent}: no {folder.images.name}; run: python -m rearkit data RECIPE")
+    return listing
 
 
 def _write(dataset: Dataset, split: str, place: Path, shard_size: int) -> dict[str, int]:
@@ -109,43 +143,40 @@ def _write(dataset: Dataset, split: str, place: Path, shard_size: int) -> dict[s
 
 
 def _count(shards: Sequence[str], split: str, digests: dict[str, str]) -> dict[str, int]:
-    """Count the samples of shards that exist, and note in ``digests`` what tells their content from another."""
+    """Count the samples of shards that exist, and note in ``digests`` what distinguishes their content."""
     listing: dict[str, int] = {}
     with progress_bar(f"data: {split} shards", len(shards)) as bar:
         for shard in shards:
             headers = read_headers(shard)
             if not headers.whole:
-                say(f"data: {shard} is damaged or truncated; {headers.samples} samples can be told from its headers")
-            listing[shard], digests[shard] = headers.samples, headers.digest
+                say(f"data: {shard} is damaged or truncated; its headers tell of {headers.samples} samples")
+            listing[shard] = headers.samples
+            digests[shard] = headers.digest
             bar.advance(1)
     return listing
 
 
+def tables(recipe: Recipe, folder: RunFolder | None) -> Mapping[str, Any]:
+    """The tables that shards depend on, and, of shards that exist already, sizes and times."""
+    try:
+        existing = _stamps(build_dataset(recipe))
+    except RearkitError:
+        # The source has moved away. A run that has read it needs it no more, so it is taken as it was.
+        done = None if folder is None else folder.done("data")
+        if done is None:
+            raise
+        existing = done["result"].get("existing", {})
+    return {"data": recipe.data, "existing": existing}
+
+
+def _stamps(dataset: Dataset) -> dict[str, list[int]]:
+    """Size and time of each shard that exists already; empty for one that is remote."""
+    stamps: dict[str, list[int]] = {}
+    for split in SPLITS:
+        for shard in dataset.shards(split) or ():
+            path = Path(shard)
+            stamps[shard] = [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else []
+    return stamps
+
+
 STAGE = Stage("data", (), tables, run)
-
-
-def retry_of(recipe: Recipe) -> Retry:
-    """How patient a recipe is with remote shards."""
-    return Retry(recipe.data.fetch_tries, recipe.data.fetch_wait)
-
-
-def load_images(recipe: Recipe, split: str = "train") -> ImageSet:
-    """Read a split of a recipe's dataset into memory, without a run folder.
-
-    Args:
-        recipe: whose ``[data.source]`` and tokenizer's image size are used.
-        split: ``"train"`` or ``"held-out"``.
-
-    Raises:
-        DataError: the data cannot be read.
-    """
-    dataset, size = build_dataset(recipe), build_tokenizer(recipe, load=False).image_size
-    shards = dataset.shards(split)
-    if shards is not None:
-        bad = BadSamples(recipe.data.max_bad_share, 0)
-        return _image_set(read_images(shards, size, dataset.num_classes, bad, retry=retry_of(recipe)), size)
-    images = (
-        ReadImage(center_crop(open_image(sample.image), size), sample.label, sample.key)
-        for sample in dataset.images(split)
-    )
-    return _image_set(images, size)

@@ -12,31 +12,24 @@ import attrs
 from torch import Tensor
 
 from rearkit.contracts import SPLITS
-from rearkit.data.image_sets import ImageSet, open_split, read_all
-from rearkit.model import build_dataset, build_tokenizer
+from rearkit.data.image_sets import ImageSet
+from rearkit.model import build_tokenizer
 from rearkit.recipe.tables import Recipe
 from rearkit.sampling.manifest import manifest_lines, read_manifest
 from rearkit.sampling.parts import read_npz
 from rearkit.sampling.sampler import Samples
-from rearkit.stages.data import read_listing
+from rearkit.stages.data import open_split
 from rearkit.stages.run_folder import RunFolder
-from rearkit.stages.sample import NPZ
-from rearkit.stages.stage import Outcome, Stage
+from rearkit.stages.stage import Outcome, Stage, hash_of
 from rearkit.stages.tokenizer import fitted_tokenizer
 from rearkit.system.console import say
 from rearkit.system.devices import resolve_device
-from rearkit.system.files import sha256, write_json
+from rearkit.system.files import write_json
 
 if TYPE_CHECKING:
     from rearkit.evaluation.image_streams import StreamedImages
     from rearkit.evaluation.reconstruction import Reconstruction
     from rearkit.evaluation.scores import Scores
-
-SCORES = "scores.json"
-SKIPPED = "skipped.jsonl"
-NEAREST = "nearest.png"
-CLASSIFIER = "classifier"
-"""Beside the stages' folders, since it depends on neither training nor samples: runs can share it."""
 
 
 def run(recipe: Recipe, folder: RunFolder) -> Outcome:
@@ -44,22 +37,23 @@ def run(recipe: Recipe, folder: RunFolder) -> Outcome:
     # Here, since torch-fidelity takes seconds to import.
     from rearkit.evaluation.scores import evaluate, score_lines
 
-    place = folder.stage("evaluate")
-    npz = folder.stage("sample") / NPZ
+    npz = folder.samples
     if recipe.evaluate.features == "inception":
-        scores = _streamed(recipe, folder, npz, place)
+        scores = _streamed(recipe, folder, npz)
     else:
         images, classes = read_npz(npz)
         assert classes is not None  # the sample stage writes them
-        train, held_out = (_images(recipe, folder, split, images.shape[1], place) for split in SPLITS)
-        samples, tokenizer = Samples(images, classes, images[:0]), fitted_tokenizer(recipe, folder)
-        home, manifest = folder.stage(CLASSIFIER), read_manifest(npz)
-        scores = evaluate(recipe, samples, train, held_out, home, manifest, tokenizer, place / NEAREST)
-    write_json(place / SCORES, attrs.asdict(scores))
+        train, held_out = (_images(recipe, folder, split, images.shape[1]) for split in SPLITS)
+        samples = Samples(images, classes, images[:0])
+        tokenizer = fitted_tokenizer(recipe, folder)
+        home, manifest = folder.classifier, read_manifest(npz)
+        scores = evaluate(recipe, samples, train, held_out, home, manifest, tokenizer, folder.nearest)
+    write_json(folder.scores, attrs.asdict(scores))
     told = ["no manifest in them"] if scores.manifest is None else manifest_lines(scores.manifest)
     for line in [*(f"samples: {line}" for line in told), *score_lines(scores)]:
         say(f"evaluate: {line}")
-    return Outcome(attrs.asdict(scores), (SCORES,) if scores.nearest is None else (SCORES, NEAREST))
+    outputs = (folder.scores.name,) if scores.nearest is None else (folder.scores.name, folder.nearest.name)
+    return Outcome(attrs.asdict(scores), outputs)
 
 
 def prepare_classifier(recipe: Recipe, folder: RunFolder) -> None:
@@ -68,15 +62,14 @@ def prepare_classifier(recipe: Recipe, folder: RunFolder) -> None:
 
     if recipe.evaluate.features != "classifier":
         return
-    size, device = build_tokenizer(recipe, load=False).image_size, resolve_device(recipe.device)
-    place, table = folder.stage(CLASSIFIER), recipe.evaluate.classifier
-    train = _images(recipe, folder, "train", size, place)
-    find_classifier(place, train.images, train.labels, table, recipe.seed, device)
+    size = build_tokenizer(recipe, load=False).image_size
+    device = resolve_device(recipe.device)
+    train = _images(recipe, folder, "train", size, folder.classifier.name)
+    find_classifier(folder.classifier, train.images, train.labels, recipe.evaluate.classifier, recipe.seed, device)
 
 
-def _images(recipe: Recipe, folder: RunFolder, split: str, size: int, place: Path) -> ImageSet:
-    num_classes, log = build_dataset(recipe).num_classes, place / SKIPPED
-    return read_all(recipe, folder, split, size, num_classes, log, recipe.evaluate.max_reference)
+def _images(recipe: Recipe, folder: RunFolder, split: str, size: int, stage: str = "evaluate") -> ImageSet:
+    return open_split(recipe, folder, split, size, stage).all(recipe.evaluate.max_reference)
 
 
 def score_tokenizer(recipe: Recipe, folder: RunFolder) -> Reconstruction:
@@ -91,16 +84,15 @@ def score_tokenizer(recipe: Recipe, folder: RunFolder) -> Reconstruction:
     if recipe.evaluate.features == "inception":
         space = inception_space(recipe.evaluate.feature_weights)
     else:
-        place = folder.stage(CLASSIFIER)
-        train, held_out = (_images(recipe, folder, split, tokenizer.image_size, place) for split in SPLITS)
-        _, space, _ = judge(recipe, train, held_out, place)
+        train, held_out = (_images(recipe, folder, split, tokenizer.image_size, "classifier") for split in SPLITS)
+        _, space, _ = judge(recipe, train, held_out, folder.classifier)
     extract = extractor(space, recipe.evaluate.batch, recipe.device)
     plain = extractor(space, recipe.evaluate.batch, recipe.device, keep=False)
     real = extract(splits[told], f"{told} images")
     return measure(tokenizer, splits[told], real, lambda images: plain(images, "decoded images"), device, told)
 
 
-def _streamed(recipe: Recipe, folder: RunFolder, npz: Path, place: Path) -> Scores:
+def _streamed(recipe: Recipe, folder: RunFolder, npz: Path) -> Scores:
     """Score in Inception's space, with no set of images whole in memory."""
     from rearkit.evaluation.feature_spaces import inception_space
     from rearkit.evaluation.image_streams import NpzImages
@@ -110,30 +102,28 @@ def _streamed(recipe: Recipe, folder: RunFolder, npz: Path, place: Path) -> Scor
     train, held_out = (split_images(recipe, folder, split, samples.shape[1]) for split in SPLITS)
     material = Material(samples, samples.labels(), read_manifest(npz), train, held_out if len(held_out) else None)
     space = inception_space(recipe.evaluate.feature_weights)
-    return score_material(recipe, material, space, place / NEAREST, fitted_tokenizer(recipe, folder))
+    return score_material(recipe, material, space, folder.nearest, fitted_tokenizer(recipe, folder))
 
 
 def split_images(recipe: Recipe, folder: RunFolder, split: str, side: int) -> StreamedImages:
     """The images of a split of a run, ``max_reference`` at most, read from their shards as they are needed."""
     from rearkit.evaluation.image_streams import StreamedImages, in_batches
 
-    num_classes, limit = build_dataset(recipe).num_classes, recipe.evaluate.max_reference
-    log = folder.stage("evaluate") / SKIPPED
+    limit = recipe.evaluate.max_reference
+    images = open_split(recipe, folder, split, side, "evaluate")
 
     def stream(size: int) -> Iterator[Tensor]:
-        images, _ = open_split(recipe, folder, split, side, num_classes, log)
-        return in_batches((image.image for image in itertools.islice(images, limit)), size)
+        return in_batches((image.image for image in itertools.islice(images.read(), limit)), size)
 
-    count = min(limit, sum(read_listing(folder, split).values()))
+    count = min(limit, len(images))
     digest = (folder.done("data") or {}).get("digest")
     return StreamedImages(count, stream, hashlib.sha256(f"{digest} {split} {side} {limit}".encode()).hexdigest())
 
 
-def tables(recipe: Recipe) -> Mapping[str, Any]:
+def tables(recipe: Recipe, folder: RunFolder | None) -> Mapping[str, Any]:
     """The tables that scores depend on."""
     files = (recipe.evaluate.feature_weights, recipe.evaluate.reference)
-    hashes = [sha256(Path(file)) if file is not None and Path(file).is_file() else None for file in files]
-    return {"evaluate": recipe.evaluate, "files": hashes, "seed": recipe.seed}
+    return {"evaluate": recipe.evaluate, "files": [hash_of(file) for file in files], "seed": recipe.seed}
 
 
 STAGE = Stage("evaluate", ("data", "tokenizer", "sample"), tables, run)

@@ -1,4 +1,4 @@
-"""What lies where in ``runs/NAME``."""
+"""What lies where in a run's folder, ``runs/NAME``: every file name of a run is here."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from typing import Any
 import attrs
 
 from rearkit.errors import RearkitError, StorageError
-from rearkit.recipe.tables import Recipe
 from rearkit.system.files import read_json, write_json
 
-RUN = "run.json"
-DONE = "stage.json"
+OWNER = "run.json"  # says whose folder it is
 
 
 @attrs.frozen
 class RunFolder:
-    """``runs/NAME``: one folder a stage."""
+    """``runs/NAME``: one folder a stage, and what people look for first at the top."""
 
     path: Path
 
@@ -26,25 +24,147 @@ class RunFolder:
         """Folder of a stage."""
         return self.path / name
 
-    def done(self, name: str) -> dict[str, Any] | None:
-        """What `stage.json` says of a finished stage, or None."""
-        done: dict[str, Any] | None = read_json(self.stage(name) / DONE)
+    def record(self, stage: str) -> Path:
+        """Written when a stage is finished: its key, its files, its result."""
+        return self.stage(stage) / "stage.json"
+
+    def key(self, stage: str) -> Path:
+        """Written when a stage begins: what it depends on, as a hash."""
+        return self.stage(stage) / "key"
+
+    def skipped(self, stage: str) -> Path:
+        """Lists the samples that a stage had to skip."""
+        return self.stage(stage) / "skipped.jsonl"
+
+    def previous(self, stage: str) -> Path:
+        """Where a stage's result for an earlier recipe is kept."""
+        return self.path / "previous" / stage
+
+    # At the top.
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that works in the folder."""
+        return self.path / ".lock"
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe as it was last run, with every default."""
+        return self.path / "recipe.toml"
+
+    @property
+    def report(self) -> Path:
+        """The page that shows the run."""
+        return self.path / "report.html"
+
+    @property
+    def diagnosis(self) -> Path:
+        """What ``diagnose`` measured."""
+        return self.path / "diagnosis.json"
+
+    @property
+    def classifier(self) -> Path:
+        """Folder of the classifier that scores samples.
+
+        Beside the stages, since it depends on neither training nor samples, so that runs can share it.
+        """
+        return self.path / "classifier"
+
+    # Of the stages, in their order.
+
+    @property
+    def images(self) -> Path:
+        """The image shards of both splits with their counts, and the classes."""
+        return self.stage("data") / "shards.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer's weights."""
+        return self.stage("tokenizer") / "tokenizer.safetensors"
+
+    @property
+    def fit_log(self) -> Path:
+        """Losses of the tokenizer's fit."""
+        return self.stage("tokenizer") / "fit.jsonl"
+
+    @property
+    def fit_checkpoint(self) -> Path:
+        """From which an interrupted fit goes on."""
+        return self.stage("tokenizer") / "fit.pt"
+
+    @property
+    def tokens(self) -> Path:
+        """The token shards of both splits, and what they depend on."""
+        return self.stage("tokens") / "shards.json"
+
+    @property
+    def image_index(self) -> Path:
+        """Where each training image lies, for tokens that are made while training."""
+        return self.stage("tokens") / "train-images.npy"
+
+    @property
+    def reconstructions(self) -> Path:
+        """Picture of images and what their tokens decode to."""
+        return self.stage("tokens") / "reconstructions.png"
+
+    def copies(self, stage: str) -> Path:
+        """Folder of copies of remote shards, while a stage reads them."""
+        return self.stage(stage) / "cache"
+
+    @property
+    def model(self) -> Path:
+        """The trained backbone's weights, with the recipe and the classes inside."""
+        return self.stage("train") / "model.safetensors"
+
+    @property
+    def heads(self) -> Path:
+        """Weights of the regularizers' training-only heads."""
+        return self.stage("train") / "heads.safetensors"
+
+    @property
+    def parts(self) -> Path:
+        """Folder of samples on their way into one file."""
+        return self.stage("sample") / "parts"
+
+    @property
+    def samples(self) -> Path:
+        """The samples, in the ADM layout."""
+        return self.stage("sample") / "samples.npz"
+
+    @property
+    def sample_grid(self) -> Path:
+        """Picture of samples, a row a class."""
+        return self.stage("sample") / "samples.png"
+
+    @property
+    def scores(self) -> Path:
+        """Scores of the samples."""
+        return self.stage("evaluate") / "scores.json"
+
+    @property
+    def nearest(self) -> Path:
+        """Picture of samples and the real images nearest to them."""
+        return self.stage("evaluate") / "nearest.png"
+
+    def done(self, stage: str) -> dict[str, Any] | None:
+        """Return the record of a finished stage, or None."""
+        done: dict[str, Any] | None = read_json(self.record(stage))
         return done
 
-    def result(self, name: str) -> dict[str, Any]:
+    def result(self, stage: str) -> dict[str, Any]:
         """Return a finished stage's result.
 
         Raises:
             RearkitError: it is not finished.
         """
-        done = self.done(name)
+        done = self.done(stage)
         if done is None:
-            raise RearkitError(f"{self.path}: stage '{name}' has not run; run: python -m rearkit {name} RECIPE")
+            raise RearkitError(f"{self.path}: stage '{stage}' has not run; run: python -m rearkit {stage} RECIPE")
         result: dict[str, Any] = done["result"]
         return result
 
-    def claim(self, recipe: Recipe) -> None:
-        """Make the folder this recipe's.
+    def claim(self, recipe_name: str) -> None:
+        """Make the folder that of a recipe.
 
         Raises:
             RearkitError: it holds something else.
@@ -54,9 +174,9 @@ class RunFolder:
             if self.path.exists() and not self.path.is_dir():
                 raise RearkitError(f"{self.path}: not a folder; choose another place with --out")
             self.path.mkdir(parents=True, exist_ok=True)
-            owner = read_json(self.path / RUN)
+            owner = read_json(self.path / OWNER)
             # A hidden file is the temporary one of a run that was killed while it claimed the folder.
-            foreign = [path.name for path in self.path.iterdir() if not path.name.startswith(f".{RUN}")]
+            foreign = [path.name for path in self.path.iterdir() if not path.name.startswith(f".{OWNER}")]
         except OSError as error:
             raise StorageError(
                 f"{self.path}: cannot be used as the folder of a run ({error.strerror}); choose another with --out"
@@ -67,8 +187,8 @@ class RunFolder:
                     f"{self.path}: not empty and not a run of rearkit (it holds {foreign[0]}); "
                     "choose another folder with --out"
                 )
-            write_json(self.path / RUN, {"recipe": recipe.name})
-        elif owner.get("recipe") != recipe.name:
+            write_json(self.path / OWNER, {"recipe": recipe_name})
+        elif owner.get("recipe") != recipe_name:
             raise RearkitError(
                 f"{self.path}: holds the run of another recipe, {owner.get('recipe')!r}; "
                 f"choose another folder with --out, or remove this one"

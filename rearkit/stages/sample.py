@@ -14,33 +14,28 @@ from rearkit.data.pixels import save_grid
 from rearkit.recipe.loading import recipe_to_dict
 from rearkit.recipe.tables import Recipe, component_tables
 from rearkit.sampling.manifest import FORMAT, MEMBER, Manifest
-from rearkit.sampling.parts import FOLDER, Parts, count_samples, write_npz, write_part
+from rearkit.sampling.parts import Parts, count_samples, write_npz, write_part
 from rearkit.sampling.sampler import Sampler, balanced_classes
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.stage import Outcome, Stage
-from rearkit.stages.tokenizer import WEIGHTS
-from rearkit.stages.train import MODEL, trained_model
+from rearkit.stages.train import trained_model
 from rearkit.system import distributed
 from rearkit.system.console import progress_bar, say
 from rearkit.system.files import remove, sha256, write_json
 from rearkit.system.versions import package_versions
 
-NPZ = "samples.npz"
-GRID = "samples.png"
-
 
 def run(recipe: Recipe, folder: RunFolder) -> Outcome:
     """Sample on all ranks, a part of the set a batch; a run that was cut off makes the parts that are missing."""
-    parts_folder = folder.stage("sample") / FOLDER
-    parts_folder.mkdir(exist_ok=True)
+    folder.parts.mkdir(exist_ok=True)
     model = trained_model(recipe, folder)
-    classes = balanced_classes(recipe.sample.num_images, model.num_classes)
-    # Told by the first rank, since the others may already be writing when the last one looks.
-    missing = distributed.from_main(lambda: missing_samples(parts_folder, classes))
-    seconds = _make(Sampler(model), classes, missing, parts_folder)
+    classes = balanced_classes(recipe.sample.num_images, model.classes.number)
+    # Only the first rank looks, since the others may already be writing when the last one would.
+    missing = distributed.from_main(lambda: missing_samples(folder.parts, classes))
+    seconds = _make(Sampler(model), classes, missing, folder.parts)
     distributed.barrier()
     images_per_second = len(missing) / seconds if missing else None
-    return distributed.from_main(lambda: _collect(recipe, folder, classes, model.num_classes, images_per_second))
+    return distributed.from_main(lambda: _collect(recipe, folder, classes, model.classes.number, images_per_second))
 
 
 def missing_samples(parts_folder: Path, classes: Sequence[int]) -> list[int]:
@@ -76,23 +71,22 @@ def _collect(
     recipe: Recipe, folder: RunFolder, classes: Sequence[int], num_classes: int, images_per_second: float | None
 ) -> Outcome:
     """Put the parts into one file, and the first of each class into a picture."""
-    place = folder.stage("sample")
-    parts = Parts(place / FOLDER)
-    manifest = write_manifest(place, recipe, folder, classes, num_classes)
-    write_npz(place / NPZ, parts, classes, manifest)
+    parts = Parts(folder.parts)
+    manifest = write_manifest(folder.stage("sample"), recipe, folder, classes, num_classes)
+    write_npz(folder.samples, parts, classes, manifest)
     chosen, columns = grid_numbers(classes, recipe.sample.grid_classes, recipe.sample.grid_per_class)
     images = np.concatenate([parts.read("images", number) for number in chosen])
-    save_grid(place / GRID, torch.from_numpy(images).permute(0, 3, 1, 2), columns)
+    save_grid(folder.sample_grid, torch.from_numpy(images).permute(0, 3, 1, 2), columns)
     parts.close()
-    for path in (place / FOLDER, manifest):
+    for path in (folder.parts, manifest):
         remove(path)
-    say(f"sample: {len(classes)} images; see {folder.path / GRID}")
+    say(f"sample: {len(classes)} images; see {folder.path / folder.sample_grid.name}")
     result = {
         "images": len(classes),
         "images_per_second": images_per_second,
         "grid_classes": len(chosen) // columns,
     }
-    return Outcome(result, (NPZ, GRID))
+    return Outcome(result, (folder.samples.name, folder.sample_grid.name))
 
 
 def grid_numbers(classes: Sequence[int], grid_classes: int, per_class: int) -> tuple[list[int], int]:
@@ -101,14 +95,6 @@ def grid_numbers(classes: Sequence[int], grid_classes: int, per_class: int) -> t
     rows = [np.flatnonzero(labels == label)[:per_class] for label in range(min(grid_classes, max(classes) + 1))]
     columns = min(len(row) for row in rows)
     return [int(number) for row in rows for number in row[:columns]], columns
-
-
-def tables(recipe: Recipe) -> Mapping[str, Any]:
-    """The tables that samples depend on."""
-    return {"sample": recipe.sample, "seed": recipe.sample_seed}
-
-
-STAGE = Stage("sample", ("tokenizer", "train"), tables, run, all_ranks=True)
 
 
 def sample_manifest(recipe: Recipe, folder: RunFolder, classes: Sequence[int], num_classes: int) -> Manifest:
@@ -127,8 +113,8 @@ def sample_manifest(recipe: Recipe, folder: RunFolder, classes: Sequence[int], n
     return {
         "format": FORMAT,
         "weights": {
-            "backbone": sha256(folder.stage("train") / MODEL),
-            "tokenizer": sha256(folder.stage("tokenizer") / WEIGHTS),
+            "backbone": sha256(folder.model),
+            "tokenizer": sha256(folder.tokenizer),
         },
         "seeds": {"seed": recipe.sample_seed, "first_sample": 0, "rule": "sample i is drawn from the seed and i alone"},
         "num_images": len(classes),
@@ -143,3 +129,11 @@ def write_manifest(place: Path, recipe: Recipe, folder: RunFolder, classes: Sequ
     path = place / MEMBER
     write_json(path, sample_manifest(recipe, folder, classes, num_classes))
     return path
+
+
+def tables(recipe: Recipe, folder: RunFolder | None) -> Mapping[str, Any]:
+    """The tables that samples depend on."""
+    return {"sample": recipe.sample, "seed": recipe.sample_seed}
+
+
+STAGE = Stage("sample", ("tokenizer", "train"), tables, run, all_ranks=True)

@@ -20,13 +20,10 @@ import attrs
 from rearkit.errors import RearkitError
 from rearkit.recipe.loading import recipe_to_dict
 from rearkit.recipe.tables import Recipe
-from rearkit.stages.run_folder import DONE, RunFolder
+from rearkit.stages.run_folder import RunFolder
 from rearkit.system import distributed
 from rearkit.system.console import say
 from rearkit.system.files import TEMPORARY, remove, sha256, storage_errors, write_json, write_text
-
-KEY = "key"
-PREVIOUS = "previous"
 
 
 @attrs.frozen
@@ -49,14 +46,15 @@ class Stage:
     Attributes:
         name: also its folder.
         inputs: the stages whose outputs it reads.
-        tables: the part of the recipe that its output depends on, and hashes of outside files.
+        tables: the part of the recipe that its output depends on, and hashes of outside files. The run's folder, where
+            there is one, says what those were when they can no longer be read.
         run: does the work: recipe and run folder to outcome.
         all_ranks: whether all ranks take part in the work; otherwise the first does it while the others wait.
     """
 
     name: str
     inputs: tuple[str, ...]
-    tables: Callable[[Recipe], Mapping[str, Any]]
+    tables: Callable[[Recipe, RunFolder | None], Mapping[str, Any]]
     run: Callable[[Recipe, RunFolder], Outcome]
     all_ranks: bool = False
 
@@ -64,7 +62,7 @@ class Stage:
 def stage_key(stage: Stage, recipe: Recipe, folder: RunFolder) -> str:
     """Hash what a stage's output depends on."""
     inputs = {name: (folder.done(name) or {}).get("digest") for name in stage.inputs}
-    content = {"stage": stage.name, "tables": _result_relevant(stage.tables(recipe)), "inputs": inputs}
+    content = {"stage": stage.name, "tables": _result_relevant(stage.tables(recipe, folder)), "inputs": inputs}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -76,7 +74,8 @@ def expected_keys(stages: Iterable[Stage], recipe: Recipe) -> dict[str, str]:
     """
     keys: dict[str, str] = {}
     for stage in stages:
-        tables, inputs = _result_relevant(stage.tables(recipe)), [keys[name] for name in stage.inputs]
+        tables = _result_relevant(stage.tables(recipe, None))
+        inputs = [keys[name] for name in stage.inputs]
         content = json.dumps([stage.name, tables, inputs], sort_keys=True)
         keys[stage.name] = hashlib.sha256(content.encode()).hexdigest()
     return keys
@@ -107,7 +106,7 @@ def run_stage(stage: Stage, recipe: Recipe, folder: RunFolder) -> bool:
             outcome = stage.run(recipe, folder)
         else:
             outcome = distributed.from_main(lambda: stage.run(recipe, folder))
-    distributed.from_main(lambda: _finish(place, key, outcome, time.monotonic() - started))
+    distributed.from_main(lambda: _finish(folder, stage.name, key, outcome, time.monotonic() - started))
     return True
 
 
@@ -124,26 +123,27 @@ def _begin(stage: Stage, recipe: Recipe, folder: RunFolder) -> str | None:
         if done is not None and same:
             say(f"{stage.name}: {damaged[0]} is missing or has changed since it was written; running it again")
             # Whatever else is there is used again: shards that are whole, the last checkpoint.
-            for path in (place / DONE, *damaged):
+            for path in (folder.record(stage.name), *damaged):
                 remove(path)
-        elif _key_in(place) == key:
+        elif key_of(folder, stage.name) == key:
             say(f"{stage.name}: going on from where it was cut off")
         elif place.exists():
             _move_aside(folder, stage.name)
         for leftover in place.glob(f".*{TEMPORARY}*"):  # of a killed process
             remove(leftover)
         place.mkdir(parents=True, exist_ok=True)
-        write_text(place / KEY, key + "\n")
+        write_text(folder.key(stage.name), key + "\n")
     return key
 
 
-def _finish(place: Path, key: str, outcome: Outcome, seconds: float) -> None:
+def _finish(folder: RunFolder, name: str, key: str, outcome: Outcome, seconds: float) -> None:
     """Record that a stage is done, with what, and how its files look."""
+    place = folder.stage(name)
     hashes = {name: sha256(place / name) for name in outcome.outputs}
     digest = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
     sizes = {name: (place / name).stat().st_size for name in outcome.outputs}
     write_json(
-        place / DONE,
+        folder.record(name),
         {
             "key": key,
             "digest": digest,
@@ -191,10 +191,10 @@ def _damaged(done: Mapping[str, Any], place: Path) -> list[Path]:
     ]
 
 
-def _key_in(place: Path) -> str | None:
+def key_of(folder: RunFolder, name: str) -> str | None:
     """Return the key that a stage was begun with."""
     try:
-        return (place / KEY).read_text(encoding="utf-8").strip()
+        return folder.key(name).read_text(encoding="utf-8").strip()
     except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
         return None
 
@@ -204,8 +204,9 @@ def _move_aside(folder: RunFolder, name: str) -> None:
 
     One is kept; an unfinished result does not take the place of a finished one.
     """
-    place, target = folder.stage(name), folder.path / PREVIOUS / name
-    if not (place / DONE).is_file() and (target / DONE).is_file():
+    place = folder.stage(name)
+    target = folder.previous(name)
+    if not folder.record(name).is_file() and (target / folder.record(name).name).is_file():
         say(f"{name}: the recipe or an input changed; the unfinished result is removed, {target} is kept")
         remove(place)
         return
@@ -213,6 +214,11 @@ def _move_aside(folder: RunFolder, name: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     place.rename(target)
     say(f"{name}: the recipe or an input changed; the earlier result is kept in {target}")
+
+
+def hash_of(file: str | None) -> str | None:
+    """Return the SHA-256 of a file that a recipe names; None where it names none, or the file is not there."""
+    return sha256(Path(file)) if file is not None and Path(file).is_file() else None
 
 
 def _result_relevant(value: Any) -> Any:
@@ -231,6 +237,6 @@ def save_resolved_recipe(recipe: Recipe, folder: RunFolder) -> None:
     """Write the recipe with every default, as it was last run."""
     import tomli_w
 
-    path, text = folder.path / "recipe.toml", tomli_w.dumps(recipe_to_dict(recipe))
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        write_text(path, text)
+    text = tomli_w.dumps(recipe_to_dict(recipe))
+    if not folder.recipe.is_file() or folder.recipe.read_text(encoding="utf-8") != text:
+        write_text(folder.recipe, text)

@@ -12,16 +12,14 @@ import attrs
 import numpy as np
 import torch
 
-from rearkit.contracts import SPLITS, Tokenizer, as_module
+from rearkit.contracts import SPLITS, Tokenizer
 from rearkit.data.fetching import ShardCache
 from rearkit.data.image_index import ImageIndex, write_index
-from rearkit.data.image_sets import ImageSet, read_all
-from rearkit.data.image_shards import BadSamples
+from rearkit.data.image_sets import ImageSet
 from rearkit.data.token_shards import MAX_CODES, TokenData, read_meta, whole_shards
 from rearkit.errors import DataError, RearkitError
-from rearkit.model import build_dataset
 from rearkit.recipe.tables import VIEWS, Recipe
-from rearkit.stages.data import read_listing, retry_of
+from rearkit.stages.data import open_split
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.stage import Outcome, Stage
 from rearkit.stages.tokenizer import fitted_tokenizer
@@ -31,23 +29,16 @@ from rearkit.system.devices import resolve_device
 from rearkit.system.files import read_json, sha256, write_json
 from rearkit.tokenization.on_the_fly import OnTheFly
 from rearkit.tokenization.quality import codebook_usage, compare, module_device, show_decoded, survival
-from rearkit.tokenization.tokenize import _tokenize_shard
+from rearkit.tokenization.tokenize import tokenize_shard
 from rearkit.tokenization.views import read_size, views
-
-GRID = "reconstructions.png"
-SKIPPED = "skipped.jsonl"
-SHARDS = "shards.json"
-INDEX = "train-images.npy"
-COPIES = "cache"  # of remote shards, while training reads them
 
 
 def run(recipe: Recipe, folder: RunFolder) -> Outcome:
     """Write the token shards; then decode some of what was written and judge it."""
-    place = folder.stage("tokens")
     tokenizer = fitted_tokenizer(recipe, folder)
     if tokenizer.codebook_size > MAX_CODES:
         raise RearkitError(f"[tokenizer]: {tokenizer.codebook_size} codes do not fit the uint16 of token shards")
-    as_module(tokenizer).to(resolve_device(recipe.device))
+    tokenizer.to(resolve_device(recipe.device))
     skipped: Counter[str] = Counter()
     shards = {split: _tokenize_split(recipe, folder, tokenizer, split, skipped) for split in SPLITS}
     digests: dict[str, str] = {}
@@ -59,11 +50,12 @@ def run(recipe: Recipe, folder: RunFolder) -> Outcome:
     about = _index(recipe, folder, skipped) if recipe.tokens.on_the_fly else None
     if skipped:
         listed = ", ".join(f"{count} × {reason}" for reason, count in skipped.items())
-        say(f"tokens: skipped {sum(skipped.values())} samples ({listed}); see {place / SKIPPED}")
-    write_json(place / SHARDS, {**shards, "pretokenized": digests, "on_the_fly": about})
+        say(f"tokens: skipped {sum(skipped.values())} samples ({listed}); see {folder.skipped('tokens')}")
+    write_json(folder.tokens, {**shards, "pretokenized": digests, "on_the_fly": about})
     result = _check(recipe, folder, tokenizer)
-    indexed = [] if about is None else [INDEX]
-    return Outcome({**result, "skipped": dict(skipped)}, (SHARDS, GRID, *indexed, *written))
+    indexed = [] if about is None else [folder.image_index.name]
+    outputs = (folder.tokens.name, folder.reconstructions.name, *indexed, *written)
+    return Outcome({**result, "skipped": dict(skipped)}, outputs)
 
 
 def token_data(folder: RunFolder, split: str) -> TokenData | None:
@@ -73,8 +65,8 @@ def token_data(folder: RunFolder, split: str) -> TokenData | None:
         RearkitError: the stage has not run.
         DataError: a shard is missing or damaged.
     """
-    place, shards = folder.stage("tokens"), _listing(folder)
-    return TokenData.from_shards([place / name for name in shards[split]]) if shards[split] else None
+    shards = _listing(folder)[split]
+    return TokenData.from_shards([folder.stage("tokens") / name for name in shards]) if shards else None
 
 
 def training_data(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer) -> TokenData | OnTheFly:
@@ -85,31 +77,32 @@ def training_data(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer) -> To
         DataError: something is missing, or more is damaged than the recipe allows.
     """
     if recipe.tokens.on_the_fly:
-        return _on_the_fly(recipe, folder, tokenizer, folder.stage("train"))
-    place, listing = folder.stage("tokens"), _listing(folder)
+        return _on_the_fly(recipe, folder, tokenizer, "train")
+    place = folder.stage("tokens")
+    listing = _listing(folder)
     written = (folder.done("tokens") or {}).get("outputs", {})
     digests = {place / name: listing["pretokenized"].get(name) or written[name]["sha256"] for name in listing["train"]}
-    log = folder.stage("train") / SKIPPED
-    return TokenData.from_shards(distributed.from_main(lambda: whole_shards(digests, recipe.data.max_bad_share, log)))
+    max_bad_share = recipe.data.max_bad_share
+    whole = distributed.from_main(lambda: whole_shards(digests, max_bad_share, folder.skipped("train")))
+    return TokenData.from_shards(whole)
 
 
-def _on_the_fly(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, place: Path) -> OnTheFly:
-    """Open the images that are tokenized while training; ``place`` is the folder of the stage that wants them."""
+def _on_the_fly(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, stage: str) -> OnTheFly:
+    """Open the images that are tokenized while training, for a stage."""
     table = recipe.tokens
-    counts = dict(zip(read_listing(folder, "train"), _listing(folder)["on_the_fly"]["images"], strict=True))
-    expected = sum(counts.values()) // distributed.world_size()  # of each epoch, by this rank, which counts its own
-    bad = BadSamples(recipe.data.max_bad_share, expected, place / SKIPPED)
+    images = open_split(recipe, folder, "train", tokenizer.image_size, stage)
+    counts = dict(zip(images.shards, _listing(folder)["on_the_fly"]["images"], strict=True))
+    bad = images.budget()
+    bad.expected = sum(counts.values()) // distributed.world_size()  # each rank counts its own share of an epoch
     # What is read ahead may be of the next window, while another process is still in the one before.
-    cache = ShardCache(place / COPIES, 3 * table.shuffle_shards, retry_of(recipe))
-    index = ImageIndex.open(folder.stage("tokens") / INDEX, counts)
-    return OnTheFly(index, tokenizer, table, recipe.train_seed, cache, bad)
+    cache = ShardCache(folder.copies(stage), 3 * table.shuffle_shards, images.retry)
+    return OnTheFly(ImageIndex.open(folder.image_index, counts), tokenizer, table, recipe.train_seed, cache, bad)
 
 
 def _listing(folder: RunFolder) -> dict[str, Any]:
-    place = folder.stage("tokens")
-    shards: dict[str, Any] | None = read_json(place / SHARDS)
+    shards: dict[str, Any] | None = read_json(folder.tokens)
     if shards is None:
-        raise RearkitError(f"{place}: no token shards yet; run: python -m rearkit tokens RECIPE")
+        raise RearkitError(f"{folder.stage('tokens')}: no token shards yet; run: python -m rearkit tokens RECIPE")
     return shards
 
 
@@ -117,24 +110,23 @@ def _tokenize_split(
     recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, split: str, skipped: Counter[str]
 ) -> list[str]:
     """Write the shards that are not there yet; return the names of all."""
-    place, table = folder.stage("tokens"), recipe.tokens
+    table = recipe.tokens
     if split == "train" and (table.pretokenized is not None or table.on_the_fly):
         return []
     augment = table.augment if split == "train" else "none"
-    listing = read_listing(folder, split)
-    bad = BadSamples(recipe.data.max_bad_share, sum(listing.values()), place / SKIPPED)
-    num_classes = build_dataset(recipe).num_classes
+    images = open_split(recipe, folder, split, read_size(augment, tokenizer.image_size), "tokens")
+    bad = images.budget()
     names: list[str] = []
-    with progress_bar(f"tokens: {split} shards", len(listing)) as bar:
-        for index, (shard, count) in enumerate(listing.items()):
+    with progress_bar(f"tokens: {split} shards", len(images.shards)) as bar:
+        for index, (shard, count) in enumerate(images.shards.items()):
             names.append(f"{split}-{index:06d}.tar")
-            if (before := _already_skipped(place / names[-1])) is not None:
+            path = folder.stage("tokens") / names[-1]
+            if (before := _already_skipped(path)) is not None:
                 bad.reasons.update(before)
                 bad.good += count - sum(before.values())
             else:
-                _tokenize_shard(
-                    tokenizer, shard, count, place / names[-1], num_classes, augment, table, bad, retry_of(recipe)
-                )
+                single = attrs.evolve(images, shards={shard: count})
+                tokenize_shard(tokenizer, single, augment, table.batch, path, bad)
             bar.advance(1)
     skipped.update(bad.reasons)
     return names
@@ -151,17 +143,17 @@ def _already_skipped(path: Path) -> dict[str, int] | None:
 
 def _index(recipe: Recipe, folder: RunFolder, skipped: Counter[str]) -> dict[str, Any]:
     """Index the training images; return what tokens made of them depend on, beside the tokenizer."""
-    place, table, listing = folder.stage("tokens"), recipe.tokens, read_listing(folder, "train")
-    bad = BadSamples(recipe.data.max_bad_share, sum(listing.values()), place / SKIPPED)
-    counts = write_index(place / INDEX, listing, build_dataset(recipe).num_classes, bad, retry_of(recipe))
+    images = open_split(recipe, folder, "train", 0, "tokens")  # only located, so at no size
+    bad = images.budget()
+    counts = write_index(folder.image_index, images.shards, images.num_classes, bad, images.retry)
     skipped.update(bad.reasons)
     say(f"tokens: {sum(counts.values())} training images, to be tokenized while training")
     done = folder.done("data")
     return {
         "images": list(counts.values()),
-        "data": None if done is None else done["digest"],  # the index knows places, not pixels
-        "augment": table.augment,
-        "shuffle_shards": table.shuffle_shards,
+        "data": None if done is None else done["digest"],  # the index knows positions, not pixels
+        "augment": recipe.tokens.augment,
+        "shuffle_shards": recipe.tokens.shuffle_shards,
     }
 
 
@@ -175,15 +167,18 @@ def _pretokenized(folder: str) -> list[str]:
 
 def _check(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer) -> dict[str, Any]:
     """Decode a sample of what lies on the disk, and stop where it is not what the recipe demands."""
-    place, table = folder.stage("tokens"), recipe.tokens
-    train, held_out = token_data(folder, "train"), token_data(folder, "held-out")
-    total, originals = 0 if train is None else len(train), None
+    table = recipe.tokens
+    train = token_data(folder, "train")
+    held_out = token_data(folder, "held-out")
+    total = 0 if train is None else len(train)
+    originals: ImageSet | None = None
     if table.on_the_fly:
-        data = _on_the_fly(recipe, folder, tokenizer, place)
+        data = _on_the_fly(recipe, folder, tokenizer, "tokens")
         total = len(data)
         samples = data.read(np.linspace(0, total - 1, min(total, table.check_images)).astype(np.int64))
         tokens, classes = data.to_tokens(samples, module_device(tokenizer))
-        train, originals = TokenData.from_arrays(tokens.cpu(), classes.cpu()), ImageSet(samples.content, classes.cpu())
+        train = TokenData.from_arrays(tokens.cpu(), classes.cpu())
+        originals = ImageSet(samples.content, classes.cpu())
     if train is None:
         raise DataError("[data.source]: no training images, and no [tokens] pretokenized")
     if train.num_tokens != tokenizer.num_tokens:
@@ -206,28 +201,29 @@ def _check(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer) -> dict[str,
     if held_out is not None or table.pretokenized is None:
         images = originals if originals and held_out is None else _originals(recipe, folder, tokenizer, split)
         stride = VIEWS[table.augment] if held_out is None and originals is None else 1
-        ratio = compare(tokenizer, held_out or train, stride, images, table.batch, place / GRID)
+        ratio = compare(tokenizer, held_out or train, stride, images, table.batch, folder.reconstructions)
         say(f"tokens: {ratio:.2f} dB PSNR of {len(images)} {split} images decoded from the written shards")
         result |= {"checked_split": split, "checked_images": len(images), "psnr": ratio}
         floors.append(("min_psnr", ratio, table.min_psnr))
     else:
-        show_decoded(tokenizer, train, place / GRID)
+        show_decoded(tokenizer, train, folder.reconstructions)
     for key, value, floor in floors:
         if value < floor:
-            raise DataError(f"[tokens] {key} = {floor}, but the written tokens reach {value:.3f}; see {place / GRID}")
+            see = folder.reconstructions
+            raise DataError(f"[tokens] {key} = {floor}, but the written tokens reach {value:.3f}; see {see}")
     return result
 
 
 def _originals(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, split: str) -> ImageSet:
     """The first images of a split, as they were tokenized: the first view of each."""
-    size, augment = tokenizer.image_size, recipe.tokens.augment if split == "train" else "none"
-    log, limit = folder.stage("tokens") / SKIPPED, recipe.tokens.check_images
-    num_classes = build_dataset(recipe).num_classes
-    read = read_all(recipe, folder, split, read_size(augment, size), num_classes, log, limit)
+    size = tokenizer.image_size
+    augment = recipe.tokens.augment if split == "train" else "none"
+    images = open_split(recipe, folder, split, read_size(augment, size), "tokens")
+    read = images.all(recipe.tokens.check_images)
     return attrs.evolve(read, images=torch.stack([views(image, augment, size)[0] for image in read.images]))
 
 
-def tables(recipe: Recipe) -> Mapping[str, Any]:
+def tables(recipe: Recipe, folder: RunFolder | None) -> Mapping[str, Any]:
     """The tables that the token shards depend on, and the shards made elsewhere."""
     found = Path(recipe.tokens.pretokenized).glob("*.tar") if recipe.tokens.pretokenized is not None else ()
     stamps = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(found)}

@@ -8,60 +8,61 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+from torch import nn
 
-from rearkit.contracts import Tokenizer, as_module, num_parameters
+from rearkit.contracts import Classes, Tokenizer, num_parameters
 from rearkit.errors import WeightsError
 from rearkit.model import Model, build
 from rearkit.recipe.loading import EXPORTED, load_recipe, recipe_to_dict
 from rearkit.recipe.tables import Recipe
+from rearkit.stages.data import run_classes
 from rearkit.stages.run_folder import RunFolder
-from rearkit.stages.stage import Outcome, Stage
-from rearkit.stages.tokenizer import WEIGHTS as TOKENIZER
+from rearkit.stages.stage import Outcome, Stage, hash_of
 from rearkit.stages.tokenizer import fitted_tokenizer
-from rearkit.stages.tokens import COPIES, token_data, training_data
+from rearkit.stages.tokens import token_data, training_data
 from rearkit.system import distributed
 from rearkit.system.console import say
-from rearkit.system.files import remove, sha256
+from rearkit.system.files import remove
 from rearkit.training.loop import train
-from rearkit.weights import load_weights, write_state_dict
-
-MODEL = "model.safetensors"
-HEADS = "heads.safetensors"
+from rearkit.weights import load_weights, read_metadata, write_state_dict
 
 
 def run(recipe: Recipe, folder: RunFolder) -> Outcome:
     """Train, and save the backbone and, apart, the training-only heads."""
-    place = folder.stage("train")
-    model = build(recipe, fitted_tokenizer(recipe, folder))
+    model = build(recipe, fitted_tokenizer(recipe, folder), run_classes(folder))
     data = training_data(recipe, folder, model.tokenizer)
-    result = train(model, data, token_data(folder, "held-out"), place)
+    result = train(model, data, token_data(folder, "held-out"), folder.stage("train"))
     say(f"train: {result.summary()}")
     names: tuple[str, ...] = ()
     if distributed.rank() == 0:
-        names = export(model, result.steps, place)
-        remove(place / COPIES)
+        names = export(model, result.steps, folder)
+        remove(folder.copies("train"))
     return Outcome(attrs.asdict(result), names)
 
 
-def export(model: Model, steps: int, place: Path) -> tuple[str, ...]:
-    """Write a trained model's weights, and its regularizers' heads apart, into a folder; return the files' names."""
+def export(model: Model, steps: int, folder: RunFolder) -> tuple[str, ...]:
+    """Write a trained model's weights, and its regularizers' heads apart, into a run; return the files' names.
+
+    The files hold what loading and sampling need: the recipe, and the number and names of the classes.
+    """
+    about = {"recipe": recipe_to_dict(model.recipe), "steps": steps, "classes": attrs.asdict(model.classes)}
     # A single key, since safetensors writes several in an order that differs from run to run.
-    metadata = {EXPORTED: json.dumps({"recipe": recipe_to_dict(model.recipe), "steps": steps})}
-    weights = {MODEL: as_module(model.backbone)}
+    metadata = {EXPORTED: json.dumps(about)}
+    weights: dict[Path, nn.Module] = {folder.model: model.backbone}
     if num_parameters(model.objective):
-        weights[HEADS] = model.objective
-    for name, module in weights.items():
-        write_state_dict(place / name, module.state_dict(), metadata)
-    return tuple(weights)
+        weights[folder.heads] = model.objective
+    for path, module in weights.items():
+        write_state_dict(path, module.state_dict(), metadata)
+    return tuple(path.name for path in weights)
 
 
 def trained_model(recipe: Recipe, folder: RunFolder) -> Model:
     """Build a recipe's model with the tokenizer and the weights that its run has."""
-    return _with_weights(recipe, fitted_tokenizer(recipe, folder), folder.stage("train") / MODEL)
+    return _with_weights(recipe, fitted_tokenizer(recipe, folder), run_classes(folder), folder.model)
 
 
 def load_model(path: str | Path, tokenizer: Tokenizer | None = None) -> Model:
-    """Load an exported model, ``RUN/train/model.safetensors``, which has its recipe inside.
+    """Load an exported model, ``RUN/train/model.safetensors``, which has its recipe and its classes inside.
 
     Args:
         path: the file.
@@ -75,30 +76,38 @@ def load_model(path: str | Path, tokenizer: Tokenizer | None = None) -> Model:
     path = Path(path)
     recipe = load_recipe(path)
     folder = RunFolder(path.absolute().parent.parent)
-    if tokenizer is None and (folder.stage("tokenizer") / TOKENIZER).is_file():
+    if tokenizer is None and folder.tokenizer.is_file():
         tokenizer = fitted_tokenizer(recipe, folder)
     if tokenizer is None and recipe.tokenizer.weights is None:
         raise WeightsError(
-            f"{path}: its tokenizer was fitted in a run, and is not in {folder.stage('tokenizer') / TOKENIZER}; "
+            f"{path}: its tokenizer was fitted in a run, and is not in {folder.tokenizer}; "
             "give load_model the tokenizer"
         )
-    return _with_weights(recipe, tokenizer, path)
+    return _with_weights(recipe, tokenizer, _exported_classes(path, folder), path)
 
 
-def _with_weights(recipe: Recipe, tokenizer: Tokenizer | None, path: Path) -> Model:
+def _exported_classes(path: Path, folder: RunFolder) -> Classes | None:
+    """Classes that an exported file names; for files of before rearkit 0.2, those of the run it lies in, if any."""
+    about = json.loads(read_metadata(path)[EXPORTED])
+    if "classes" in about:
+        names = about["classes"]["names"]
+        return Classes(about["classes"]["number"], None if names is None else tuple(names))
+    return run_classes(folder) if folder.images.is_file() else None
+
+
+def _with_weights(recipe: Recipe, tokenizer: Tokenizer | None, classes: Classes | None, path: Path) -> Model:
     untrained: Recipe = attrs.evolve(recipe, backbone=attrs.evolve(recipe.backbone, weights=None))  # type: ignore[misc]
-    model = build(untrained, tokenizer)
-    load_weights(as_module(model.backbone), path)
-    as_module(model.backbone).eval()
+    model = build(untrained, tokenizer, classes)
+    load_weights(model.backbone, path)
+    model.backbone.eval()
     return model
 
 
-def tables(recipe: Recipe) -> Mapping[str, Any]:
+def tables(recipe: Recipe, folder: RunFolder | None) -> Mapping[str, Any]:
     """The tables that trained weights depend on, and the weights that training starts from."""
-    weights = recipe.backbone.weights
     return {
         "backbone": recipe.backbone,
-        "weights": sha256(Path(weights)) if weights is not None and Path(weights).is_file() else None,
+        "weights": hash_of(recipe.backbone.weights),
         "noise": recipe.noise,
         "regularizers": recipe.regularizers,
         "train": recipe.train,

@@ -155,7 +155,7 @@ def _start_next(jobs: list[Job], root: Path, width: int, gpu: str | None) -> Job
         if lock is None:
             continue
         try:
-            job.folder.claim(job.run.recipe)
+            job.folder.claim(job.run.recipe.name)
             save_resolved_recipe(job.run.recipe, job.folder)
             link(job.shared, job.folder, (*COMMON, "classifier"))
             if job.leader is not None:
@@ -175,7 +175,7 @@ def _start(job: Job, width: int, gpu: str | None, lock: int) -> None:
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // width)))
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu
-    recipe, out = str(job.folder.path / "recipe.toml"), str(job.folder.path)
+    recipe, out = str(job.folder.recipe), str(job.folder.path)
     with (job.folder.path / LOG).open("wb") as log:
         job.process = subprocess.Popen(
             [sys.executable, "-m", "rearkit", "run", recipe, "--out", out],

@@ -15,10 +15,10 @@ import attrs
 
 from rearkit.pipeline import check_inputs
 from rearkit.recipe.tables import Recipe
-from rearkit.stages.evaluate import CLASSIFIER, prepare_classifier
+from rearkit.stages.evaluate import prepare_classifier
 from rearkit.stages.flow import STAGES
 from rearkit.stages.run_folder import RunFolder
-from rearkit.stages.stage import KEY, expected_keys, run_stage, save_resolved_recipe
+from rearkit.stages.stage import expected_keys, run_stage, save_resolved_recipe
 from rearkit.system.files import replacing
 from rearkit.system.locks import locked
 
@@ -48,14 +48,14 @@ def prepare_common(recipes: Iterable[Recipe], root: Path) -> list[RunFolder]:
 
 def _prepare(recipe: Recipe, folder: RunFolder, others: list[RunFolder]) -> None:
     check_inputs(recipe)
-    folder.claim(recipe)
+    folder.claim(recipe.name)
     save_resolved_recipe(recipe, folder)
     for stage in STAGES:
         if stage.name in COMMON:
             run_stage(stage, recipe, folder)
     # Scores compare in one feature space only: where images and settings agree, the classifier of the others is taken.
-    if others and not folder.stage(CLASSIFIER).exists():
-        link(others[0], folder, (CLASSIFIER,))
+    if others and not folder.classifier.exists():
+        link(others[0], folder, (folder.classifier.name,))
     prepare_classifier(recipe, folder)
 
 
@@ -65,17 +65,18 @@ def link(source: RunFolder, target: RunFolder, names: Iterable[str]) -> None:
     A stage that the target has with the same key is left as it is.
     """
     for name in names:
-        old, new = source.stage(name), target.stage(name)
-        if not old.is_dir() or (new.is_dir() and _key(old) == _key(new)):
+        old = source.stage(name)
+        new = target.stage(name)
+        if not old.is_dir() or (new.is_dir() and _content(source, name) == _content(target, name)):
             continue
         with replacing(new) as temporary:
             shutil.copytree(old, temporary, copy_function=_link_or_copy)
 
 
-def _key(place: Path) -> bytes:
-    """What tells one content of a folder from another: a stage's key, or the classifier itself."""
-    path = place / KEY
-    return path.read_bytes() if path.is_file() else b"".join(p.read_bytes() for p in sorted(place.iterdir()))
+def _content(folder: RunFolder, name: str) -> bytes:
+    """What distinguishes one content of a run's folder from another: a stage's key, or the classifier itself."""
+    path = folder.key(name)
+    return path.read_bytes() if path.is_file() else b"".join(p.read_bytes() for p in sorted(path.parent.iterdir()))
 
 
 def _link_or_copy(old: str, new: str) -> None:

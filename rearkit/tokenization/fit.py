@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rearkit.contracts import FittableTokenizer
 from rearkit.errors import first_line
@@ -16,7 +16,6 @@ from rearkit.system.console import progress_bar, say
 from rearkit.system.devices import seed_everything
 from rearkit.system.files import remove, replacing
 
-CHECKPOINT = "fit.pt"
 END_FACTOR = 0.05
 
 
@@ -38,9 +37,8 @@ class TokenizerFit:
 
     def __init__(self, tokenizer: FittableTokenizer, fit: FitTable, seed: int, checkpoint: Path | None = None) -> None:
         self.tokenizer, self.fit, self.seed, self.checkpoint = tokenizer, fit, seed, checkpoint
-        self.module: nn.Module = tokenizer  # type: ignore[assignment]
-        self.module.requires_grad_(True)
-        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        tokenizer.requires_grad_(True)
+        parameters = [p for p in tokenizer.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(parameters, lr=fit.lr, betas=(0.9, 0.99), weight_decay=fit.weight_decay)
         self.step = 0
         self.history: list[dict[str, float]] = []
@@ -49,8 +47,8 @@ class TokenizerFit:
 
     def run(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
         """Take the remaining steps; ``batches`` must start at the batch of step `step`."""
-        device = next(self.module.parameters()).device
-        self.module.train()
+        device = next(self.tokenizer.parameters()).device
+        self.tokenizer.train()
         with progress_bar("tokenizer: fit", self.fit.steps, self.step) as bar:
             while self.step < self.fit.steps:
                 images, _ = next(batches)
@@ -60,7 +58,7 @@ class TokenizerFit:
                 loss, parts = self.tokenizer.fit_loss(images.to(device))
                 self.optimizer.zero_grad()
                 loss.backward()
-                torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+                torch.nn.utils.clip_grad_norm_(self.tokenizer.parameters(), 1.0)
                 self.optimizer.step()
                 self.step += 1
                 self.history.append(
@@ -69,7 +67,7 @@ class TokenizerFit:
                 bar.advance(1, f"loss {loss.item():.4f}")
                 if self.checkpoint is not None and self.step % self.fit.checkpoint_every == 0:
                     self._save(self.checkpoint)
-        self.module.eval().requires_grad_(False)
+        self.tokenizer.eval().requires_grad_(False)
 
     def finish(self) -> None:
         """Remove the checkpoint; the weights are saved elsewhere."""
@@ -79,8 +77,8 @@ class TokenizerFit:
     def _save(self, path: Path) -> None:
         # All buffers, also those that a state dict leaves out, since a fit may depend on them.
         state = {
-            "parameters": dict(self.module.named_parameters()),
-            "buffers": dict(self.module.named_buffers()),
+            "parameters": dict(self.tokenizer.named_parameters()),
+            "buffers": dict(self.tokenizer.named_buffers()),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "history": self.history,
@@ -95,9 +93,9 @@ class TokenizerFit:
             say(f"tokenizer: {path} is damaged ({first_line(error)}); the fit starts anew")
             return
         with torch.no_grad():
-            for name, parameter in self.module.named_parameters():
+            for name, parameter in self.tokenizer.named_parameters():
                 parameter.copy_(state["parameters"][name])
-            for name, buffer in self.module.named_buffers():
+            for name, buffer in self.tokenizer.named_buffers():
                 buffer.copy_(state["buffers"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.history = state["step"], state["history"]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rearkit.contracts import Tokenizer, as_module
+from rearkit.contracts import Tokenizer
 from rearkit.data.fetching import ShardCache
 from rearkit.data.image_index import ImageIndex, ImageReader
 from rearkit.data.image_shards import BadSamples, decoded
@@ -53,7 +53,7 @@ class OnTheFly:
         self.names, self.starts, self.window = index.shards, index.starts, table.shuffle_shards
         self.workers = table.workers
         self.tokenizer, self.table, self.seed, self.bad = tokenizer, table, seed, bad
-        as_module(tokenizer).eval().requires_grad_(False)
+        tokenizer.eval().requires_grad_(False)
         self._reader = ImageReader(index, cache)
 
     def __len__(self) -> int:
@@ -97,7 +97,7 @@ class OnTheFly:
         self.bad.good += len(samples.indices) - len(samples.skipped)
         for where, reason in samples.skipped:
             self.bad.skip(where, reason)
-        as_module(self.tokenizer).to(device)
+        self.tokenizer.to(device)
         parts = samples.content.to(device).split(self.table.batch)
         return torch.cat([self.tokenizer.encode(to_float(part)) for part in parts]), samples.classes_B.to(device)
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rearkit.contracts import Tokenizer, as_module
+from rearkit.contracts import Tokenizer
 from rearkit.data.image_sets import ImageSet
 from rearkit.data.pixels import psnr, save_grid, save_pairs, to_float, to_uint8
 from rearkit.data.token_shards import TokenData, spread
@@ -97,4 +97,4 @@ def show_decoded(tokenizer: Tokenizer, data: TokenData, picture: Path) -> None:
 
 def module_device(tokenizer: Tokenizer) -> torch.device:
     """Return the device that a tokenizer is on."""
-    return next(as_module(tokenizer).parameters()).device
+    return next(tokenizer.parameters()).device

@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from rearkit.contracts import Tokenizer
-from rearkit.data.fetching import Retry
-from rearkit.data.image_sets import ImageSet
-from rearkit.data.image_shards import BadSamples, read_images
+from rearkit.data.image_sets import ImageSet, Split
+from rearkit.data.image_shards import BadSamples
 from rearkit.data.pixels import to_float
 from rearkit.data.token_shards import TokenData, write_token_shard
-from rearkit.recipe.tables import TokensTable
 from rearkit.tokenization.quality import module_device
-from rearkit.tokenization.views import read_size, views
+from rearkit.tokenization.views import views
 
 
 @torch.no_grad()
@@ -34,17 +32,17 @@ def tokenize(tokenizer: Tokenizer, images: ImageSet, batch: int = 64) -> TokenDa
 
 
 @torch.no_grad()
-def _tokenize_shard(
-    tokenizer: Tokenizer,
-    shard: str,
-    count: int,
-    path: Path,
-    num_classes: int,
-    augment: str,
-    table: TokensTable,
-    bad: BadSamples,
-    retry: Retry,
-) -> None:
+def tokenize_shard(tokenizer: Tokenizer, images: Split, augment: str, batch: int, path: Path, bad: BadSamples) -> None:
+    """Write the token shard of an image shard.
+
+    Args:
+        tokenizer: frozen, in eval mode.
+        images: a split with that one shard, read at `read_size`.
+        augment: which views of an image are tokenized; see `views`.
+        batch: views tokenized at once.
+        path: the token shard.
+        bad: counts what has to be skipped.
+    """
     device = module_device(tokenizer)
     tokens: list[np.ndarray] = []
     classes: list[int] = []
@@ -56,14 +54,14 @@ def _tokenize_shard(
             held.clear()
 
     before = bad.reasons.copy()
-    side = read_size(augment, tokenizer.image_size)
-    for read in read_images([shard], side, num_classes, bad, {shard: count}, retry=retry):
+    for read in images.read(bad=bad):
         for view in views(read.image, augment, tokenizer.image_size):
             held.append(view)
             classes.append(read.label)
-            if len(held) >= table.batch:
+            if len(held) >= batch:
                 flush()
     flush()
     array = np.concatenate(tokens) if tokens else np.empty((0, tokenizer.num_tokens))
-    meta = {"source": Path(shard).name, "augment": augment, "skipped": dict(bad.reasons - before)}
+    (source,) = images.shards
+    meta = {"source": Path(source).name, "augment": augment, "skipped": dict(bad.reasons - before)}
     write_token_shard(path, array, np.array(classes), meta)

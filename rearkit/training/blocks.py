@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from rearkit.contracts import as_module
 from rearkit.errors import RecipeError
 from rearkit.model import Model
 
@@ -24,7 +23,7 @@ def prepared_blocks(model: Model) -> Iterator[None]:
     Raises:
         RecipeError: the backbone does not name its blocks, which checkpointing needs.
     """
-    table, backbone = model.recipe.train, as_module(model.backbone)
+    table, backbone = model.recipe.train, model.backbone
     named = getattr(model.backbone, "blocks", None)
     blocks: list[nn.Module] = [] if named is None else list(named)
     if table.activation_checkpointing and not blocks:

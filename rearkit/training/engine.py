@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rearkit.contracts import as_module
 from rearkit.errors import RecipeError
 from rearkit.model import Model
 from rearkit.recipe.train_table import TrainTable
@@ -23,7 +22,7 @@ class TrainModule(nn.Module):
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        self.backbone = as_module(model.backbone)
+        self.backbone = model.backbone
         self.objective = model.objective
         self.prefix_length = model.backbone.prefix_length
 

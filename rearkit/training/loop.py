@@ -13,7 +13,7 @@ import attrs
 import numpy as np
 import torch
 
-from rearkit.contracts import as_module, num_parameters
+from rearkit.contracts import num_parameters
 from rearkit.data.token_shards import TokenData, spread
 from rearkit.data.training_data import Samples, TrainingData, shards_of
 from rearkit.errors import Interrupted, Preempted, RearkitError
@@ -91,7 +91,7 @@ def train(
     _check_tokens(model, data)
     device = distributed.local_device(resolve_device(recipe.device))
     if table.steps == 0:
-        as_module(model.backbone).to(device).eval()
+        model.backbone.to(device).eval()
         return _result(model, 0.0, {} if held_out is None else validate(model, held_out, device))
     check_deepspeed_table(table, device)
     distributed.start(device)
@@ -165,7 +165,7 @@ def train(
             log.close()
         engine.destroy()
     put_back(module, whole)
-    as_module(model.backbone).eval()
+    model.backbone.eval()
     if held_out is not None and HELD_OUT_LOSS not in last:  # the line of the last step was lost in a crash
         last = last | validate(model, held_out, device)
     return _result(model, time.monotonic() - started, last)
@@ -175,7 +175,7 @@ def _result(model: Model, seconds: float, last: dict[str, float]) -> TrainResult
     return TrainResult(
         steps=model.recipe.train.steps,
         seconds=seconds,
-        parameters=num_parameters(as_module(model.backbone)),
+        parameters=num_parameters(model.backbone),
         head_parameters=num_parameters(model.objective),
         last=last,
         held_out_cross_entropy=last.get(HELD_OUT_LOSS),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from rearkit.contracts import as_module
 from rearkit.data.token_shards import TokenData, spread
 from rearkit.model import Model
 
@@ -17,7 +16,7 @@ VALIDATION_LIMIT = 5000  # held-out samples used
 @torch.no_grad()
 def validate(model: Model, data: TokenData, device: torch.device) -> dict[str, float]:
     """Cross-entropy (nats per token) and accuracy of clean, labelled, teacher-forced prediction."""
-    backbone = as_module(model.backbone)
+    backbone = model.backbone
     was_training = backbone.training
     backbone.eval()
     chosen = spread(len(data), VALIDATION_LIMIT)

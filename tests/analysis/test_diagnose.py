@@ -11,10 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rearkit.analysis.diagnose import FILE, Diagnosis, diagnose, from_plain, measure, read_diagnosis
+from rearkit.analysis.diagnose import Diagnosis, diagnose, from_plain, measure, read_diagnosis
 from rearkit.analysis.groups import SWEEP
 from rearkit.analysis.table import Group, Table
-from rearkit.contracts import as_module
 from rearkit.errors import RearkitError
 from rearkit.model import build
 from rearkit.pipeline import run
@@ -24,10 +23,13 @@ from rearkit.reports.charts import draw
 from rearkit.reports.compare import compare, diagnose_and_compare
 from rearkit.reports.comparison_page import gather, outdated
 from rearkit.reports.diagnosis import charts, screen_tables, summary
-from rearkit.stages.run_folder import DONE, RunFolder
+from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.tokens import token_data
 from rearkit.system.files import write_json
 from rearkit.tokenization.quality import survival
+
+DONE = "stage.json"
+FILE = "diagnosis.json"
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.toml"
 
@@ -61,7 +63,7 @@ def test_all_tokens_of_a_bijection_survive_and_half_of_one_that_forgets() -> Non
 
 def measured(tiny: Callable[..., Recipe]) -> Diagnosis:
     model = build(tiny())
-    as_module(model.backbone).eval()
+    model.backbone.eval()
     generator = torch.Generator().manual_seed(0)
     batches = [(torch.randint(12, (8, 16), generator=generator), torch.arange(8)) for _ in range(2)]
     return measure(model, batches, batches, None)

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from rearkit.analysis.table import Group, make_table
-from rearkit.stages.run_folder import DONE, RunFolder
+from rearkit.stages.run_folder import RunFolder
+
+DONE = "stage.json"
 
 SCORES = {
     "fid": 2.0,

@@ -61,7 +61,7 @@ def nested_tar(folder: Path, tmp_path: Path) -> Path:
 
 def shades(shards: list[Path]) -> Counter[tuple[int, int]]:
     bad = BadSamples(0.0, 0)
-    found = Counter((int(r.image[0, 0, 0]), r.label) for r in read_images([str(s) for s in shards], 8, 3, bad))
+    found = Counter((int(r.image[0, 0, 0]), r.label) for r in read_images({str(s): 0 for s in shards}, 8, 3, bad))
     assert not bad.count
     return found
 

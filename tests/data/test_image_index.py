@@ -58,7 +58,7 @@ def test_an_index_finds_what_reading_front_to_back_finds(tmp_path: Path) -> None
     shards = {str(first): 6, str(second): 3}
     bad, other = BadSamples(1, 9), BadSamples(1, 9)
     index = index_of(tmp_path, shards, bad)
-    expected = list(read_images(list(shards), 6, 3, other, shards))
+    expected = list(read_images(shards, 6, 3, other))
     assert len(index) == len(expected) == 6
     assert (bad.reasons, bad.good) == (other.reasons, other.good)
     found = [reader(index, tmp_path).read(i) for i in (5, 0, 3, 1, 4, 2)]  # in any order

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from rearkit.data.image_sets import ImageSet, image_batches, read_all, stack
+from rearkit.data.image_sets import ImageSet, Split
+from rearkit.data.image_shards import ReadImage
 from rearkit.data.pixels import psnr, to_float, to_uint8
 from rearkit.errors import DataError
 from rearkit.recipe.tables import Recipe
@@ -53,10 +54,13 @@ def opened(tiny: Callable[..., Recipe], tmp_path: Path) -> Callable[..., Opened]
     return open_run
 
 
+def split_of(opened: Opened, name: str = "train") -> Split:
+    return stage.open_split(*opened, name, SIDE, "tokens")
+
+
 def batches(opened: Opened, batch: int, count: int, start: int = 0) -> list[list[int]]:
     """The numbers of the images in the first batches."""
-    recipe, folder = opened
-    stream = image_batches(recipe, folder, SIDE, 5, batch, folder.path / "skipped.jsonl", start)
+    stream = split_of(opened).batches(batch, start)
     found = []
     for images, labels in itertools.islice(stream, count):
         assert images.shape == (batch, 3, SIDE, SIDE)
@@ -99,22 +103,22 @@ def test_a_stream_without_a_usable_image_ends_in_an_error(max_bad_share: float, 
 
 
 def test_a_split_is_read_in_the_order_of_its_shards_up_to_a_limit(opened: Callable[..., Opened]) -> None:
-    recipe, folder = opened(4, 6)
+    run = opened(4, 6)
 
     def numbers(limit: int | None) -> list[int]:
-        images = read_all(recipe, folder, "train", SIDE, 5, folder.path / "skipped.jsonl", limit)
+        images = split_of(run).all(limit)
         assert images.images.dtype == torch.uint8
         assert torch.equal(images.labels, images.images[:, 0, 0, 0] % 5)
         return images.images[:, 0, 0, 0].tolist()
 
     assert numbers(None) == list(range(10))
     assert numbers(6) == list(range(6))
-    assert len(read_all(recipe, folder, "held-out", SIDE, 5, folder.path / "skipped.jsonl")) == 0
+    assert len(split_of(run, "held-out").all()) == 0
 
 
 def test_a_run_without_a_data_stage_is_told_to_run_it(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no shards\.json; run: python -m rearkit data RECIPE"):
-        read_all(tiny(), RunFolder(tmp_path), "train", SIDE, 5, tmp_path / "log")
+        split_of((tiny(), RunFolder(tmp_path)))
 
 
 def test_images_load_without_a_run_folder_from_shards_and_from_a_dataset(
@@ -160,10 +164,10 @@ def test_an_image_set_takes_arrays_as_people_have_them() -> None:
     assert held.labels.dtype == torch.int64
 
 
-def test_stacking_makes_floats_and_labels() -> None:
-    from rearkit.data.image_shards import ReadImage
-
-    images, labels = stack([ReadImage(torch.full((3, 2, 2), 255, dtype=torch.uint8), 3, "a")] * 2)
-    assert images.shape == (2, 3, 2, 2)
-    assert (images == 1).all()
-    assert labels.tolist() == [3, 3]
+def test_images_that_were_read_become_a_set() -> None:
+    read = ReadImage(torch.full((3, 2, 2), 255, dtype=torch.uint8), 3, "a")
+    held = ImageSet.of([read, read], 2)
+    assert held.images.shape == (2, 3, 2, 2)
+    assert (held.images == 255).all()
+    assert held.labels.tolist() == [3, 3]
+    assert ImageSet.of([], 2).images.shape == (0, 3, 2, 2)

@@ -64,7 +64,7 @@ def read(
     paths: Iterable[Path], expected: dict[str, int] | None = None, max_share: float = 1.0, log: Path | None = None
 ) -> tuple[list[ReadImage], BadSamples]:
     bad = BadSamples(max_share, sum((expected or {}).values()), log)
-    return list(read_images([str(path) for path in paths], 6, 3, bad, expected)), bad
+    return list(read_images({str(path): (expected or {}).get(str(path), 0) for path in paths}, 6, 3, bad)), bad
 
 
 def test_samples_come_in_order_with_their_labels_and_pixels(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_a_shuffled_reading_is_a_permutation_that_the_generator_decides(tmp_path
 
     def keys(seed: int) -> list[str]:
         generator = torch.Generator().manual_seed(seed)
-        return [image.key for image in read_images(paths, 6, 3, BadSamples(0, 40), shuffle=generator)]
+        return [image.key for image in read_images(dict.fromkeys(paths, 0), 6, 3, BadSamples(0, 40), shuffle=generator)]
 
     assert keys(0) == keys(0)
     assert keys(0) != keys(1)

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 from rearkit.cli.main import cli
-from rearkit.contracts import as_module, num_parameters
+from rearkit.contracts import num_parameters
 from rearkit.errors import RearkitError, RecipeError
 from rearkit.model import build
 from rearkit.planning import measure
@@ -28,7 +28,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 def test_a_plan_counts_what_the_built_recipe_has(tiny: Callable[..., Recipe]) -> None:
     recipe = tiny(train={"keep_checkpoints": 3, "ema_decay": 0.9})
     plan, model = make_plan(recipe, MACHINE), build(recipe)
-    backbone, heads = num_parameters(as_module(model.backbone)), num_parameters(model.objective)
+    backbone, heads = num_parameters(model.backbone), num_parameters(model.objective)
     assert (plan.backbone_parameters, plan.head_parameters) == (backbone, heads)
     assert (plan.micro_batch, plan.accumulation) == (4, 1)
     assert plan.samples == recipe.train.steps * recipe.train.global_batch

@@ -18,9 +18,11 @@ from rearkit.reports.charts import POINTS, draw, fit_charts, training_charts
 from rearkit.reports.run_page import score_cards, score_notes, stage_rows, write_report
 from rearkit.stages.flow import STAGES
 from rearkit.stages.run_folder import RunFolder
-from rearkit.stages.stage import KEY, stage_key
+from rearkit.stages.stage import stage_key
 from rearkit.system.files import write_json, write_text
 from rearkit.system.versions import git_revision
+
+KEY = "key"
 
 SCORES: dict[str, Any] = {
     "fid": 4.625,

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rearkit.contracts import as_module
 from rearkit.errors import RearkitError
 from rearkit.layers.packed_linear import can_halve
 from rearkit.model import Model, build
@@ -194,10 +193,10 @@ def model(tiny: Callable[..., Recipe]) -> Model:
     made = build(tiny())
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in as_module(made.backbone).parameters():
+        for parameter in made.backbone.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
         made.tokenizer.codebook().copy_(torch.randn(12, 6, generator=generator))
-    as_module(made.backbone).eval()
+    made.backbone.eval()
     return made
 
 
@@ -286,8 +285,8 @@ def test_decoding_with_a_cache_is_teacher_forced_prediction_step_by_step(model: 
     scales = guidance_scales(N, 4.0, 1.5)
     with torch.no_grad():
         for i in range(N):
-            conditional, _ = as_module(model.backbone)(tokens, classes)
-            unconditional, _ = as_module(model.backbone)(tokens, torch.full_like(classes, 10))
+            conditional, _ = model.backbone(tokens, classes)
+            unconditional, _ = model.backbone(tokens, torch.full_like(classes, 10))
             guided = unconditional[:, i] + (conditional[:, i] - unconditional[:, i]) * scales[i]
             tokens[:, i] = draw(guided, uniforms[:, i], 0.9, 8, 0.95)
     assert torch.equal(sample_tokens(model.backbone, classes, uniforms, 10, how), tokens)

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from torch_fidelity.metric_fid import KEY_METRIC_FID
 
-from rearkit.contracts import as_module
 from rearkit.evaluation import fidelity
 from rearkit.model import build_tokenizer
 from rearkit.recipe.loading import load_recipe
@@ -20,10 +19,11 @@ from rearkit.sampling.manifest import MEMBER
 from rearkit.stages import data
 from rearkit.stages import evaluate as stage
 from rearkit.stages.run_folder import RunFolder
-from rearkit.stages.sample import NPZ
 from rearkit.stages.stage import run_stage
-from rearkit.stages.tokenizer import WEIGHTS
 from rearkit.weights import write_state_dict
+
+NPZ = "samples.npz"
+WEIGHTS = "tokenizer.safetensors"
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.toml"
 MANIFEST = {"format": 1, "num_images": 10, "recipe": {"name": "mine"}}
@@ -44,7 +44,7 @@ def folder(recipe: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFacto
     """A run with data, an untrained tokenizer, and noise for samples."""
     folder = RunFolder(tmp_path_factory.mktemp("runs") / "smoke")
     run_stage(data.STAGE, recipe(), folder)
-    tokenizer = as_module(build_tokenizer(recipe(), load=False))
+    tokenizer = build_tokenizer(recipe(), load=False)
     write_state_dict(folder.stage("tokenizer") / WEIGHTS, tokenizer.state_dict())
     npz = folder.stage("sample") / NPZ
     npz.parent.mkdir()

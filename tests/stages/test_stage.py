@@ -14,17 +14,12 @@ from rearkit.recipe.loading import load_recipe
 from rearkit.recipe.settings import setting, settings
 from rearkit.recipe.tables import ComponentTable, Recipe
 from rearkit.stages.flow import STAGES
-from rearkit.stages.run_folder import DONE, RunFolder
-from rearkit.stages.stage import (
-    KEY,
-    PREVIOUS,
-    Outcome,
-    Stage,
-    check_stages_before,
-    run_stage,
-    save_resolved_recipe,
-    stage_key,
-)
+from rearkit.stages.run_folder import RunFolder
+from rearkit.stages.stage import Outcome, Stage, check_stages_before, run_stage, save_resolved_recipe, stage_key
+
+DONE = "stage.json"
+KEY = "key"
+PREVIOUS = "previous"
 
 Stages = dict[str, Stage]
 

@@ -15,8 +15,7 @@ import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rearkit.contracts import as_module
-from rearkit.data.image_sets import ImageSet, read_all
+from rearkit.data.image_sets import ImageSet
 from rearkit.data.pixels import to_float
 from rearkit.data.token_shards import TokenData, read_meta, write_token_shard
 from rearkit.errors import DataError, RearkitError
@@ -25,6 +24,7 @@ from rearkit.recipe.tables import VIEWS, Recipe
 from rearkit.stages import data as data_stage
 from rearkit.stages import tokenizer as tokenizer_stage
 from rearkit.stages import tokens as tokens_stage
+from rearkit.stages.data import open_split
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.stage import run_stage, stage_key
 from rearkit.stages.tokenizer import fitted_tokenizer
@@ -115,7 +115,7 @@ def test_token_shards_hold_the_tokens_of_every_view_of_every_image(
     tokenizer = fitted_tokenizer(table, folder)
     for split, count in (("train", 30), ("held-out", 10)):
         how = augment if split == "train" else "none"
-        originals = read_all(table, folder, split, read_size(how, 8), 10, folder.path / "log")
+        originals = open_split(table, folder, split, read_size(how, 8), "tokens").all()
         seen = torch.stack([view for image in originals.images for view in views(image, how, 8)])
         with torch.no_grad():
             expected = tokenizer.encode(to_float(seen))
@@ -287,7 +287,7 @@ def test_a_folder_without_token_shards_is_refused(
 
 def test_images_in_memory_are_tokenized_alike_in_any_batch(tiny: Callable[..., Recipe]) -> None:
     tokenizer = build_tokenizer(tiny())
-    as_module(tokenizer).eval()
+    tokenizer.eval()
     pixels = torch.randint(256, (10, 3, 8, 8), dtype=torch.uint8)
     images = ImageSet(pixels, torch.arange(10))
     with torch.no_grad():

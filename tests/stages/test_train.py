@@ -10,14 +10,16 @@ from safetensors.torch import save_file
 
 import rearkit
 from rearkit.cli.main import cli
-from rearkit.contracts import as_module
 from rearkit.errors import RecipeError, WeightsError
 from rearkit.model import Model, build
 from rearkit.recipe.loading import load_recipe
 from rearkit.recipe.tables import Recipe
-from rearkit.stages.tokenizer import WEIGHTS
-from rearkit.stages.train import HEADS, MODEL, export
+from rearkit.stages.train import export
 from rearkit.weights import write_state_dict
+
+HEADS = "heads.safetensors"
+MODEL = "model.safetensors"
+WEIGHTS = "tokenizer.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -26,16 +28,16 @@ def run(tiny: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("run")
     model = build(tiny(seed=3))
     with torch.no_grad():
-        for parameter in as_module(model.backbone).parameters():
+        for parameter in model.backbone.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     assert export(model, 4, folder / "train") == (MODEL, HEADS)
-    write_state_dict(folder / "tokenizer" / WEIGHTS, as_module(model.tokenizer).state_dict())
+    write_state_dict(folder / "tokenizer" / WEIGHTS, model.tokenizer.state_dict())
     return model, folder
 
 
 def logits(model: Model) -> torch.Tensor:
     with torch.no_grad():
-        return as_module(model.backbone).eval()(torch.arange(16)[None] % 12, torch.tensor([3]))[0]
+        return model.backbone.eval()(torch.arange(16)[None] % 12, torch.tensor([3]))[0]
 
 
 def test_an_exported_model_is_loaded_from_its_file_alone(run: tuple[Model, Path]) -> None:
@@ -44,7 +46,7 @@ def test_an_exported_model_is_loaded_from_its_file_alone(run: tuple[Model, Path]
     assert loaded.recipe == model.recipe
     assert torch.equal(logits(loaded), logits(model))
     assert torch.equal(loaded.tokenizer.codebook(), model.tokenizer.codebook())
-    assert not as_module(loaded.backbone).training
+    assert not loaded.backbone.training
 
 
 def test_away_from_its_run_a_model_needs_the_tokenizer(run: tuple[Model, Path], tmp_path: Path) -> None:

@@ -14,12 +14,14 @@ import pytest
 
 from rearkit.analysis.groups import find_groups
 from rearkit.errors import RearkitError
-from rearkit.stages.run_folder import DONE, RunFolder
+from rearkit.stages.run_folder import RunFolder
 from rearkit.sweeps.report import sweep_and_report
 from rearkit.sweeps.runner import Job, _last_words, _work, run_sweep
 from rearkit.sweeps.sharing import link
 from rearkit.sweeps.sweep import Sweep, load_sweep
 from rearkit.system.locks import try_lock
+
+DONE = "stage.json"
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.toml"
 # Two models; the third variant samples from the first one's again.

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rearkit.contracts import Tokenizer, as_module
+from rearkit.contracts import Tokenizer
 from rearkit.data.image_sets import ImageSet
 from rearkit.data.pixels import psnr, to_float
 from rearkit.errors import RearkitError
@@ -54,7 +54,7 @@ def fresh(tiny: Callable[..., Recipe]) -> Tokenizer:
 
 def everything(tokenizer: Tokenizer) -> dict[str, Tensor]:
     """Parameters, and all buffers, also those that a state dict leaves out."""
-    module = as_module(tokenizer)
+    module = tokenizer
     return {name: value.clone() for name, value in [*module.named_parameters(), *module.named_buffers()]}
 
 
@@ -120,8 +120,8 @@ def test_a_fit_learns_to_reconstruct_and_leaves_the_tokenizer_frozen(tiny: Calla
     before = quality(build_tokenizer(recipe))
     fitted = fit_tokenizer(recipe, held)
     assert quality(fitted) > before + 4
-    assert not as_module(fitted).training
-    assert not any(parameter.requires_grad for parameter in as_module(fitted).parameters())
+    assert not fitted.training
+    assert not any(parameter.requires_grad for parameter in fitted.parameters())
 
 
 def test_a_recipe_without_a_fit_is_refused(tiny: Callable[..., Recipe]) -> None:

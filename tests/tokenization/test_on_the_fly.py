@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from rearkit.components.noise.schedules import NoNoise
-from rearkit.contracts import as_module
 from rearkit.data.fetching import Retry, ShardCache
 from rearkit.data.image_index import ImageIndex, write_index
 from rearkit.data.image_shards import BadSamples
@@ -138,7 +137,7 @@ def test_a_random_crop_is_any_part_of_the_image_mirrored_or_not() -> None:
 
 def test_tokens_are_those_of_the_frozen_tokenizer(make: Callable[..., OnTheFly]) -> None:
     data = make(batch=3)  # fewer than are asked for
-    module = as_module(data.tokenizer)
+    module = data.tokenizer
     module.train()
     data = OnTheFly(data._reader.index, data.tokenizer, data.table, 0, data._reader.cache, data.bad)
     samples = source(data, batch=8).read(0)
@@ -210,9 +209,9 @@ def test_training_tokenizes_as_it_goes_and_leaves_the_tokenizer_as_it_was(
     data = make(augment="flip")
     recipe = tiny(train={"steps": 9, "log_every": 1, "global_batch": 8})
     model = build(recipe, data.tokenizer)
-    before = {name: value.clone() for name, value in as_module(data.tokenizer).state_dict().items()}
+    before = {name: value.clone() for name, value in data.tokenizer.state_dict().items()}
     train(model, data, folder=tmp_path / "run")
-    after = as_module(data.tokenizer).state_dict()
+    after = data.tokenizer.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     losses = [line["loss"] for line in read_log(tmp_path / "run")]
     assert len(losses) == 9 and losses[-1] < losses[0]

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rearkit.contracts import as_module
 from rearkit.errors import RecipeError
 from rearkit.model import Model, build
 from rearkit.recipe.tables import Recipe
@@ -19,7 +18,7 @@ def make(tiny: Callable[..., Recipe]) -> Callable[..., Model]:
     def build_with(**table: Any) -> Model:
         model = build(tiny(train=table, backbone={"dropout": 0.2, "attention_dropout": 0.2}))
         torch.manual_seed(5)
-        for parameter in as_module(model.backbone).parameters():  # a fresh model's blocks are shut
+        for parameter in model.backbone.parameters():  # a fresh model's blocks are shut
             parameter.data.add_(torch.randn_like(parameter) * 0.05)
         return model
 
@@ -28,7 +27,7 @@ def make(tiny: Callable[..., Recipe]) -> Callable[..., Model]:
 
 def gradients(model: Model) -> tuple[dict[str, Tensor], int]:
     """Gradients of a step with dropout, and how many numbers its forward pass keeps for the backward pass."""
-    backbone = as_module(model.backbone).train()
+    backbone = model.backbone.train()
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -58,7 +57,7 @@ def test_checkpointing_changes_no_gradient_and_keeps_less(make: Callable[..., Mo
 def test_compiled_blocks_compute_the_same(make: Callable[..., Model]) -> None:
     plain, model = make(), make(compile=True)
     for each in (plain, model):
-        as_module(each.backbone).eval()
+        each.backbone.eval()
     tokens, classes = torch.randint(12, (4, 16)), torch.randint(10, (4,))
     expected, _ = plain.backbone.forward(tokens, classes)
     with prepared_blocks(model):
@@ -68,10 +67,10 @@ def test_compiled_blocks_compute_the_same(make: Callable[..., Model]) -> None:
 
 def test_nothing_is_left_behind(make: Callable[..., Model]) -> None:
     model = make(activation_checkpointing=True, compile=True)
-    names = list(as_module(model.backbone).state_dict())
+    names = list(model.backbone.state_dict())
     with prepared_blocks(model):
-        assert list(as_module(model.backbone).state_dict()) == names
-    assert not any("forward" in vars(module) for module in as_module(model.backbone).modules())
+        assert list(model.backbone.state_dict()) == names
+    assert not any("forward" in vars(module) for module in model.backbone.modules())
 
 
 def test_a_backbone_that_does_not_name_its_blocks_is_told(make: Callable[..., Model]) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from rearkit.contracts import as_module
 from rearkit.data.token_shards import TokenData
 from rearkit.errors import Interrupted, Preempted, RearkitError, RecipeError
 from rearkit.model import Model, build
@@ -32,7 +31,7 @@ def tokens(size: int = 20, width: int = 16, codes: int = 12) -> TokenData:
 
 
 def weights(model: Model) -> dict[str, torch.Tensor]:
-    state = {**as_module(model.backbone).state_dict(), **model.objective.state_dict()}
+    state = {**model.backbone.state_dict(), **model.objective.state_dict()}
     return {name: value.clone() for name, value in state.items()}
 
 
@@ -90,7 +89,7 @@ def test_zero_stages_train_alike_and_leave_an_ordinary_model(
     )
     assert np.array_equal(sample(model, [0, 1, 2]).tokens, sample(plain, [0, 1, 2]).tokens)
     model.backbone.forward(torch.zeros(1, 16, dtype=torch.int64), torch.tensor([0]))[0].sum().backward()
-    assert all(parameter.grad is not None for parameter in as_module(model.backbone).parameters())
+    assert all(parameter.grad is not None for parameter in model.backbone.parameters())
 
 
 @pytest.mark.parametrize(
@@ -217,7 +216,7 @@ def test_validation_is_the_cross_entropy_of_clean_labelled_tokens(plain: Model) 
     found = validate(plain, data, CPU)
     all_tokens, classes = data.take(range(70))
     with torch.no_grad():
-        logits = as_module(plain.backbone)(all_tokens, classes)[0][:, :16]
+        logits = plain.backbone(all_tokens, classes)[0][:, :16]
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), all_tokens.flatten())
     assert found["held_out/cross_entropy"] == pytest.approx(expected.item(), abs=1e-5)
     assert found["held_out/accuracy"] == pytest.approx((logits.argmax(-1) == all_tokens).double().mean().item())

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from rearkit.contracts import as_module
 from rearkit.data.token_shards import TokenData
 from rearkit.errors import RearkitError
 from rearkit.model import Model, build
@@ -26,7 +25,7 @@ def tokens(size: int = 20) -> TokenData:
 
 
 def weights(model: Model) -> dict[str, torch.Tensor]:
-    state = {**as_module(model.backbone).state_dict(), **model.objective.state_dict()}
+    state = {**model.backbone.state_dict(), **model.objective.state_dict()}
     return {name: value.float().clone() for name, value in state.items()}
 
 
@@ -146,11 +145,11 @@ def test_a_checkpoint_is_safetensors_with_whole_tensors_of_float32(make: Callabl
     (folder,) = (tmp_path / "checkpoints").glob("step-00000003")
     with state._tensors(folder) as files:
         tensors = {name: file.get_tensor(name) for name, file in files.items()}
-    names = [name for name, _ in as_module(model.backbone).named_parameters()]
+    names = [name for name, _ in model.backbone.named_parameters()]
     for kind in ("weights", "exp_avg", "exp_avg_sq", "average"):
         assert {name for name in tensors if name.startswith(f"{kind}/backbone.")} == {
             f"{kind}/backbone.{n}" for n in names
         }
     assert {tensor.dtype for name, tensor in tensors.items() if not name.startswith("buffers/")} == {torch.float32}
-    shape = as_module(model.backbone).state_dict()["blocks.0.mlp.fc1.weight"].shape
+    shape = model.backbone.state_dict()["blocks.0.mlp.fc1.weight"].shape
     assert tensors["exp_avg/backbone.blocks.0.mlp.fc1.weight"].shape == shape

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from rearkit.contracts import TokenSpace
+from rearkit.contracts import Backbone, TokenSpace
 from rearkit_alitok.blocks import NORM_EPS, AliTokARSettings, Block
 from rearkit_alitok.decoding import Decoder
 from rearkit_alitok.rotary import rotary_table
 
 
-class AliTokAR(nn.Module):
+class AliTokAR(Backbone):
     """The backbone; see `rearkit.contracts.Backbone`.
 
     Rows of the token table: V codes, a mask token (unused; it is in the published layout), C classes, "no label".

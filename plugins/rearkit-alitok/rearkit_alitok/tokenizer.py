@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rearkit import VectorQuantizer, setting, settings
+from rearkit.contracts import FittableTokenizer
 
 
 @settings
@@ -160,7 +161,7 @@ class Decoder(nn.Module):
         return self.conv_out(F.pixel_shuffle(patches, self.patch_size)).sigmoid()
 
 
-class AliTok(nn.Module):
+class AliTok(FittableTokenizer):
     """The tokenizer; see `rearkit.contracts.FittableTokenizer`."""
 
     fit_steps: Tensor

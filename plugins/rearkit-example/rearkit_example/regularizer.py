@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rearkit import setting, settings
-from rearkit.contracts import RegularizerContext
+from rearkit.contracts import Regularizer, RegularizerContext
 
 
 @settings
@@ -22,7 +22,7 @@ class NextEmbeddingSettings:
     weight: float = setting("factor of this loss in the total", default=0.5, ge=0)
 
 
-class NextEmbedding(nn.Module):
+class NextEmbedding(Regularizer):
     """The regularizer; see `rearkit.contracts.Regularizer`.
 
     Raises:

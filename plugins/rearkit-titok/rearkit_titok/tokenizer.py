@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rearkit import MaskGITVQGANDecoder, VectorQuantizer
+from rearkit.contracts import FittableTokenizer
 from rearkit_titok.settings import TiTokSettings
 from rearkit_titok.vit import Decoder, Encoder
 
 
-class TiTok(nn.Module):
+class TiTok(FittableTokenizer):
     """The tokenizer; see `rearkit.contracts.FittableTokenizer`."""
 
     aimed: Tensor

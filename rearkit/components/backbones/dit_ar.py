@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from rearkit.components.backbones.dit_ar_blocks import PREFIX, Block, Condition, DiTARSettings, FinalNorm
 from rearkit.components.backbones.dit_ar_decoding import Decoder
-from rearkit.contracts import TokenSpace
+from rearkit.contracts import Backbone, TokenSpace
 from rearkit.layers.lean import LeanLinear
 
 
-class DiTAR(nn.Module):
+class DiTAR(Backbone):
     """The backbone; see `rearkit.contracts.Backbone`.
 
     Rows of the token table: V codes, a mask token (unused; it is in the published layout), C classes, "no label".

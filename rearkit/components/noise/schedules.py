@@ -11,16 +11,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from rearkit.objective import NoNoise
 from rearkit.recipe.settings import setting, settings
-
-
-@settings
-class NoNoise:
-    """No replacement: the context is the image's own tokens, as in a plain AR model."""
-
-    def rates(self, progress: float, batch: int, generator: torch.Generator) -> Tensor:
-        """Return zeros, (batch,)."""
-        return torch.zeros(batch)
 
 
 @settings

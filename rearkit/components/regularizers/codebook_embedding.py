@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rearkit.contracts import RegularizerContext
+from rearkit.contracts import Regularizer, RegularizerContext
 from rearkit.recipe.settings import setting, settings
 
 
@@ -34,7 +34,7 @@ class CodebookEmbeddingSettings:
             raise ValueError("encode and decode are both false: leave the regularizer out instead")
 
 
-class CodebookEmbedding(nn.Module):
+class CodebookEmbedding(Regularizer):
     """The regularizer; see the module docstring.
 
     Raises:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rearkit.components.tokenizers.quantizer import VectorQuantizer
+from rearkit.contracts import FittableTokenizer
 from rearkit.recipe.settings import setting, settings
 
 
@@ -150,7 +151,7 @@ class MaskGITVQGANDecoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
-class MaskGITVQGAN(nn.Module):
+class MaskGITVQGAN(FittableTokenizer):
     """The tokenizer; see `rearkit.contracts.FittableTokenizer`."""
 
     def __init__(self, settings: MaskGITVQGANSettings) -> None:
