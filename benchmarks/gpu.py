@@ -47,6 +47,7 @@ from rearkit.training import loop
 from rearkit.training.batches import Batch
 from rearkit.training.blocks import prepared_blocks
 from rearkit.training.engine import TrainModule
+from rearkit.training.trainer import Trainer
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 PEAK_FLOPS = 989e12  # of an H100 in bf16, dense, by its data sheet
@@ -231,19 +232,19 @@ def graphs_against_forward(report: Report, dtype: torch.dtype, bound: float, ids
 @contextlib.contextmanager
 def watched_steps(before: Callable[[int], None], after: Callable[[float], None] = lambda _: None) -> Iterator[None]:
     """Within this context, be told of each training step: its number before, its loss after."""
-    original = loop._train_step
+    original = Trainer.step
 
-    def spy(*arguments: Any) -> dict[str, Any]:
-        before(arguments[2])
-        values = original(*arguments)
+    def spy(trainer: Trainer, samples: Any) -> dict[str, Any]:
+        before(trainer.done)
+        values = original(trainer, samples)
         after(values["loss"])
         return values
 
-    loop._train_step = spy
+    Trainer.step = spy
     try:
         yield
     finally:
-        loop._train_step = original
+        Trainer.step = original
 
 
 def losses(device: str = "cuda", **train: Any) -> np.ndarray:

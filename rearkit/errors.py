@@ -1,6 +1,6 @@
-"""Errors that are the user's to mend, each with an exit code; anything else that escapes is a bug of ours.
+"""Errors that a user can fix, each with an exit code. Any other exception that reaches the user is a bug in rearkit.
 
-A message is written to be read on one line without a traceback: what is wrong, where, and what to do about it.
+A message fits on one line and needs no traceback: what is wrong, where, and what to do about it.
 """
 
 from __future__ import annotations
@@ -10,25 +10,28 @@ from collections.abc import Iterable
 
 EXIT_OK = 0
 EXIT_INTERNAL = 1
+# 2 is what the command line's parser itself exits with, for a wrong option.
 EXIT_USAGE = 2
 EXIT_DATA = 3
 EXIT_STORAGE = 4
 EXIT_DIVERGED = 5
-EXIT_PREEMPTED = 75  # stopped by SIGTERM after a checkpoint: run it again
+# Stopped by SIGTERM after a checkpoint, to be run again: EX_TEMPFAIL of sysexits.h, on which schedulers can requeue.
+EXIT_PREEMPTED = 75
+# 128 + SIGINT, as shells report Ctrl-C.
 EXIT_INTERRUPTED = 130
 
 
 class RearkitError(Exception):
-    """A mistake that the user can mend: a recipe, an option, a missing file, an output folder."""
+    """A mistake that the user can fix: in a recipe, an option, a missing file, an output folder."""
 
     exit_code = EXIT_USAGE
 
 
 class RecipeError(RearkitError):
-    """Everything that is wrong with one recipe, found in one pass.
+    """All errors in one recipe, reported together.
 
     Attributes:
-        problems: one line each, naming file, table, key, what was expected and the nearest valid name.
+        problems: one line each: file, table, key, what was expected and the nearest valid name.
     """
 
     def __init__(self, problems: list[str]) -> None:
@@ -45,41 +48,42 @@ class WeightsError(RearkitError):
 
 
 class DataError(RearkitError):
-    """Input data that cannot be used, or too much of it, or tokens below the recipe's floors."""
+    """Input data that cannot be used or has too many bad samples, or tokens below the recipe's minimum quality."""
 
     exit_code = EXIT_DATA
 
 
 class StorageError(RearkitError):
-    """A write that failed (full disk, no permission); what was written before is undamaged."""
+    """A write that failed (full disk, no permission); data written earlier is undamaged."""
 
     exit_code = EXIT_STORAGE
 
 
 class DivergedError(RearkitError):
-    """Training went wrong: too many steps with a NaN or infinite loss."""
+    """Training diverged: too many steps with a NaN or infinite loss."""
 
     exit_code = EXIT_DIVERGED
 
 
 class Interrupted(RearkitError):
-    """The run was told to stop, and has saved where it was."""
+    """The run was asked to stop, and has saved its state."""
 
     exit_code = EXIT_INTERRUPTED
 
 
 class Preempted(Interrupted):
-    """The run was told to stop by SIGTERM, as clusters do before they take a machine away."""
+    """The run was stopped by SIGTERM, which clusters send before they take a machine away."""
 
     exit_code = EXIT_PREEMPTED
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of somebody else's error, or its kind where it says nothing."""
+    """Return the first line of another library's error, or the error's class if it has no text."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return `` (did you mean 'x'?)`` for the nearest of ``names``, or nothing where none is near."""
+    """Return `` (did you mean 'x'?)`` for the nearest of ``names``, or an empty string if none is near."""
+    # 0.5 finds swapped and missing letters, and offers nothing for unrelated words.
     near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f" (did you mean {near[0]!r}?)" if near else ""

@@ -1,9 +1,9 @@
-"""The reAR training objective, usable on any autoregressive module that shows its hidden states.
+"""The reAR training objective, usable with any autoregressive module that exposes its hidden states.
 
 ``loss = cross-entropy(next clean token | noisy context) + Σ weight · regularizer(hidden states, clean tokens)``
 
-(article, section "Method"). The pieces are plain functions of tensors, so that somebody else's training loop and
-somebody else's transformer can use them: `corrupt` before the forward pass, `capture` around it, `Objective` after it.
+(paper, section "Method"). Its parts work with other training loops and transformers too: call `corrupt` before the
+forward pass, `capture` around it, `Objective` after it.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class NoNoise:
 
 @attrs.frozen(eq=False)
 class NoisyContext:
-    """A context with some tokens replaced.
+    """A context in which some tokens are replaced.
 
     Attributes:
-        tokens_BN: (B, N) int64, what the model reads.
-        replaced_BN: (B, N) bool, where a random code was put, also where it happened to be the same code.
+        tokens_BN: (B, N) int64, the model's input.
+        replaced_BN: (B, N) bool, true where a random code was drawn, even if it equals the original.
         rates_B: (B,) float32, the replacement probability of each sample.
     """
 
@@ -47,27 +47,29 @@ class NoisyContext:
 def corrupt(
     tokens_BN: Tensor, noise: NoiseSchedule, progress: float, codebook_size: int, generator: torch.Generator
 ) -> NoisyContext:
-    """Replace each token, with its sample's probability, by a uniform random code. Targets must stay clean.
+    """Replace each token by a uniform random code, with the probability drawn for its sample. Targets must stay clean.
 
     Args:
         tokens_BN: (B, N) int64 in [0, codebook_size), on any device.
         noise: the schedule that draws the probabilities.
         progress: share of the training steps taken, in [0, 1].
         codebook_size: V.
-        generator: randomness, on the CPU, so that a batch is noised alike on every device.
+        generator: source of randomness, on the CPU, so that a batch gets the same noise on every device.
     """
     B, N = tokens_BN.shape
     rates_B = noise.rates(progress, B, generator)
     replaced_BN = torch.rand(B, N, generator=generator) < rates_B[:, None]
+    # Drawn for all positions, so that the generator advances alike whatever the rates are.
     random_BN = torch.randint(codebook_size, (B, N), generator=generator)
     replaced_BN = replaced_BN.to(tokens_BN.device)
     noisy_BN = torch.where(replaced_BN, random_BN.to(tokens_BN.device), tokens_BN)
     return NoisyContext(noisy_BN, replaced_BN, rates_B)
 
 
-@attrs.frozen(eq=False, slots=False)  # DeepSpeed's ZeRO stage 3 looks for tensors in a module's output by vars()
+# Without slots, since DeepSpeed's ZeRO stage 3 looks for tensors in a module's output with vars().
+@attrs.frozen(eq=False, slots=False)
 class Loss:
-    """A training loss and what it is made of.
+    """A training loss and its parts.
 
     Attributes:
         total: scalar, to call ``backward`` on.
@@ -79,10 +81,10 @@ class Loss:
 
 
 class Objective(nn.Module):
-    """Cross-entropy plus regularizers. It owns the regularizers' heads: give its parameters to the optimizer too.
+    """Cross-entropy plus regularizers. It owns the regularizers' heads: pass its parameters to the optimizer too.
 
     Args:
-        regularizers: by the name under which each is logged; none at all makes the plain AR loss.
+        regularizers: by the name under which each is logged; an empty mapping gives the plain AR loss.
     """
 
     def __init__(self, regularizers: Mapping[str, Regularizer]) -> None:
@@ -103,13 +105,14 @@ class Objective(nn.Module):
         """Compute the loss.
 
         Args:
-            logits: (B, N or N+1, V); place i predicts token i, and a last place without a target is ignored.
+            logits: (B, N or N+1, V); position i predicts token i, and a last position without a target is ignored.
             hidden: outputs of the blocks `layers`, (B, P + N, D) each.
             tokens_BN: (B, N) int64, the clean tokens.
             replaced_BN: (B, N) bool, from `corrupt`.
-            prefix_length: P, places before token 0's own place.
+            prefix_length: P, number of positions before token 0's own position.
         """
         logits_BNV = logits[:, : tokens_BN.shape[1]]
+        # In float32 even in bf16 training: a softmax over V codes loses too much in 8 bits of mantissa.
         total = cross_entropy = F.cross_entropy(logits_BNV.flatten(0, 1).float(), tokens_BN.flatten())
         accuracy = (logits_BNV.detach().argmax(-1) == tokens_BN).float().mean()
         parts = {"cross_entropy": cross_entropy.detach(), "accuracy": accuracy}
@@ -124,11 +127,12 @@ class Objective(nn.Module):
 def capture(blocks: Mapping[int, nn.Module]) -> Iterator[dict[int, Tensor]]:
     """Collect the outputs of modules during a forward pass, for a model that does not return its hidden states.
 
-    ``with capture({0: model.layers[0], 9: model.layers[9]}) as hidden: logits = model(tokens)`` leaves each module's
-    output (its first item, where it returns a tuple) under its number.
+    ``with capture({0: model.layers[0], 9: model.layers[9]}) as hidden: logits = model(tokens)`` stores each module's
+    output under its number (the first item of the output if it is a tuple).
     """
     hidden: dict[int, Tensor] = {}
 
+    # A function of its own, since a closure made in a loop would see the last index only.
     def keep(index: int) -> object:
         def hook(module: nn.Module, inputs: object, output: object) -> None:
             hidden[index] = output[0] if isinstance(output, tuple) else output  # type: ignore[assignment]
@@ -139,5 +143,6 @@ def capture(blocks: Mapping[int, nn.Module]) -> Iterator[dict[int, Tensor]]:
     try:
         yield hidden
     finally:
+        # Also after an error, or the model would keep its hooks, and with them the outputs.
         for handle in handles:
             handle.remove()

@@ -17,15 +17,17 @@ from rearkit.registry.component import Component
 from rearkit.system.files import replacing
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
-WRAPPERS = ("state_dict", "model", "model_state_dict")  # keys that training scripts wrap a state dict in
-SHOWN = 3  # tensors named in an error message
+# Keys under which training scripts store a state dict.
+WRAPPERS = ("state_dict", "model", "model_state_dict")
+# Tensors named in an error message.
+SHOWN = 3
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read a state dict from ``.safetensors``, or from ``.pt``, ``.pth`` or ``.bin`` written by torch.
 
     Raises:
-        WeightsError: the file is missing, damaged, or holds anything but tensors.
+        WeightsError: the file is missing, damaged, or contains anything but tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -36,7 +38,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(f"{path}: refused, since it holds more than tensors ({first_line(error)})") from None
-    except Exception as error:  # what unpickling makes of damaged bytes can raise anything
+    # Unpickling damaged bytes can raise anything.
+    except Exception as error:
         raise WeightsError(f"{path}: not a readable weights file ({first_line(error)})") from None
     if isinstance(state, Mapping) and len(state) == 1 and next(iter(state)) in WRAPPERS:
         state = next(iter(state.values()))
@@ -48,13 +51,13 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def write_state_dict(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a state dict whole or not at all: as safetensors, or by torch where the suffix is .pt, .pth or .bin."""
+    """Write a state dict atomically: with torch if the suffix is .pt, .pth or .bin, else as safetensors."""
     plain: dict[str, Tensor] = {}
     memory: set[int] = set()
     for key, value in state.items():
         value = value.detach().cpu().contiguous()
         place = value.untyped_storage().data_ptr()
-        # Tied weights share memory, which safetensors refuses.
+        # Cloned, since tied weights share memory, which safetensors refuses.
         plain[key] = value.clone() if place in memory else value
         memory.add(place)
     with replacing(path) as temporary:
@@ -65,7 +68,7 @@ def write_state_dict(path: Path, state: Mapping[str, Tensor], metadata: Mapping[
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """Return the metadata of a safetensors file; of any other, none."""
+    """Return the metadata of a safetensors file; empty for torch files, which have none."""
     if Path(path).suffix in TORCH_SUFFIXES:
         return {}
     with safetensors.safe_open(path, "pt") as file:
@@ -73,13 +76,13 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 
 def load_weights(module: nn.Module, path: str | Path, component: Component | None = None) -> dict[str, Tensor]:
-    """Load a file into a module, translating a published layout where the component knows one.
+    """Load a file into a module, translating from the published layout if the file has it and the component knows it.
 
     Returns:
-        what the file holds besides the module's weights, without the `EXTRA` of the names.
+        tensors of the file that the module does not have, by their names without the prefix `EXTRA`.
 
     Raises:
-        WeightsError: tensors are missing, surplus or of another shape; the message names the first of each.
+        WeightsError: tensors are missing, surplus or of another shape; the message names the first few of each.
     """
     state = read_state_dict(path)
     layout = None if component is None else component.published
@@ -89,24 +92,25 @@ def load_weights(module: nn.Module, path: str | Path, component: Component | Non
     try:
         fit_state_dict(module, own, str(path))
     except WeightsError as error:
+        # With the settings that would fit: the usual cause is a recipe with other sizes.
         raise WeightsError(f"{error}{_needed(layout, own)}") from None
     return {key.removeprefix(EXTRA): value for key, value in state.items() if key.startswith(EXTRA)}
 
 
 def convert(source: str | Path, target: Path, to: str, components: Sequence[Component]) -> Component:
-    """Translate a file of weights between rearkit's layout and the published one.
+    """Convert a file of weights between rearkit's layout and the published one.
 
     Args:
         source: the file to read.
-        target: the file to write: ``.safetensors``, or ``.pt`` or ``.bin`` by torch.
+        target: the file to write; its suffix selects the format, as in `write_state_dict`.
         to: ``"rearkit"`` or ``"published"``.
-        components: those that may have such weights.
+        components: the components to try.
 
     Returns:
-        the component whose weights they are.
+        the component to which the weights belong.
 
     Raises:
-        WeightsError: nobody knows these weights, or the file cannot be read.
+        WeightsError: no component recognises the weights, or the file cannot be read.
     """
     state = read_state_dict(source)
     for component in components:
@@ -115,6 +119,7 @@ def convert(source: str | Path, target: Path, to: str, components: Sequence[Comp
             continue
         if layout.recognises(state):
             ours = layout.to_rearkit(state)
+        # Our own layout is recognised by its translation: a layout only has to know the published one.
         elif layout.recognises(layout.to_published(state)):
             ours = state
         else:
@@ -126,12 +131,13 @@ def convert(source: str | Path, target: Path, to: str, components: Sequence[Comp
 
 
 def fit_state_dict(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Load ``state`` into ``module``, or say how they differ.
+    """Load ``state`` into ``module``.
 
     Raises:
-        WeightsError: see `load_weights`.
+        WeightsError: they do not fit; see `load_weights`.
     """
     own = module.state_dict()
+    # Compared here, since torch's message lists every tensor and fills pages.
     missing = [key for key in own if key not in state]
     surplus = [key for key in state if key not in own]
     shapes = [
@@ -152,11 +158,13 @@ def fit_state_dict(module: nn.Module, state: Mapping[str, Tensor], where: str) -
 
 
 def _needed(layout: PublishedLayout | None, state: Mapping[str, Tensor]) -> str:
-    """What a recipe would have to say for these weights, where their shapes tell."""
-    if layout is None or not layout.recognises(layout.to_published(state)):  # another component's
+    """Return which settings a recipe needs for these weights, if their shapes show it."""
+    # Not recognised: the weights of another component, whose sizes this layout cannot read.
+    if layout is None or not layout.recognises(layout.to_published(state)):
         return ""
     try:
         sizes = layout.sizes(state)
-    except (KeyError, IndexError):  # tensors are missing
+    # Tensors are missing, which the message says already.
+    except (KeyError, IndexError):
         return ""
     return f"; these weights need {', '.join(f'{name} = {value}' for name, value in sizes.items())}"

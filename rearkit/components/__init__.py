@@ -1,1 +1,1 @@
-"""The built-in components, registered as a third party's are."""
+"""The built-in components, registered in the same way as a plugin's."""

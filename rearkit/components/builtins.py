@@ -1,4 +1,4 @@
-"""The built-in components, registered through the hook that third parties use."""
+"""The built-in components, registered through the same hook as a plugin's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rearkit.registry.hookspecs import hookimpl
 
 @hookimpl
 def rearkit_components() -> list[Component]:
-    """Return everything that comes with rearkit."""
+    """Return all built-in components."""
     return [
         Component("dataset", "mnist-5k", mnist.MNIST5K, mnist.MNIST5K.checked),
         Component("dataset", "folder", folder.FolderSettings, folder.Folder),
@@ -44,5 +44,5 @@ def rearkit_components() -> list[Component]:
 
 
 def _itself(schedule: schedules.Schedule) -> schedules.Schedule:
-    """A noise schedule has no state, so its settings are the schedule."""
+    """Return a noise schedule's settings: it has no state, so they are the schedule."""
     return schedule

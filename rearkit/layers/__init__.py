@@ -1,1 +1,1 @@
-"""Parts for any backbone: lean layers for training, packed ones and cached attention for decoding."""
+"""Layers for any backbone: memory-saving ones for training, packed ones and cached attention for decoding."""

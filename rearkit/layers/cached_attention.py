@@ -1,6 +1,8 @@
-"""Attention of one new place to a static cache, whose rows give the same bits in any batch on a CPU; for decoders.
+"""Attention of one new position to a key and value cache, for decoders.
 
-Shapes: R rows, H heads, T places of the buffers, d width of a head.
+On a CPU, a row gives the same bits in any batch.
+
+Shapes: R rows, H heads, T positions that the buffers hold, d width of a head.
 """
 
 from __future__ import annotations
@@ -12,46 +14,53 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-ALIGN = 16  # floats: a cache line, and AVX-512's vector
-# Not cuDNN, torch's first choice on Hopper: it plans anew for each number of places, also while a graph is recorded.
+# Floats in a cache line, and in a vector register of AVX-512.
+ALIGN = 16
+# Without cuDNN, which torch prefers on Hopper: it makes a new plan for each number of positions, even while a CUDA
+# graph is recorded.
 FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def cache_length(places: int) -> int:
-    """Round up to how long a buffer must be, so that each row of scores begins at a cache line."""
+    """Return the length of a buffer for so many positions: rounded up, so that each row of scores is aligned."""
     return -(-places // ALIGN) * ALIGN
 
 
 def attend_to_cache(query_RHd: Tensor, keys_RHTd: Tensor, values_RHTd: Tensor, end: int) -> Tensor:
-    """Attend to the first ``end`` places, (R, H·d).
-
-    On a CPU it is spelt out over aligned buffers: `F.scaled_dot_product_attention` uses scratch memory whose alignment,
-    and with it the rounding, differs from thread to thread. A weighted sum of values is a bag of embeddings to torch,
-    whose kernel for that reads as fast as memory gives, twice as fast as a product of matrices with one row does. On
-    CUDA, that function is used, for its flash kernel.
+    """Attend to the first ``end`` positions of a cache and return (R, H·d).
 
     Args:
-        query_RHd: scaled already.
-        keys_RHTd: contiguous, T from `cache_length`; ``values_RHTd`` likewise.
-        end: how many places there are, with the newest.
+        query_RHd: queries of the new position, already scaled by 1/√d.
+        keys_RHTd: keys, contiguous, T from `cache_length`.
+        values_RHTd: values, likewise.
+        end: number of positions to attend to, the new one included.
     """
     R, H, d = query_RHd.shape
     if query_RHd.device.type != "cpu":
-        keys, values = keys_RHTd[:, :, :end], values_RHTd[:, :, :end]
+        keys = keys_RHTd[:, :, :end]
+        values = values_RHTd[:, :, :end]
+        # For its flash kernel. The scale is 1 since the query is scaled already.
         with sdpa_kernel(FUSED):
             out = F.scaled_dot_product_attention(query_RHd[:, :, None], keys, values, scale=1.0)
         return out.reshape(R, H * d)
+    # Spelt out on a CPU: scaled_dot_product_attention uses scratch memory there whose alignment, and with it the
+    # rounding, differs from thread to thread.
     keys, values = (cached.view(R * H, -1, d) for cached in (keys_RHTd, values_RHTd))
+    # Scores are computed for a multiple of ALIGN keys; what lies behind `end` is cut off before the softmax.
     scores = torch.bmm(keys[:, : cache_length(end)], query_RHd.reshape(R * H, 1, d).transpose(1, 2))
     weights = scores.squeeze(-1)[:, :end].softmax(-1)
+    # The weighted sum of values, as a sum over a bag of embeddings: torch's kernel for that reads values as fast as
+    # memory delivers them, twice as fast as its product of one row with a matrix.
     bags = _bags(R * H, keys.shape[1], end)
+    # Mode 0 is the sum.
     out = torch.embedding_bag(values.view(-1, d), *bags, mode=0, per_sample_weights=weights.view(-1))[0]
     return out.view(R, H * d)
 
 
-@lru_cache(maxsize=2)  # all layers of a step ask for the same
+# Cached, since all layers of a step ask for the same.
+@lru_cache(maxsize=2)
 def _bags(number: int, length: int, end: int) -> tuple[Tensor, Tensor]:
-    """Return which rows of values, ``length`` to each bag's buffer, go into the bags, and where each bag begins."""
+    """Return the rows of values in each bag, ``length`` rows of the buffer apart, and where each bag begins."""
     first = torch.arange(0, number * length, length, dtype=torch.int64)
     rows = first[:, None] + torch.arange(end, dtype=torch.int64)
     return rows.flatten(), torch.arange(0, number * end, end, dtype=torch.int64)

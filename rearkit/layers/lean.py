@@ -1,10 +1,13 @@
-"""Layers for training that are quick on a CPU and keep little for the backward pass.
+"""Layers for training that are fast on a CPU and keep little memory for the backward pass.
 
-Findings of ``benchmarks/train_step.py`` are behind them. torch multiplies float32 matrices on a CPU by MKL, which on
-AMD's processors with AVX-512 is a tenth slower than oneDNN, which comes with torch too. Of what autograd keeps of a
-block, half is cheap to compute again from what is kept anyway: norms, modulations, activations, dropped entries.
-Gradients are the same to rounding. torch draws what a dropout keeps one number an entry, which takes longer than all
-else that is not a matrix product. And autograd adds up the gradients of a tensor's slices in full length.
+They compute the same as torch's layers, and the same gradients to rounding. Times are in ``benchmarks/train_step.py``.
+
+- Matrix products use oneDNN where it is faster than MKL, torch's default: on AMD's CPUs with AVX-512, by a tenth.
+- Half of what autograd keeps of a block is cheap to compute again from what is kept anyway: norms, modulations,
+  activations, dropped entries. `LeanLinear` computes it again in the backward pass.
+- torch draws a random number for each entry of a dropout, which takes longer than all but the matrix products.
+  `drop_mask` draws 16 bits an entry with numpy.
+- autograd sums the gradients of a tensor's slices at the full length of that tensor; `causal_attention` does not.
 """
 
 from __future__ import annotations
@@ -21,29 +24,31 @@ from torch.autograd.function import once_differentiable
 from rearkit.layers.packed_linear import can_pack
 
 Prepare = Callable[..., Tensor]
-# With them, oneDNN is quicker than MKL on AMD's processors, and as quick on Intel's; without, slower.
+# With AVX-512, oneDNN is faster than MKL on AMD's CPUs and equally fast on Intel's; without it, oneDNN is slower.
 WIDE_VECTORS = torch.backends.cpu.get_cpu_capability() == "AVX512"
-ROWS = 64  # queries of which the attention weights are in memory at once
+# Queries whose attention weights are in memory at the same time.
+ROWS = 64
 
 
 class LeanLinear(nn.Linear):
-    """An `nn.Linear` behind a cheap function, whose result is not kept."""
+    """An `nn.Linear` that applies a cheap function to its input and does not keep the function's result."""
 
     def forward(self, *inputs: Tensor, prepare: Prepare | None = None) -> Tensor:
-        """Return the layer of ``prepare(*inputs)``; without it, of the one input.
+        """Apply the layer to ``prepare(*inputs)``, or to the only input if there is no ``prepare``.
 
         Args:
-            inputs: what is kept for the backward pass; those of floating point get gradients.
-            prepare: a function of them alone, without randomness: it is called again in the backward pass.
+            inputs: tensors that are kept for the backward pass; those of floating point get gradients.
+            prepare: a function of the inputs alone, without randomness, since the backward pass calls it again.
         """
         if is_lean():
             out: Tensor = _LeanLinear.apply(prepare, self.weight, self.bias, *inputs)
             return out
+        # Without gradients nothing is kept anyway, and the compiler decides by itself what to compute again.
         return super().forward(inputs[0] if prepare is None else prepare(*inputs))
 
 
 def is_lean() -> bool:
-    """Tell whether there is something to keep less of, and nobody who does it already, as the compiler would."""
+    """Return whether autograd is on and torch.compile is not tracing; the compiler saves this memory itself."""
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
@@ -58,12 +63,14 @@ class _LeanLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, *inputs = ctx.saved_tensors
+        # The gradient with respect to what `prepare` returned.
         grad_prepared = product(grad, weight.t())
         rows = grad.reshape(-1, grad.shape[-1])
         grads: list[Tensor | None] = [grad_prepared]
         if ctx.prepare is None:
             x = inputs[0]
         else:
+            # Detached, so that the graph built here ends at the inputs. Integers and bools have no gradients.
             again = [value.detach().requires_grad_(value.is_floating_point()) for value in inputs]
             with torch.enable_grad():
                 x = ctx.prepare(*again)
@@ -71,49 +78,51 @@ class _LeanLinear(torch.autograd.Function):
             found = iter(torch.autograd.grad(x, wanted, grad_prepared))
             grads = [next(found) if value.requires_grad else None for value in again]
         x = x.detach().reshape(-1, x.shape[-1])
-        # MKL takes transposed matrices as they are; oneDNN copies the first before, which pays where that is small.
+        # MKL multiplies transposed matrices as they are. oneDNN copies the first one, which pays only if it is small.
         grad_weight = product(rows.t(), x.t()) if rows.shape[1] < x.shape[1] else rows.t() @ x
+        # In the order of forward's arguments: prepare, weight, bias, inputs.
         return None, grad_weight, rows.sum(0), *grads
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x @ weight.T + bias`` by oneDNN where it computes in this type on this device and is quicker, else by MKL."""
+    """Compute ``x @ weight.T + bias``, with oneDNN where it supports the dtype and is faster, else with MKL."""
     if not (can_pack(weight) and WIDE_VECTORS):
         return F.linear(x, weight, bias)
+    # A private operator: F.linear calls MKL for float32, and no public function chooses oneDNN.
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return out
 
 
 def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
-    """Apply dropout, keeping a byte an entry for the backward pass, where `F.dropout` keeps a float on a CPU.
-
-    On CUDA `F.dropout` is one kernel and keeps bools; the compiler fuses it.
-    """
+    """Apply dropout, keeping one byte an entry for the backward pass; `F.dropout` keeps a float on a CPU."""
     if not (rate and training):
         return x
     if x.device.type != "cpu" or torch.compiler.is_compiling():
+        # On CUDA F.dropout is one kernel and keeps bools; the compiler fuses it with its neighbours.
         return F.dropout(x, rate)
     return dropped(x, drop_mask(x, rate), rate)
 
 
 def drop_mask(like: Tensor, rate: float) -> Tensor:
-    """Draw which entries a dropout keeps, in the shape of ``like``, bool.
+    """Draw which entries a dropout keeps: bool, in the shape of ``like``.
 
     On a CPU the rate is rounded to a multiple of 1/65,536.
     """
     kept = torch.empty_like(like, dtype=torch.bool, memory_format=torch.contiguous_format)
     if like.device.type != "cpu":
         return kept.bernoulli_(1 - rate)
+    # The numbers are uniform over [-2^15, 2^15): a share `rate` of them is below this threshold, and is dropped.
     return torch.ge(_random_shorts(kept), round(rate * 2**16) - 2**15, out=kept)
 
 
-@torch.library.custom_op("rearkit::random_shorts", mutates_args=())  # an operator, for tensors without content
+# An operator of its own, so that it has a version for meta tensors: numpy cannot fill those.
+@torch.library.custom_op("rearkit::random_shorts", mutates_args=())
 def _random_shorts(like: Tensor) -> Tensor:
-    """Draw int16, all values alike, in the shape of ``like``.
-
-    An integer of 64 bits serves four entries; numpy draws it, in half of torch's time, from a seed that torch draws.
-    """
-    seed, count = int(torch.randint(2**63 - 1, (), device="cpu")), like.numel()
+    """Draw uniform int16 numbers in the shape of ``like``."""
+    # The seed comes from torch, so that torch.manual_seed and saved random states govern these numbers too.
+    seed = int(torch.randint(2**63 - 1, (), device="cpu"))
+    count = like.numel()
+    # numpy draws 64 bits at a time, which serve four entries, and takes half of torch's time.
     drawn = np.random.SFC64(seed).random_raw(-(-count // 4)).view(np.int16)
     return torch.from_numpy(drawn)[:count].view(like.shape)
 
@@ -124,38 +133,43 @@ def _(like: Tensor) -> Tensor:
 
 
 def dropped(x: Tensor, kept: Tensor, rate: float) -> Tensor:
-    """Apply a dropout that `drop_mask` drew, keeping its bools for the backward pass."""
-    return (x * kept.view(torch.int8)).mul_(1 / (1 - rate))  # integers, since torch is ten times as slow with bools
+    """Apply the dropout that `drop_mask` drew; only the bools are kept for the backward pass."""
+    # As integers, since torch multiplies by bools ten times more slowly.
+    return (x * kept.view(torch.int8)).mul_(1 / (1 - rate))
 
 
 def factors(kept: Tensor, rate: float, dtype: torch.dtype) -> Tensor:
-    """Return what a dropout multiplies by, for where it need not be kept."""
+    """Return what a dropout multiplies each entry by, 0 or 1/(1 - rate), where that need not be kept."""
     return kept.view(torch.int8).to(dtype).mul_(1 / (1 - rate))
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, rate: float) -> Tensor:
-    """Causal attention, (B, H, T, D/H) to the same, with dropout of its weights.
+    """Causal attention with dropout of the attention weights; q, k, v and the result are (B, H, T, D/H).
 
-    torch's fused kernel for CPUs knows no dropout, so that torch would compute all T × T weights, and keep them four
-    times. Here they are computed for `ROWS` queries at a time, as far as those look back, and again in the backward
-    pass; a byte is kept of each.
+    On a CPU, weights are computed for `ROWS` queries at a time, only for the keys that those may see, and again in the
+    backward pass. One byte is kept of each weight, the dropout's.
     """
     if not rate or q.device.type != "cpu" or torch.compiler.is_compiling():
+        # torch's fused CPU kernel has no dropout: with it, torch would compute all T × T weights and keep them four
+        # times.
         return F.scaled_dot_product_attention(q, k, v, dropout_p=rate, is_causal=True)
     out: Tensor = _DroppedAttention.apply(*(part.flatten(0, 1) for part in (q, k, v)), rate)
     return out.unflatten(0, q.shape[:2])
 
 
 class _DroppedAttention(torch.autograd.Function):
-    """Of (G, T, d) each, G = B·H."""
+    """Causal attention with dropout over (G, T, d), G = B·H."""
 
     @staticmethod
-    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # where autocast is on
+    # Where autocast is on, this casts the inputs to float32 and switches autocast off inside.
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, rate: float) -> Tensor:
-        out, masks = torch.empty_like(v), []
+        out = torch.empty_like(v)
+        masks = []
         for start, end in _pieces(q.shape[1]):
             weights = _causal_weights(q[:, start:end], k[:, :end])
             masks.append(drop_mask(weights, rate))
+            # In place: the backward pass computes the weights again, so only the mask is kept.
             out[:, start:end] = weights.mul_(factors(masks[-1], rate, weights.dtype)) @ v[:, :end]
         ctx.rate = rate
         ctx.save_for_backward(q, k, v, *masks)
@@ -166,13 +180,20 @@ class _DroppedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *masks = ctx.saved_tensors
-        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        grad_q = torch.empty_like(q)
+        grad_k = torch.zeros_like(k)
+        grad_v = torch.zeros_like(v)
         for (start, end), kept in zip(_pieces(q.shape[1]), masks, strict=True):
-            rows, grad_rows = q[:, start:end], grad[:, start:end]
-            weights, factor = _causal_weights(rows, k[:, :end]), factors(kept, ctx.rate, q.dtype)
+            rows = q[:, start:end]
+            grad_rows = grad[:, start:end]
+            weights = _causal_weights(rows, k[:, :end])
+            factor = factors(kept, ctx.rate, q.dtype)
+            # Keys and values are read by all later pieces, so their gradients add up; those of queries do not.
             grad_v[:, :end] += (weights * factor).mT @ grad_rows
             grad_weights = (grad_rows @ v[:, :end].mT).mul_(factor)
+            # The private function that softmax's own backward calls; written out, it would take several passes.
             grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+            # The scale of the queries in `_causal_weights`, applied once for both products below.
             grad_scores *= q.shape[-1] ** -0.5
             grad_q[:, start:end] = grad_scores @ k[:, :end]
             grad_k[:, :end] += grad_scores.mT @ rows
@@ -180,14 +201,16 @@ class _DroppedAttention(torch.autograd.Function):
 
 
 def _pieces(places: int) -> list[tuple[int, int]]:
-    """Split queries into `ROWS` each, the last ones a few more or less."""
+    """Split positions into ranges of `ROWS`; the last one is up to half shorter or longer."""
+    # A short rest goes to the piece before it, since a product of a few rows is slow. At least one piece.
     starts = range(0, max(places - ROWS // 2, 1), ROWS)
     return list(zip(starts, [*starts[1:], places], strict=True))
 
 
 def _causal_weights(q: Tensor, k: Tensor) -> Tensor:
-    """Attention weights of the last places of a sequence, (G, rows, T)."""
+    """Return the attention weights of the last positions of a sequence, (G, rows, T)."""
     rows = q.shape[1]
     scores = torch.bmm(q * q.shape[-1] ** -0.5, k.mT)
+    # All keys before the first of these queries may be seen; only the last square needs a mask.
     scores[:, :, -rows:].masked_fill_(torch.ones(rows, rows, dtype=torch.bool).triu(1), -torch.inf)
     return scores.softmax(-1)

@@ -1,1 +1,1 @@
-"""What a recipe can say: its tables, how they are read from TOML, and how they are checked."""
+"""The tables of a recipe: their settings, how they are read from TOML, and how they are checked."""

@@ -1,4 +1,7 @@
-"""From plain values to settings: every field checked by its own type and range, all errors of a recipe in one pass."""
+"""Turn a recipe's plain values into settings, checking each field's type and range.
+
+cattrs walks through the whole recipe and collects the errors, so that all errors are reported together, one per line.
+"""
 
 from __future__ import annotations
 
@@ -21,36 +24,42 @@ from rearkit.registry import plugins
 
 KeyPath = tuple[str, ...]
 T = typing.TypeVar("T")
-UNKNOWN_KEYS = "unknown keys: "  # begins a message that goes on with JSON
+# Begins a message that goes on with JSON. cattrs passes errors on as text only, so that a list of keys, of which each
+# becomes a line of its own with a file and a suggestion, has to travel inside a text.
+UNKNOWN_KEYS = "unknown keys: "
 
 
 def structure(content: Mapping[str, Any], cls: type[T], where: str, origins: Mapping[KeyPath, str]) -> T:
-    """Check a recipe's content.
+    """Check a recipe's content and turn it into settings.
 
     Args:
         content: the recipe as plain values.
-        cls: the settings class of the whole: `rearkit.recipe.tables.Recipe`, say.
-        where: what to call it in errors.
-        origins: the file (or ``--set``) that each key is from.
+        cls: the settings class of the whole, such as `rearkit.recipe.tables.Recipe`.
+        where: the recipe's name in error messages.
+        origins: the file or ``--set`` option that each key comes from.
 
     Raises:
-        RecipeError: everything that is wrong with it.
+        RecipeError: all errors in the recipe.
     """
     try:
         return _converter().structure(content, cls)
     except cattrs.BaseValidationError as error:
+        # `from None`: a user reads these lines, not the traceback of cattrs.
         raise RecipeError(_problems(error, where, origins, content)) from None
 
 
 @functools.cache
 def _converter() -> cattrs.Converter:
     converter = cattrs.Converter(detailed_validation=True)
+    # cattrs' own hooks convert: they would turn the string "3" into 3, and 2.7 into 2.
     for scalar in (int, float, str, bool):
         converter.register_structure_hook(scalar, _scalar)
+    # A factory, so that the code that cattrs generates for a class is made once and kept.
     converter.register_structure_hook_factory(
         lambda t: isinstance(t, type) and attrs.has(t) and not issubclass(t, ComponentTable),
         lambda t: _table_hook(t, converter),
     )
+    # Tables of components have no fixed fields: which ones there are depends on the component named inside.
     converter.register_structure_hook_func(
         lambda t: isinstance(t, type) and issubclass(t, ComponentTable),
         lambda value, cls: _component(value, cls, converter),
@@ -60,9 +69,10 @@ def _converter() -> cattrs.Converter:
 
 
 def _scalar(value: Any, expected: type) -> Any:
-    """Accept a value of exactly the type, and a whole number where a fraction may stand; never convert text."""
+    """Accept a value of exactly this type, or an int where a float is expected; never convert text."""
     if expected is float and type(value) is int:
         return float(value)
+    # Compared by `is`, since isinstance takes true for an int.
     if type(value) is not expected:
         raise TypeError(f"expected {_type_name(expected)}, got {value!r}")
     return value
@@ -79,24 +89,29 @@ def _tuple(value: Any, t: Any, converter: cattrs.Converter) -> tuple[Any, ...]:
         raise TypeError(f"expected {_type_name(t)}, got {value!r}")
     if not variable and len(value) != len(arguments):
         raise TypeError(f"expected {len(arguments)} values, got {len(value)}")
+    # As a list, so that cattrs gives the index of a wrong item. All items have the type of the first.
     list_type: Any = types.GenericAlias(list, (arguments[0],))
     return tuple(converter.structure(list(value), list_type))
 
 
 def _table_hook(cls: type, converter: cattrs.Converter) -> Any:
-    """Structure a table field by field, each with its own validator, so that one pass finds every error."""
+    """Return a hook that structures a table field by field and runs each field's validator, to find all errors."""
+    # Annotations are strings under `from __future__ import annotations`; cattrs needs the types.
     attrs.resolve_types(cls)
 
     def field_hook(attribute: attrs.Attribute[Any]) -> Any:
         def structure(value: Any, t: Any) -> Any:
-            if isinstance(t, types.UnionType) or typing.get_origin(t) is typing.Union:  # optional settings
+            # Optional settings: TOML has no null, so a value that is given has the other type.
+            if isinstance(t, types.UnionType) or typing.get_origin(t) is typing.Union:
                 (t,) = (a for a in typing.get_args(t) if a is not type(None))
+            # Free tables, such as `train.deepspeed`, are taken as they are.
             if t == dict[str, Any]:
                 if not isinstance(value, dict):
                     raise TypeError(f"expected a table, got {value!r}")
                 result: Any = value
             else:
                 result = converter.structure(value, t)
+            # Here as well as in the class's __init__, which stops at the first validator that fails.
             if attribute.validator is not None:
                 attribute.validator(None, attribute, result)
             return result
@@ -108,6 +123,7 @@ def _table_hook(cls: type, converter: cattrs.Converter) -> Any:
         cls, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=True, **hooks
     )
 
+    # The generated function expects a mapping, and would fail with an error that says nothing to a user.
     def checked(value: Any, t: type) -> Any:
         if not isinstance(value, Mapping):
             raise TypeError(f"expected a table, got {value!r}")
@@ -117,7 +133,7 @@ def _table_hook(cls: type, converter: cattrs.Converter) -> Any:
 
 
 def _component(value: Any, cls: type[ComponentTable], converter: cattrs.Converter) -> ComponentTable:
-    """Structure a table that names a component by that component's settings class."""
+    """Structure a component's table by the settings class of the component that it names."""
     if not isinstance(value, Mapping):
         raise TypeError(f"expected a table with the name of a {cls.kind}, got {value!r}")
     try:
@@ -125,6 +141,7 @@ def _component(value: Any, cls: type[ComponentTable], converter: cattrs.Converte
             raise ValueError(f"expected the name of a {cls.kind}: {', '.join(plugins.registry().names(cls.kind))}")
         component = plugins.find(cls.kind, value["name"])
     except (ValueError, PluginError) as error:
+        # Without a known component, no other key of the table can be checked.
         raise cattrs.ClassValidationError("", [_at_key(error, "name")], cls) from None
     # Keys of the table itself beyond the component's settings: a tokenizer's weights and fit.
     own = {a.name: a for a in attrs.fields(cls) if a.name not in ("name", "settings", "provider")}
@@ -137,6 +154,7 @@ def _component(value: Any, cls: type[ComponentTable], converter: cattrs.Converte
             (t,) = (a for a in typing.get_args(attribute.type) if a is not type(None))
             try:
                 extra[key] = converter.structure(value[key], t)
+            # Any exception, as in cattrs' own code: `_describe` turns each into a line.
             except Exception as error:
                 errors.append(_at_key(error, key))
     settings: Any = None
@@ -145,6 +163,7 @@ def _component(value: Any, cls: type[ComponentTable], converter: cattrs.Converte
     except cattrs.BaseValidationError as error:
         for inner in error.exceptions:
             if isinstance(inner, cattrs.ForbiddenExtraKeysError):
+                # So that the list of known keys also has the table's own keys.
                 inner = _SurplusKeys(inner, ("name", *own))
             errors.append(inner)
     if errors:
@@ -153,7 +172,7 @@ def _component(value: Any, cls: type[ComponentTable], converter: cattrs.Converte
 
 
 class _SurplusKeys(cattrs.ForbiddenExtraKeysError):
-    """Unknown keys in a component's table, which has keys of its own beside the component's settings."""
+    """Unknown keys in a component's table, which has keys of its own besides the component's settings."""
 
     def __init__(self, error: cattrs.ForbiddenExtraKeysError, own: tuple[str, ...]) -> None:
         super().__init__(error.message, error.cl, error.extra_fields)
@@ -161,26 +180,31 @@ class _SurplusKeys(cattrs.ForbiddenExtraKeysError):
 
 
 def _at_key(error: Exception, key: str) -> Exception:
-    """Mark an error as that of a key, the way cattrs does."""
+    """Mark an error as belonging to a key, as cattrs does."""
     error.__notes__ = [cattrs.AttributeValidationNote("", key, None)]
     return error
 
 
 def _problems(error: Exception, where: str, origins: Mapping[KeyPath, str], content: Mapping[str, Any]) -> list[str]:
-    """One line for each error below ``error``: file, [table], key, what was expected."""
+    """Return one line for each error below ``error``: file, [table], key, what was expected."""
     problems: list[str] = []
     for line in transform_error(error, path="$", format_exception=_describe):
+        # transform_error appends the path to the message: `... @ $.train.steps`.
         message, _, path = line.rpartition(" @ $")
         keys = tuple(part for part in path.replace("[", ".").replace("]", "").split(".") if part)
+        # The nearest table above counts if the key itself is in no file: a missing key is reported for the file that
+        # has the table.
         origin = next((origins[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in origins), where)
         if not message.startswith(UNKNOWN_KEYS):
             problems.append(f"{origin}: {_location(keys, content)}{message}")
             continue
+        # One line for each key: they may come from different files, and each has its own suggestion.
         unknown, known = json.loads(message.removeprefix(UNKNOWN_KEYS))
         for key in unknown:
             text = f"unknown key{did_you_mean(key, known)}; known: {', '.join(known)}"
             problems.append(f"{origins.get((*keys, key), origin)}: {_location((*keys, key), content)}{text}")
     requires = content.get("requires")
+    # The text of `Registry.get`. Only then can a package that is not installed be the reason.
     if any("unknown" in p and "; installed:" in p for p in problems) and isinstance(requires, list):
         for entry in requires:
             name, _, source = (part.strip() for part in str(entry).partition("@"))
@@ -190,7 +214,7 @@ def _problems(error: Exception, where: str, origins: Mapping[KeyPath, str], cont
 
 
 def _location(keys: KeyPath, content: Mapping[str, Any]) -> str:
-    """``[table] key: ``, or ``[table] `` where the trouble is with a table as a whole."""
+    """Return ``[table] key: ``, or ``[table]: `` if the error is about a table as a whole."""
     value: Any = content
     for key in keys:
         value = value[int(key)] if isinstance(value, list) else value.get(key) if isinstance(value, Mapping) else None
@@ -204,6 +228,7 @@ def _describe(error: BaseException, expected: type | None) -> str:
         own = error.own if isinstance(error, _SurplusKeys) else ()
         known = sorted([*own, *(field.name for field in attrs.fields(error.cl))])
         return UNKNOWN_KEYS + json.dumps([sorted(error.extra_fields), known])
+    # For a missing key, cattrs reports the KeyError of its generated code.
     if isinstance(error, KeyError):
         return f"{error.args[0]} is missing"
     if isinstance(error, TypeError | ValueError | PluginError):
@@ -212,6 +237,7 @@ def _describe(error: BaseException, expected: type | None) -> str:
 
 
 def _type_name(t: Any) -> str:
+    # In words that TOML's users know, rather than Python's names of types.
     names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
     if _is_tuple(t):
         return f"a list of {_type_name(typing.get_args(t)[0]).removeprefix('a ')}s"

@@ -1,4 +1,4 @@
-"""Reading recipes: TOML with ``extends`` and ``--set``, and which file said what."""
+"""Reading recipes: TOML files with ``extends``, and ``--set``, keeping track of which source set each key."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-EXPORTED = "rearkit"  # what an exported model's metadata has its recipe under
+# The key in the metadata of an exported model's file under which its recipe is.
+EXPORTED = "rearkit"
 
 
 @attrs.frozen
 class Change:
-    """A key of a recipe that is set from outside its files.
+    """A change of one recipe key from outside the recipe's files.
 
     Attributes:
-        keys: the path to it; a whole number counts items of a list.
-        value: in TOML's types.
-        said: what said so, for errors.
+        keys: the path to the key; a number in it is the index of a list's item.
+        value: the new value, of a TOML type.
+        said: the source of the change, for error messages.
     """
 
     keys: KeyPath
@@ -42,20 +43,23 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str 
     """Read and check a recipe.
 
     Args:
-        source: path of a TOML file, or of a model that training exported, which has its recipe inside; or a mapping.
-        overrides: ``key=value`` each, the key dotted (``train.steps``, ``regularizers.0.weight``), the value in TOML;
-            or changes.
+        source: path of a TOML file, or of an exported model, which contains its recipe; or a mapping.
+        overrides: changes, or texts ``key=value`` with a dotted key (``train.steps``, ``regularizers.0.weight``) and a
+            value in TOML's syntax.
 
     Raises:
-        RecipeError: everything that is wrong with it.
+        RecipeError: all errors in the recipe.
     """
     origins: dict[KeyPath, str] = {}
     if isinstance(source, Mapping):
-        where, content = "<recipe>", copy.deepcopy(dict(source))
+        where = "<recipe>"
+        # Copied, since overrides are written into it.
+        content = copy.deepcopy(dict(source))
         if "extends" in content:
             raise RecipeError([f"{where}: extends: only a recipe file can extend another"])
     else:
-        where, content = str(source), _read(Path(source), origins, ())
+        where = str(source)
+        content = _read(Path(source), origins, ())
     changes = [override if isinstance(override, Change) else parse_override(override) for override in overrides]
     for i, change in enumerate(changes):
         _apply(change, content, origins, changes[:i])
@@ -63,17 +67,17 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str 
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
-    """Turn a recipe into plain TOML values, with every default written out; `load_recipe` takes it back."""
+    """Turn a recipe into plain TOML values, with all defaults written out; `load_recipe` reads it back."""
     plain = _plain(recipe)
     assert isinstance(plain, dict)
     return plain
 
 
 def read_toml(path: Path, what: str = "recipe") -> dict[str, Any]:
-    """Read a TOML file.
+    """Read a TOML file; ``what`` names its kind in error messages.
 
     Raises:
-        RecipeError: it is missing, cannot be read, or is no TOML.
+        RecipeError: the file is missing, unreadable, or not valid TOML.
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -87,7 +91,7 @@ def read_toml(path: Path, what: str = "recipe") -> dict[str, Any]:
 
 
 def _read(path: Path, origins: dict[KeyPath, str], seen: tuple[Path, ...]) -> dict[str, Any]:
-    """Read a file and, below it, what it extends; note for each key which file set it."""
+    """Read a file and, recursively, the file it extends; record in ``origins`` which file set each key."""
     if path.resolve() in seen:
         raise RecipeError([f"{path}: extends itself, through {' → '.join(p.name for p in seen)}"])
     content = _read_exported(path) if path.suffix == ".safetensors" else read_toml(path)
@@ -96,13 +100,15 @@ def _read(path: Path, origins: dict[KeyPath, str], seen: tuple[Path, ...]) -> di
         parent = content.pop("extends")
         if not isinstance(parent, str):
             raise RecipeError([f"{path}: extends: expected the path of a recipe file, got {parent!r}"])
+        # Relative to the extending file, not to the working directory.
         base = _read(path.parent / parent, origins, (*seen, path.resolve()))
+    # After the base's, so that this file's entries replace those of the file that it extends.
     _note_origins(content, str(path), origins, ())
     return _merge(base, content)
 
 
 def _read_exported(path: Path) -> dict[str, Any]:
-    """Take the recipe out of an exported model."""
+    """Return the recipe in an exported model's file."""
     from rearkit.weights import read_metadata
 
     try:
@@ -111,16 +117,17 @@ def _read_exported(path: Path) -> dict[str, Any]:
         raise RecipeError([f"{path}: no such file"]) from None
     except (KeyError, TypeError, ValueError):
         raise RecipeError([f"{path}: has no recipe inside; the models that rearkit exports have"]) from None
-    except Exception as error:  # of safetensors, about a damaged file
+    # safetensors has its own errors for a damaged file.
+    except Exception as error:
         raise RecipeError([f"{path}: not a readable safetensors file: {first_line(error)}"]) from None
     assert isinstance(content, dict)
     return content
 
 
 def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay one table over another: sub-tables merge, all else is replaced.
+    """Merge ``top`` into ``base``: tables are merged key by key, all other values are replaced.
 
-    A table whose ``name`` changes is replaced whole, since the settings under the old name belong to another component.
+    A table with another ``name`` is replaced as a whole: the settings under the old name belong to another component.
     """
     for key, value in top.items():
         old = base.get(key)
@@ -139,10 +146,10 @@ def _note_origins(content: Mapping[str, Any], origin: str, origins: dict[KeyPath
 
 
 def parse_override(text: str) -> Change:
-    """Read ``key=value``.
+    """Parse ``key=value``.
 
     Raises:
-        RecipeError: it is not of that form.
+        RecipeError: the text does not have that form.
     """
     key, equals, raw = text.partition("=")
     path = tuple(part.strip() for part in key.split("."))
@@ -151,7 +158,9 @@ def parse_override(text: str) -> Change:
     try:
         parsed = tomllib.loads(f"value = {raw}")
     except tomllib.TOMLDecodeError:
-        parsed = {"value": raw.strip()}  # a bare word is a string, so that a shell user need not quote twice
+        # A bare word is a string, so that nobody has to quote for the shell and for TOML.
+        parsed = {"value": raw.strip()}
+    # A line break in the value can start another TOML assignment.
     if len(parsed) > 1:
         raise RecipeError([f"--set {key}={raw!r}: expected a single value"])
     return Change(path, parsed["value"], f"--set {text}")
@@ -160,7 +169,9 @@ def parse_override(text: str) -> Change:
 def _apply(
     change: Change, content: dict[str, Any], origins: dict[KeyPath, str], earlier: Sequence[Change] = ()
 ) -> None:
-    path, value, said = change.keys, change.value, change.said
+    path = change.keys
+    value = change.value
+    said = change.said
     table: Any = content
     for depth, part in enumerate(path):
         last = depth == len(path) - 1
@@ -176,21 +187,24 @@ def _apply(
         else:
             raise RecipeError([f"{said}: {'.'.join(path[:depth])} is not a table"])
         if last:
-            if part == "name" and depth and table.get("name", value) != value:  # the settings of another component
+            # Another component: the settings in the table are not its own. What earlier overrides set in the table is
+            # meant for it, though, so that their order does not matter.
+            if part == "name" and depth and table.get("name", value) != value:
                 table.clear()
-                for other in earlier:  # but what was set for this one stays, in whatever order it was said
+                for other in earlier:
                     if len(other.keys) > depth and other.keys[:depth] == path[:depth]:
                         _apply(other, content, origins)
             table[index] = copy.deepcopy(value)
         else:
             table = table[index]
+    # A replaced table's keys are gone, and errors in the new one must not name their files.
     for stale in [keys for keys in origins if keys[: len(path)] == path]:
         del origins[stale]
     origins[path] = said
 
 
 def _plain(value: Any) -> Any:
-    """Settings to TOML values; keys without a value are left out, since TOML has no null."""
+    """Turn settings into TOML values, without the keys that are None, since TOML has no null."""
     if isinstance(value, ComponentTable):
         own = {
             f.name: getattr(value, f.name) for f in attrs.fields(type(value)) if f.name not in ("settings", "provider")

@@ -1,7 +1,7 @@
-"""How a component or a stage declares its settings: a frozen attrs class whose fields say what they mean.
+"""How a component or a stage declares its settings: a frozen attrs class whose fields are documented.
 
-The same documentation is printed by ``rearkit plugins`` and ``rearkit show``, and the same validators make the
-recipe's error messages, for built-ins and for third parties alike.
+``rearkit plugins`` and ``rearkit show`` print this documentation, and the fields' validators write a recipe's error
+messages, for built-in components and plugins alike.
 """
 
 from __future__ import annotations
@@ -40,17 +40,16 @@ def setting(
 
     Args:
         doc: one line: meaning, unit, range.
-        default: its value where the recipe says nothing; left out, the recipe must say.
-        ge: the least value allowed; ``gt`` the bound that it must exceed; ``le`` and ``lt`` likewise from above.
-            Bounds apply to each item of a list, and to no value at all where the setting is ``None``.
-        gt: see ``ge``.
-        le: see ``ge``.
-        lt: see ``ge``.
-        choices: the values allowed.
-        min_len: the least length of a list or string.
-        validator: any further attrs validator.
-        cosmetic: true where the value cannot change what a stage computes (how often it logs, or how the work is
-            divided, say), so that changing it does not make the stage run again.
+        default: the value if the recipe gives none; without a default, the recipe must give one.
+        ge: smallest allowed value. Bounds apply to each item of a list, and not to None.
+        gt: values must be greater than this.
+        le: largest allowed value.
+        lt: values must be less than this.
+        choices: the allowed values.
+        min_len: smallest allowed length of a list or string.
+        validator: a further attrs validator.
+        cosmetic: true if the value cannot change a stage's results (how often it logs, how work is divided), so that
+            the stage does not run again when it changes.
     """
     checks: list[Any] = []
     limits: list[str] = []  # the same in words, for the recipe reference
@@ -66,10 +65,12 @@ def setting(
         limits.append(f"length ≥ {min_len}")
     if validator is not None:
         checks.append(validator)
+    # All instances would share it, and settings are frozen.
     if isinstance(default, list | dict):
         raise TypeError("a default must be immutable: give a tuple, or a nested settings class")
     return attrs.field(
         default=default,
+        # Optional, so that None passes: it stands for a setting that is left out.
         validator=validators.optional(validators.and_(*checks)) if checks else None,
         metadata={"doc": doc, "cosmetic": cosmetic, "limits": tuple(limits)},
     )
@@ -77,7 +78,7 @@ def setting(
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(setting,))
 def settings(cls: T) -> T:
-    """Make a settings class: frozen, keyword-only, slotted."""
+    """Make a class a settings class: frozen, keyword-only, slotted."""
     return attrs.frozen(kw_only=True)(cls)
 
 
@@ -92,7 +93,8 @@ HOLDS: dict[str, Callable[[float, float], bool]] = {
 def _bound(symbol: str, bound: float) -> Callable[..., Any]:
     def validate(instance: Any, attribute: Any, value: Any) -> None:
         for item in value if isinstance(value, tuple | list) else (value,):
-            if not HOLDS[symbol](item, bound):  # false for NaN too
+            # Not the opposite comparison: NaN fails this one, but would pass that.
+            if not HOLDS[symbol](item, bound):
                 raise ValueError(f"expected {symbol} {bound}, got {item}")
 
     return validate

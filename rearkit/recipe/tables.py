@@ -1,7 +1,7 @@
-"""Recipes: the tables of a recipe as frozen settings, one per stage and one per component.
+"""The tables of a recipe as frozen settings classes, one per stage and one per component.
 
-A recipe is data. Reading one (`rearkit.recipe.loading`) checks every key against these classes and against the settings
-of the components that it names, and reports everything that is wrong in one go.
+`rearkit.recipe.loading` checks every key against these classes and against the settings of the components that the
+recipe names, and reports all errors together.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from rearkit.recipe.train_table import TrainTable
 
 @attrs.frozen
 class ComponentTable:
-    """A table that names a component; all its other keys are that component's settings.
+    """A table that names a component; all other keys are that component's settings.
 
     Attributes:
         name: the component's name.
-        settings: an instance of its settings class.
-        provider: the distribution that provides it, with version.
+        settings: an instance of the component's settings class.
+        provider: the distribution that provides the component, with its version.
     """
 
     kind: ClassVar[str]
@@ -42,7 +42,7 @@ class BackboneTable(ComponentTable):
     """``[backbone]``: the transformer.
 
     Attributes:
-        weights: path of weights to start from, in rearkit's or the published layout; with ``train.steps = 0``, to
+        weights: path of initial weights, in rearkit's or the published layout; with ``train.steps = 0``, the weights to
             sample from.
     """
 
@@ -59,7 +59,7 @@ class NoiseTable(ComponentTable):
 
 @attrs.frozen
 class RegularizerTable(ComponentTable):
-    """One of ``[[regularizers]]``."""
+    """One entry of ``[[regularizers]]``."""
 
     kind = "regularizer"
 
@@ -87,7 +87,7 @@ class TokenizerTable(ComponentTable):
 
     Attributes:
         weights: path of a state dict (.safetensors, .bin, .pt), in rearkit's or the published layout.
-        fit: how to fit it; exactly one of ``weights`` and ``fit`` is given.
+        fit: how to fit the tokenizer. Exactly one of ``weights`` and ``fit`` is given.
     """
 
     kind = "tokenizer"
@@ -104,16 +104,19 @@ class DataTable:
     max_bad_share: float = setting(
         "share of samples that may be unreadable or mislabelled before the run stops", default=0.01, ge=0, le=1
     )
-    fetch_tries: int = setting("times to try to fetch a shard that is a URL or a pipe", default=4, ge=1, cosmetic=True)
+    fetch_tries: int = setting("attempts to fetch a shard that is a URL or a pipe", default=4, ge=1, cosmetic=True)
     fetch_wait: float = setting(
-        "seconds to wait after the first such failure; doubled after each further one", default=1.0, ge=0, cosmetic=True
+        "seconds to wait after the first failed attempt; doubled after each further one",
+        default=1.0,
+        ge=0,
+        cosmetic=True,
     )
 
 
 VIEWS = {"none": 1, "flip": 2, "ten-crop": 10}
-"""How many views each way of augmenting makes of an image."""
+"""Number of views that each kind of augmentation makes of an image."""
 RANDOM_CROP = "random-crop"
-"""A way of augmenting with any number of views, for tokens made on the fly."""
+"""An augmentation with any number of views, for tokens made on the fly."""
 
 
 @settings
@@ -208,12 +211,12 @@ class EvaluateTable:
 
 @settings
 class NeedTable:
-    """One of ``[[needs]]``: a file or folder that a recipe needs and that does not come with rearkit."""
+    """One entry of ``[[needs]]``: a file or folder that the recipe needs and that rearkit does not include."""
 
     path: str = setting("the file or folder")
     what: str = setting("what it is")
-    source: str = setting("project page and file name that it comes from")
-    size: str = setting("its size, for people")
+    source: str = setting("project page and file name from which to get it")
+    size: str = setting("its size, as text")
     prepare: str = setting("command that prepares it", default="")
 
 
@@ -227,7 +230,7 @@ class Recipe:
     requires: tuple[str, ...] = setting(
         "packages whose components this recipe names: NAME, or NAME @ SOURCE, what pip installs it from", default=()
     )
-    needs: tuple[NeedTable, ...] = setting("files that must be there before anything runs", default=())
+    needs: tuple[NeedTable, ...] = setting("files that must exist before anything runs", default=())
     data: DataTable = setting("image shards")
     tokenizer: TokenizerTable = setting("image tokenizer")
     tokens: TokensTable = setting("token shards", default=TokensTable())
@@ -240,7 +243,7 @@ class Recipe:
 
     @property
     def train_seed(self) -> int:
-        """Seed of training: its own, so that it can be repeated over the same tokenizer, or the recipe's."""
+        """Seed of training: its own, so that training can be repeated on the same tokenizer, or the recipe's."""
         return self.seed if self.train.seed is None else self.train.seed
 
     @property

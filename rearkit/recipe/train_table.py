@@ -1,4 +1,4 @@
-"""``[train]``: optimization of the backbone and the regularizers' heads, and how it is laid out over machines."""
+"""``[train]``: optimization of the backbone and the regularizers' heads, and how the work is divided over machines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rearkit.recipe.settings import setting, settings
 
 @settings
 class GuardsTable:
-    """``[train.guards]``: what training puts up with before it stops."""
+    """``[train.guards]``: what training tolerates before it stops."""
 
     max_skipped_steps: int = setting(
         "steps skipped for a NaN or infinite loss or gradient, since the start or the resume; one more stops training",
@@ -20,7 +20,7 @@ class GuardsTable:
         cosmetic=True,
     )
     spike_factor: float = setting(
-        "gradient norms of more than so many times the median of the last 100 are told and counted; 0: never",
+        "report and count gradient norms above this multiple of the median of the last 100; 0: never",
         default=10.0,
         ge=0,
         cosmetic=True,
@@ -35,14 +35,18 @@ class GuardsTable:
 
 @settings
 class TrackersTable:
-    """``[train.trackers]``: TensorBoard, and Weights & Biases where it is asked for."""
+    """``[train.trackers]``: TensorBoard, and optionally Weights & Biases."""
 
     tensorboard: bool = setting("write TensorBoard's files", default=True, cosmetic=True)
     wandb: bool = setting("log to Weights & Biases; needs rearkit[wandb]", default=False, cosmetic=True)
-    wandb_project: str = setting("its project", default="rearkit", min_len=1, cosmetic=True)
-    wandb_entity: str | None = setting("its user or team; left out: the account's own", default=None, cosmetic=True)
+    wandb_project: str = setting("Weights & Biases project", default="rearkit", min_len=1, cosmetic=True)
+    wandb_entity: str | None = setting(
+        "Weights & Biases user or team; left out: the account's own", default=None, cosmetic=True
+    )
     wandb_offline: bool = setting(
-        "write its files here, for `wandb sync`; WANDB_MODE=offline does the same", default=False, cosmetic=True
+        "write Weights & Biases' files here, for `wandb sync`; WANDB_MODE=offline does the same",
+        default=False,
+        cosmetic=True,
     )
 
 
@@ -104,28 +108,32 @@ class TrainTable:
     checkpoint_every: int = setting("steps between checkpoints", default=500, ge=1, cosmetic=True)
     keep_checkpoints: int = setting("latest checkpoints kept", default=2, ge=1, cosmetic=True)
     keep_every: int = setting(
-        "keep also the checkpoints at multiples of so many steps; 0 for none", default=0, ge=0, cosmetic=True
+        "also keep the checkpoints at multiples of this many steps; 0 for none", default=0, ge=0, cosmetic=True
     )
     trackers: TrackersTable = setting("where measurements go", default=TrackersTable(), cosmetic=True)
-    guards: GuardsTable = setting("what training puts up with before it stops", default=GuardsTable())
+    guards: GuardsTable = setting("what training tolerates before it stops", default=GuardsTable())
     deepspeed: dict[str, Any] = setting(
-        "keys of DeepSpeed's configuration that have none here, merged into ours", default=attrs.Factory(dict)
+        "keys of DeepSpeed's configuration that have no setting here, merged into ours", default=attrs.Factory(dict)
     )
 
     def __attrs_post_init__(self) -> None:
+        # With steps = 0 the backbone is not trained, so that no schedule has to fit.
         if self.steps and self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) must be below steps ({self.steps})")
         self._check_offloading()
         if self.end_lr > self.lr:
             raise ValueError(f"end_lr ({self.end_lr}) must not exceed lr ({self.lr})")
+        # Otherwise some of the steps to keep would have no checkpoint.
         if self.keep_every % self.checkpoint_every:
             raise ValueError(
                 f"keep_every ({self.keep_every}) must be a multiple of checkpoint_every ({self.checkpoint_every})"
             )
+        # Whether ranks times micro batches divide the global batch too is only known when training starts.
         if self.micro_batch is not None and self.global_batch % self.micro_batch:
             raise ValueError(f"micro_batch ({self.micro_batch}) must divide global_batch ({self.global_batch})")
 
     def _check_offloading(self) -> None:
+        # DeepSpeed's rules, checked here so that the error names the recipe's keys.
         nvme = "nvme" in (self.offload_optimizer, self.offload_parameters)
         if self.offload_optimizer != "none" and self.zero_stage < 1:
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")

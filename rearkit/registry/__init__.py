@@ -1,1 +1,1 @@
-"""Components by kind and name, and how plugins are found."""
+"""Components by kind and name, and the discovery of plugins."""

@@ -1,4 +1,4 @@
-"""Components by kind and name. The registry knows what a component is, never which ones exist."""
+"""Components by kind and name. The registry knows what a component is, but not which components exist."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rearkit.contracts import PublishedLayout
 
 KINDS: tuple[str, ...] = ("dataset", "tokenizer", "backbone", "noise", "regularizer")
-"""What a recipe can name. `rearkit.contracts` says what each must do and how each is built."""
+"""What a recipe can name. `rearkit.contracts` says what each kind must do and how it is built."""
 
 
 def _known_kind(component: Component, field: attrs.Attribute[str], kind: str) -> None:
@@ -35,15 +35,15 @@ def _attrs_class(component: Component, field: attrs.Attribute[type], settings: t
 
 @attrs.frozen
 class Component:
-    """One thing that a recipe can name.
+    """One component that a recipe can name.
 
     Attributes:
         kind: one of `KINDS`.
-        name: what the recipe writes, in lower-case words joined by hyphens.
+        name: the name in a recipe: lower-case words joined by hyphens.
         settings: a class made by `rearkit.recipe.settings.settings`; the recipe's table becomes an instance of it.
-        build: makes the component from its settings (see `rearkit.contracts` for the further arguments of each kind).
-        published: how its weights were published by others, if they were.
-        provider: the distribution that registered it, with its version; filled in on registration.
+        build: makes the component from its settings (see `rearkit.contracts` for the other arguments of each kind).
+        published: the layout in which others published its weights, if they did.
+        provider: the distribution that registered it, with its version; set on registration.
     """
 
     kind: str = attrs.field(validator=_known_kind)
@@ -60,7 +60,7 @@ class Component:
 
 
 class Registry:
-    """Component lookup; a second registration of a name is an error that names both providers."""
+    """Components by kind and name. Two components of the same kind and name are an error that names both providers."""
 
     def __init__(self) -> None:
         self._components: dict[tuple[str, str], Component] = {}
@@ -72,6 +72,7 @@ class Registry:
             PluginError: the name is taken.
         """
         key = (component.kind, component.name)
+        # Refused rather than replaced: the result of a recipe must not depend on the order of packages.
         if key in self._components:
             first = self._components[key].provider
             raise PluginError(
@@ -80,10 +81,10 @@ class Registry:
         self._components[key] = attrs.evolve(component, provider=provider)
 
     def get(self, kind: str, name: str) -> Component:
-        """Look a component up.
+        """Return a component.
 
         Raises:
-            PluginError: no such name; the message has the nearest one and all there are.
+            PluginError: no component has this name; the message suggests the nearest and lists all.
         """
         try:
             return self._components[kind, name]
@@ -94,9 +95,9 @@ class Registry:
             ) from None
 
     def names(self, kind: str) -> list[str]:
-        """All names of a kind, sorted."""
+        """Return all names of a kind, sorted."""
         return sorted(name for (k, name) in self._components if k == kind)
 
     def all(self) -> list[Component]:
-        """Every component, by kind in the order of `KINDS`, then by name."""
+        """Return all components, by kind in the order of `KINDS`, then by name."""
         return sorted(self._components.values(), key=lambda c: (KINDS.index(c.kind), c.name))

@@ -18,6 +18,6 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 def rearkit_components() -> Iterable[Component]:  # type: ignore[empty-body]
     """Return the components that this package provides.
 
-    A package names the module that implements this hook under the entry-point group ``rearkit``; nothing else is
-    needed for a recipe to use its components. The hook is called once, the first time a component is looked up.
+    A package names the module that implements this hook under the entry-point group ``rearkit``; recipes can then use
+    its components. The hook is called once, when a component is first looked up.
     """

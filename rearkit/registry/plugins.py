@@ -1,7 +1,7 @@
-"""Discovery: every installed distribution with an entry point in the group ``rearkit`` adds its components.
+"""Discovery of plugins: each installed distribution with an entry point in the group ``rearkit`` adds its components.
 
-A plugin that does not import, whose hook fails or whose components are refused is set aside with its reason, and the
-rest works on: a broken third-party package must not keep anybody from training with another one.
+A plugin is skipped, and the reason kept, if its import fails, its hook fails or its components are refused. A broken
+third-party package must not keep anybody from training with another one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ENTRY_POINT_GROUP = "rearkit"
 
 @attrs.frozen
 class BrokenPlugin:
-    """A plugin that was set aside: which distribution, and why."""
+    """A plugin that was skipped: its distribution, and the reason."""
 
     provider: str
     reason: str
@@ -31,7 +31,7 @@ class BrokenPlugin:
 
 @attrs.frozen
 class Plugins:
-    """What discovery found."""
+    """The result of discovery."""
 
     registry: Registry
     broken: tuple[BrokenPlugin, ...]
@@ -39,7 +39,7 @@ class Plugins:
 
 @functools.cache
 def load_plugins() -> Plugins:
-    """Discover all plugins once per process.
+    """Discover all plugins, once per process.
 
     Raises:
         PluginError: two working plugins provide the same name.
@@ -52,13 +52,16 @@ def load_plugins() -> Plugins:
         try:
             plugin = entry_point.load()
             manager.register(plugin, name=plugin_name)
+            # pluggy accepts a module without any hook, which is a mistake here: a decorator was forgotten.
             if manager.hook.rearkit_components not in (manager.get_hookcallers(plugin) or ()):
                 raise TypeError(f"{entry_point.value} has no rearkit_components() marked with @rearkit.hookimpl")
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # an import can raise anything, SystemExit included
+        # An import can raise anything, SystemExit included.
+        except BaseException as error:
             broken.append(BrokenPlugin(provider, _one_line(error)))
     registry = Registry()
+    # Each implementation is called by itself: one call of the hook would stop at the first that fails.
     for implementation in manager.hook.rearkit_components.get_hookimpls():
         provider = implementation.plugin_name.rpartition(":")[0]
         try:
@@ -68,6 +71,7 @@ def load_plugins() -> Plugins:
         except BaseException as error:
             broken.append(BrokenPlugin(provider, _one_line(error)))
             continue
+        # After all of them were checked, so that a plugin is used as a whole or not at all.
         for component in components:
             registry.add(component, provider)
     return Plugins(registry, tuple(broken))
@@ -79,10 +83,10 @@ def registry() -> Registry:
 
 
 def find(kind: str, name: str) -> Component:
-    """Look a component up; the message of a failed look-up also names the plugins that failed to load.
+    """Return a component.
 
     Raises:
-        PluginError: no such component.
+        PluginError: no component has this name; the message also names the plugins that failed to load.
     """
     plugins = load_plugins()
     try:
@@ -93,7 +97,7 @@ def find(kind: str, name: str) -> Component:
 
 
 def _checked(returned: object) -> list[Component]:
-    """Return what a hook returned as a list of components with names of their own."""
+    """Return a hook's result as a list of components, after checking their types and that no name comes twice."""
     if not isinstance(returned, Iterable):
         raise TypeError(f"rearkit_components() returned {returned!r}, not a list of rearkit.Component")
     components: dict[tuple[str, str], Component] = {}
@@ -110,7 +114,8 @@ def _entry_points() -> Iterator[tuple[str, importlib.metadata.EntryPoint]]:
     seen: set[str] = set()
     for distribution in importlib.metadata.distributions():
         name = distribution.metadata["Name"]
-        if not name or canonicalize_name(name) in seen:  # a checkout's egg-info can shadow the installed one
+        # A checkout's egg-info can be found as well as the installed distribution; the first one on the path counts.
+        if not name or canonicalize_name(name) in seen:
             continue
         seen.add(canonicalize_name(name))
         for entry_point in distribution.entry_points:

@@ -1,1 +1,1 @@
-"""What the rest asks of the operating system: files, locks, signals, ranks, devices, the terminal."""
+"""Wrappers around the operating system: files, locks, signals, ranks, devices, memory, the terminal."""

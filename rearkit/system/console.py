@@ -1,4 +1,4 @@
-"""What people see while a run goes on: progress bars with ETA on a terminal, a line now and then elsewhere."""
+"""Progress output: bars with an ETA on a terminal; elsewhere (a log file, a batch job) a line every few seconds."""
 
 from __future__ import annotations
 
@@ -11,34 +11,43 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+# Seconds between lines where there is no terminal: often enough to see progress, without filling a log.
 LINE_EVERY_S = 15.0
 
+# soft_wrap: a long line stays one line, so that paths can be copied and log files searched.
 console = Console(highlight=False, soft_wrap=True)
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def is_main_process() -> bool:
-    """Only rank 0 speaks."""
+    """Return whether this is rank 0, the only rank that prints."""
+    # Read from the environment, since messages are also printed before the process group exists.
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def say(text: str) -> None:
-    """Print a line, from rank 0 only."""
+    """Print a line on rank 0; do nothing on other ranks."""
     if is_main_process():
+        # Escaped, since rich would take the brackets of `[train]` for markup.
         console.print(escape(text))
 
 
 class Bar:
-    """A piece of long work with a known length; `advance` it."""
+    """Progress of one long piece of work; call `advance` as it proceeds."""
 
     def __init__(self, label: str, total: int | None, progress: Progress | None, done: int) -> None:
-        self.label, self.total, self.progress, self.done = label, total, progress, done
-        self.first, self.started = done, time.monotonic()
+        self.label = label
+        self.total = total
+        self.progress = progress
+        self.done = done
+        # The speed counts from here: what an earlier, interrupted run did took none of this run's time.
+        self.first = done
+        self.started = time.monotonic()
         self.last_line = self.started
         self.task = None if progress is None else progress.add_task(label, total=total, completed=done, info="")
 
     def advance(self, count: int = 1, info: str = "") -> None:
-        """Count ``count`` more as done; ``info`` is shown beside the bar."""
+        """Count ``count`` more items as done, and show ``info`` beside the bar."""
         self.done += count
         if self.progress is not None and self.task is not None:
             self.progress.update(self.task, advance=count, info=escape(info))
@@ -55,8 +64,15 @@ class Bar:
 
 @contextmanager
 def progress_bar(label: str, total: int | None, done: int = 0) -> Iterator[Bar]:
-    """Show ``label`` and a bar while the block runs; ``done`` is where a resumed piece of work starts."""
+    """Show a progress bar while the block runs.
+
+    Args:
+        label: the text before the bar.
+        total: number of items; None if it is not known.
+        done: number of items that an earlier run finished.
+    """
     if not (console.is_terminal and is_main_process()):
+        # A bar redraws itself with control characters, which would fill a log file.
         yield Bar(label, total, None, done)
         return
     columns = (

@@ -1,4 +1,4 @@
-"""Where to compute, and seeds that depend on nothing but what is asked for."""
+"""The device to compute on, and seeds that depend only on their arguments."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from rearkit.errors import RearkitError
 
 
 def resolve_device(name: str) -> torch.device:
-    """Turn a recipe's ``device`` into a torch device.
+    """Turn a recipe's ``device`` (``auto``, ``cpu`` or ``cuda``) into a torch device.
 
     Raises:
-        RearkitError: CUDA is asked for and there is none.
+        RearkitError: the recipe asks for CUDA and torch finds no CUDA device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -23,11 +23,13 @@ def resolve_device(name: str) -> torch.device:
 
 
 def derive_seed(*parts: int | str) -> int:
-    """Mix numbers and words into a seed in [0, 2^63)."""
+    """Hash numbers and words to a seed in [0, 2^63)."""
+    # Not `hash`: Python salts the hash of a string anew in each process.
     digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
+    # The shift drops a bit, so that the seed fits a signed integer of 64 bits.
     return int.from_bytes(digest[:8], "little") >> 1
 
 
 def seed_everything(*parts: int | str) -> None:
-    """Seed torch's global generators, so that what follows does not depend on what was drawn before."""
+    """Seed torch's global generators, so that what follows does not depend on random numbers drawn before."""
     torch.manual_seed(derive_seed(*parts))

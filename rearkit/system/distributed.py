@@ -1,7 +1,7 @@
-"""Ranks: one process by default, many under any launcher that says so in the environment.
+"""Ranks: one process by default, several under any launcher that sets the usual environment variables.
 
 torchrun, DeepSpeed's launcher and ``run --num-gpus`` set RANK, WORLD_SIZE and LOCAL_RANK; under Slurm's ``srun`` they
-are derived from its own variables. Every launcher ends in the same code path.
+are derived from Slurm's variables. From there on, all launchers take the same code path.
 """
 
 from __future__ import annotations
@@ -18,17 +18,20 @@ import torch.distributed as dist
 from rearkit.errors import EXIT_INTERNAL, RearkitError
 
 T = TypeVar("T")
-# Ranks wait for the first while it prepares data, which may take hours; a rank that dies is its launcher's to notice.
+# Other ranks wait while rank 0 prepares data, which may take hours, so torch's default of minutes is too short.
+# A rank that dies is noticed by its launcher, which then stops the others; this timeout is not needed for that.
 PATIENCE = timedelta(days=2)
 
 
 def adopt_slurm() -> None:
-    """Under ``srun``, set what the other launchers set; elsewhere, do nothing."""
+    """Under ``srun``, set the variables that other launchers set; otherwise do nothing."""
     environment = os.environ
+    # A launcher started by srun has set RANK itself, and Slurm's numbers would be those of the launchers.
     if "RANK" in environment or "SLURM_STEP_ID" not in environment:
         return
-    # Of the step where Slurm tells them: a job may have several steps, and nodes that none of them is on.
+    # The step's own values where Slurm gives them: a job may have several steps, and nodes that a step does not use.
     tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS", "1")
+    # One task runs as a lone process, which needs no address and no port.
     if int(tasks) < 2:
         return
     environment["RANK"] = environment["SLURM_PROCID"]
@@ -36,12 +39,15 @@ def adopt_slurm() -> None:
     environment["LOCAL_RANK"] = environment["SLURM_LOCALID"]
     if "MASTER_ADDR" not in environment:
         nodes = environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"]
+        # Slurm abbreviates lists of nodes (node[01-04]); scontrol expands them.
         command = ["scontrol", "show", "hostnames", nodes]
         try:
             listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         except (OSError, subprocess.CalledProcessError) as error:
-            raise RearkitError(f"srun: cannot tell the first node ({error}); set MASTER_ADDR to its name") from None
+            raise RearkitError(f"srun: cannot find the first node ({error}); set MASTER_ADDR to its name") from None
         environment["MASTER_ADDR"] = listed.split()[0]
+    # All ranks derive the same port without talking to each other. It comes from the numbers of the job and the step,
+    # so that two of them on one node get different ports.
     step = int(environment.get("SLURM_JOB_ID", "0")) + 101 * int(environment["SLURM_STEP_ID"])
     environment.setdefault("MASTER_PORT", str(20_000 + step % 20_000))
 
@@ -57,19 +63,21 @@ def rank() -> int:
 
 
 def local_device(device: torch.device) -> torch.device:
-    """Return this rank's own device of a kind."""
+    """Return this rank's device of the same type, and make it CUDA's current device."""
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        # NCCL, and code that says just "cuda", use the current device.
         torch.cuda.set_device(device)
     return device
 
 
 def start(device: torch.device) -> None:
-    """Join the other ranks: gloo on CPUs, nccl on CUDA. A lone process needs no port and no launcher."""
+    """Initialise the process group: gloo on CPUs, NCCL on CUDA. A lone process needs no port and no launcher."""
     if dist.is_initialized():
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     if world_size() == 1:
+        # DeepSpeed reads these variables and needs a process group, even for one process.
         for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
             os.environ.setdefault(name, value)
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
@@ -78,26 +86,31 @@ def start(device: torch.device) -> None:
 
 
 def leave() -> None:
-    """Part from the other ranks before the interpreter ends; gloo's threads, still running then, may abort it."""
+    """Destroy the process group if there are several ranks."""
     if several():
+        # gloo's threads may abort the interpreter if they still run when it exits.
         dist.destroy_process_group()
 
 
 def several() -> bool:
-    """Tell whether there are other ranks to agree with."""
+    """Return whether there is more than one rank."""
     return dist.is_initialized() and dist.get_world_size() > 1
 
 
 def barrier() -> None:
-    """Wait for all ranks."""
+    """Wait until all ranks have come here."""
     if several():
         dist.barrier()
 
 
 def from_main(work: Callable[[], T]) -> T:
-    """Let rank 0 do some work and give its result to all; where it fails, the others exit with its code."""
+    """Run ``work`` on rank 0 and return its result on all ranks.
+
+    If it fails, rank 0 raises the error, and the other ranks exit with its code: one message is enough.
+    """
     if not several():
         return work()
+    # Sent as it is if rank 0 meets an error other than a RearkitError.
     result: list[tuple[bool, T | int]] = [(False, EXIT_INTERNAL)]
     try:
         if rank() == 0:
@@ -106,6 +119,7 @@ def from_main(work: Callable[[], T]) -> T:
         result = [(False, error.exit_code)]
         raise
     finally:
+        # In any case, an error included: the other ranks wait in this call, and would wait for days.
         dist.broadcast_object_list(result)
     worked, value = result[0]
     if not worked:
@@ -114,7 +128,7 @@ def from_main(work: Callable[[], T]) -> T:
 
 
 def from_all(value: T) -> list[T]:
-    """Give every rank the values of all, in the order of their ranks."""
+    """Return the values of all ranks, in rank order, on every rank."""
     if not several():
         return [value]
     values: list[T] = [value] * dist.get_world_size()
@@ -123,10 +137,10 @@ def from_all(value: T) -> list[T]:
 
 
 def together(work: Callable[[], T]) -> list[T]:
-    """Let all ranks do their part, and return all results in the order of the ranks.
+    """Run ``work`` on all ranks and return all results, in rank order, on every rank.
 
     Raises:
-        RearkitError: what one of them met; all raise it.
+        RearkitError: the error of any rank; every rank raises it.
     """
     if not several():
         return [work()]
@@ -135,24 +149,28 @@ def together(work: Callable[[], T]) -> list[T]:
         outcome = work(), None
     except RearkitError as error:
         outcome = None, error
+    # Errors are exchanged like results: a rank that raised at once would leave the others waiting in their next
+    # collective call.
     outcomes = from_all(outcome)
-    for _, failure in [outcome, *outcomes]:  # one's own first, since it has its cause with it
+    # This rank's own error first: it still has its cause and traceback, which pickling drops.
+    for _, failure in [outcome, *outcomes]:
         if failure is not None:
             raise failure
     return [result for result, _ in outcomes]  # type: ignore[misc]
 
 
 def mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str, float]:
-    """Average named numbers over the ranks."""
+    """Average each named number over the ranks. The names must be the same on all ranks."""
     if not several():
         return values
+    # One tensor, so that one reduction serves all numbers.
     tensor = torch.tensor(list(values.values()), device=device, dtype=torch.float64 if device.type == "cpu" else None)
     dist.all_reduce(tensor)
     return dict(zip(values, (tensor / dist.get_world_size()).tolist(), strict=True))
 
 
 def most_over_ranks(value: int, device: torch.device) -> int:
-    """Return the largest of a number over the ranks."""
+    """Return the largest of the ranks' values."""
     if not several():
         return value
     tensor = torch.tensor(value, device=device)

@@ -1,6 +1,7 @@
-"""Writing files so that nothing is lost: to a temporary name, flushed to the disk, then renamed.
+"""Atomic writes: to a temporary name, flushed to the disk, then renamed.
 
-A reader sees the old content or the new, never a part; a full disk leaves the old and removes the temporary file.
+A reader sees the old content or the new, never a part of it. If the disk is full, the old content stays and the
+temporary file is removed.
 """
 
 from __future__ import annotations
@@ -18,30 +19,38 @@ from typing import Any
 from rearkit.errors import StorageError
 
 TEMPORARY = ".tmp"
+# EDQUOT: a user's quota is used up. EFBIG: a limit on the size of files, such as ulimit's, is met.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# EROFS: mounted read-only. ENOTDIR: a part of the path is a file.
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``, a file or a folder to write; on success, it takes ``path``'s place.
+    """Yield a temporary path beside ``path``, for a file or a folder; on success, rename it to ``path``.
 
     Raises:
-        StorageError: the disk is full, read-only or forbidden; ``path`` is as it was.
+        StorageError: the disk is full, read-only or forbidden; ``path`` is unchanged.
     """
+    # In the same folder, since a rename is atomic only within one file system.
     temporary = path.with_name(f".{path.name}{TEMPORARY}")
     try:
-        with storage_errors(path):  # before the temporary file is removed, which makes room on a full disk
+        # Inside the `try`, so that the message gives the free space before the temporary file is removed.
+        with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            # A killed process may have left one.
             remove(temporary)
             yield temporary
+            # Flushed before the rename: otherwise a power cut could leave the new name with no content behind it.
             for file in temporary.rglob("*") if temporary.is_dir() else (temporary,):
                 if file.is_file():
                     sync(file)
+            # A rename replaces a file but no folder that has content. For folders, a reader may see none for a moment.
             if path.is_dir() and temporary.is_dir():
                 remove(path)
             open_to_others(temporary)
             temporary.replace(path)
+            # The rename itself is an entry of the folder, which has to reach the disk too.
             sync(path.parent)
     finally:
         with contextlib.suppress(OSError):
@@ -50,10 +59,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn refusals to write into one line that says what to do.
+    """Turn a failed write into a one-line error that says what to do.
 
     Raises:
-        StorageError: the operating system, torch, numpy or safetensors could not write; it names ``path``.
+        StorageError: the operating system, torch, numpy or safetensors could not write ``path``.
     """
     try:
         yield
@@ -61,55 +70,56 @@ def storage_errors(path: Path) -> Iterator[None]:
         number = error.errno if isinstance(error, OSError) else None
         if number in FULL or _says_full(error):
             free = shutil.disk_usage(_existing(path)).free / 2**20
-            # Where there is room, it is a quota or a limit on the size of files that was met.
+            # The free space is reported because, if there is plenty, a quota or a file size limit is the cause.
             raise StorageError(
                 f"{path}: the disk is full, or a quota is used up ({free:.0f} MiB are free); what was written before "
                 "is kept. Free some space and run again: it goes on from there"
             ) from error
         if number in FORBIDDEN:
             assert isinstance(error, OSError)
+            # The error may be about a parent folder, which is then what the user has to fix.
             place = path if error.filename is None else error.filename
             raise StorageError(
-                f"{place}: {error.strerror}, while writing {path}; mend that, or choose another folder with --out"
+                f"{place}: {error.strerror}, while writing {path}; fix that, or choose another folder with --out"
             ) from error
         raise
 
 
 def _says_full(error: Exception) -> bool:
-    """Tell whether a library's own error means that a write failed for want of space.
-
-    torch reports a failed write of its files as a RuntimeError of its zip writer, safetensors names the system's error
-    by number, numpy counts what it could write.
-    """
+    """Return whether a library's own error means that a write failed for lack of space."""
     text = str(error)
+    # torch reports a failed write as a RuntimeError of its zip writer; its zip reader's errors look alike.
     if isinstance(error, RuntimeError):
         return ("inline_container" in text or "PytorchStreamWriter" in text) and "Reader" not in text
+    # safetensors names the operating system's error by number. Compared by name, to import nothing.
     if type(error).__name__ == "SafetensorError":
         return any(f"os error {number}" in text for number in FULL)
+    # numpy says how many bytes were requested and how many written, without an error number.
     return isinstance(error, OSError) and error.errno is None and "requested and" in text and "written" in text
 
 
 def open_to_others(path: Path) -> None:
-    """Give a new file the permissions that any new file gets; safetensors makes its own readable by nobody else."""
+    """Give a new file the default permissions; safetensors writes files that only their owner can read."""
     if path.is_file() and not path.stat().st_mode & 0o077:
+        # The umask cannot be read without setting it, so it is set and put back at once.
         umask = os.umask(0o077)
         os.umask(umask)
         path.chmod(0o666 & ~umask)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all."""
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; None where it is missing or no JSON."""
+    """Read a JSON file; return None if it is missing or not valid JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
@@ -117,7 +127,7 @@ def read_json(path: Path) -> Any:
 
 
 def sync(path: Path) -> None:
-    """Flush a file or a folder's entries to the disk."""
+    """Flush a file's content, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -126,7 +136,8 @@ def sync(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
+    """Remove a file or a folder if it exists."""
+    # A link to a folder is removed itself, not what it points to.
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -134,9 +145,10 @@ def remove(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Hash a file's content."""
+    """Return the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         digest = hashlib.sha256()
+        # In pieces of 1 MiB, since checkpoints may be larger than the memory.
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Which software made something: for reports, and for the manifests of samples."""
+"""Versions of the software that produced a result, for reports and for the manifests of samples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PACKAGES = ("rearkit", "torch", "deepspeed", "torch-fidelity")
 
 
 def package_versions(*more: str) -> dict[str, str]:
-    """Versions of the packages that results depend on, of ``more`` of them, and of Python."""
+    """Return the versions of Python, of the packages that results depend on, and of the packages in ``more``."""
     found = {name: _version(name) for name in dict.fromkeys((*PACKAGES, *more))}
     return found | {"Python": platform.python_version()}
 
@@ -23,7 +23,7 @@ def _version(package: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """What the report was written with."""
+    """Return the versions, platform and git revision for a report."""
     return package_versions() | {
         "platform": platform.platform(),
         "git revision of the working directory": git_revision(),
@@ -31,9 +31,11 @@ def versions() -> dict[str, str]:
 
 
 def git_revision() -> str:
-    """Revision of the current folder's git checkout, and whether tracked files have changed."""
+    """Return the git revision of the current folder, and whether tracked files have changed since."""
+    # --exclude=* leaves tags out, so that the answer is always the full hash.
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
+        # The timeout is for checkouts on slow network disks: a report is not worth more than ten seconds.
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return "not a git checkout"

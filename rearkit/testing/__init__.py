@@ -1,4 +1,4 @@
-"""Contract checks: what a component's own tests call on it. No test framework is needed, any can run them.
+"""Contract checks, to be called in a component's own tests. They work with any test framework or with none.
 
 ::
 
@@ -8,8 +8,8 @@
         check_noise_schedule(MySchedule())
 
 A check raises `AssertionError` with a sentence that says which clause of `rearkit.contracts` is broken.
-`check_component` checks whatever a `rearkit.Component` builds, at small sizes; the others take the component, or a
-function that builds it, and further sizes. All leave torch's global random state as it was.
+`check_component` checks what a `rearkit.Component` builds, at small sizes; the other checks take the component, or a
+function that builds it, and further sizes. All of them leave torch's global random state unchanged.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ __all__ = [
 
 
 def check_component(component: Component, settings: Any = None) -> None:
-    """Check a component's settings class, and what it builds from ``settings``, by the contract of its kind.
+    """Check a component's settings class, and what it builds from ``settings``, against the contract of its kind.
 
     Args:
-        component: as the package's hook returns it.
-        settings: an instance of its settings class, of small sizes; left out, its defaults.
+        component: the component, as the package's hook returns it.
+        settings: an instance of its settings class, with small sizes; by default, the class's defaults.
 
     Raises:
-        AssertionError: the clause of the contract that is broken.
+        AssertionError: a clause of the contract is broken.
     """
     settings = component.settings() if settings is None else settings
     require(
@@ -71,7 +71,7 @@ def check_settings(settings: Any) -> None:
     """Check that settings are frozen, and documented for ``rearkit plugins``.
 
     Raises:
-        AssertionError: the clause of the contract that is broken.
+        AssertionError: a clause of the contract is broken.
     """
     cls = type(settings)
     require(attrs.has(cls), f"settings must be a class made by rearkit.settings; {cls.__name__} is not an attrs class")
@@ -81,6 +81,7 @@ def check_settings(settings: Any) -> None:
     )
     for field in attrs.fields(cls):
         require(field.metadata.get("doc"), f"every setting must say what it means: setting('…'); {field.name} does not")
+        # Tried out, since a subclass or a __setattr__ of its own can undo what the decorator says.
         try:
             setattr(settings, field.name, getattr(settings, field.name))
         except attrs.exceptions.FrozenInstanceError:

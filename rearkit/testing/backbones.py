@@ -29,18 +29,19 @@ from rearkit.testing.clauses import (
     stir,
 )
 
+# Three different numbers, so that a mix-up of dimensions cannot go unnoticed.
 SPACE = TokenSpace(num_tokens=6, codebook_size=11, num_classes=3)
 
 
 def check_backbone(build: Callable[[TokenSpace], Backbone], space: TokenSpace = SPACE) -> None:
-    """Check a backbone: shapes, causality, cached decoding (also for CUDA graphs), gradients, and its state dict.
+    """Check a backbone: shapes, causality, cached decoding (for CUDA graphs too), gradients, and its state dict.
 
     Args:
         build: makes the backbone for a token space; called twice.
-        space: sizes to check at, small ones. The default is no square grid: a backbone that needs one takes another.
+        space: small sizes to check with. The default is not a square grid: a backbone that needs one must get another.
 
     Raises:
-        AssertionError: the clause of the contract that is broken.
+        AssertionError: a clause of the contract is broken.
     """
     with seeded():
         backbone = build(space)
@@ -52,7 +53,8 @@ def check_backbone(build: Callable[[TokenSpace], Backbone], space: TokenSpace = 
             require_count(backbone, attribute, "backbone")
         stir(module)
         module.eval()
-        # One row as it is, then one for each token with that token changed. More rows than classes.
+        # Row 0 as drawn; row i + 1 is the same with token i changed. More rows than classes, since a backbone may then
+        # compute something once a class.
         tokens_BN = torch.randint(space.codebook_size, (1, space.num_tokens)).repeat(space.num_tokens + 1, 1)
         for i in range(space.num_tokens):
             tokens_BN[i + 1, i] = (tokens_BN[0, i] + 1) % space.codebook_size
@@ -75,7 +77,8 @@ def check_backbone(build: Callable[[TokenSpace], Backbone], space: TokenSpace = 
 def _check_forward(
     backbone: Backbone, module: nn.Module, tokens_BN: Tensor, classes_B: Tensor, space: TokenSpace
 ) -> None:
-    rows, layers = len(tokens_BN), tuple(range(backbone.num_layers))
+    rows = len(tokens_BN)
+    layers = tuple(range(backbone.num_layers))
     logits, hidden = _call(module, tokens_BN, classes_B, layers)
     require_tensor(logits, (rows, space.num_tokens + 1, space.codebook_size), torch.float32, "logits, (B, N+1, V),")
     require(logits.isfinite().all(), "logits must be finite")
@@ -88,6 +91,7 @@ def _check_forward(
         shape = (rows, places, backbone.hidden_size)
         require_tensor(states, shape, torch.float32, f"the output of block {layer}, (B, prefix_length + N, D),")
         require(states.isfinite().all(), f"the output of block {layer} must be finite")
+    # Twice the same: no dropout in eval mode, and asking for layers changes nothing.
     again, none = _call(module, tokens_BN, classes_B)
     require(not none, "without layers asked for, no hidden states must be returned")
     require(
@@ -114,6 +118,7 @@ def _check_causal(backbone: Backbone, module: nn.Module, tokens_BN: Tensor, spac
     for i in range(space.num_tokens):
         change = (logits[i + 1] - logits[0]).abs().amax(-1)
         require(
+            # Not exactly 0: rows of a batch may be computed in different order.
             largest(change[: i + 1]) <= TOLERANCE / 10,
             f"a backbone must be causal: changing token {i} must not change the logits of tokens 0 to {i}, "
             f"which changed by {largest(change[: i + 1]):.2g}",
@@ -123,13 +128,14 @@ def _check_causal(backbone: Backbone, module: nn.Module, tokens_BN: Tensor, spac
                 largest(change[i + 1 : space.num_tokens]) > 0,
                 f"a backbone must read its context: changing token {i} changed no logits",
             )
+        # Regularizers find a token's hidden state by this position.
         own = backbone.prefix_length + i
-        place = f"token {i} stands at place prefix_length + {i}: changing it"
+        place = f"token {i} is at position prefix_length + {i}: changing it"
         for layer, states in hidden.items():
             change = (states[i + 1] - states[0]).abs().amax(-1)
             require(
                 largest(change[:own]) <= TOLERANCE / 10,
-                f"{place} must not change the output of block {layer} at earlier places, "
+                f"{place} must not change the output of block {layer} at earlier positions, "
                 f"which changed by {largest(change[:own]):.2g}",
             )
             require(
@@ -140,7 +146,7 @@ def _check_causal(backbone: Backbone, module: nn.Module, tokens_BN: Tensor, spac
 
 @torch.no_grad()
 def _check_reads_class(module: nn.Module, tokens_BN: Tensor, space: TokenSpace) -> None:
-    """Each class and "no label" must be told apart, from token 0 on: guidance lives on the difference."""
+    """Check that each class and "no label" change the logits of token 0: guidance relies on the difference."""
     classes_B = torch.arange(space.num_classes + 1)
     logits, _ = _call(module, tokens_BN[:1].repeat(len(classes_B), 1), classes_B)
     for label in range(space.num_classes):
@@ -154,11 +160,13 @@ def _check_reads_class(module: nn.Module, tokens_BN: Tensor, space: TokenSpace) 
 def _check_decoding(
     backbone: Backbone, module: nn.Module, tokens_BN: Tensor, classes_B: Tensor, space: TokenSpace, why: str
 ) -> None:
-    """Decode two batches in turns: a cache must be the caller's, not the module's."""
+    """Decode two batches alternately: the cache must belong to the caller, not to the module."""
+    # The same rows in reverse: a decoder that mixes up the batches gives wrong logits at once.
     batches = [(tokens_BN, classes_B), (tokens_BN.flip(0), classes_B.flip(0))]
     expected = [_call(module, tokens, classes)[0] for tokens, classes in batches]
     started = [backbone.start(classes) for _, classes in batches]
-    found, caches = [logits for logits, _ in started], [cache for _, cache in started]
+    found = [logits for logits, _ in started]
+    caches = [cache for _, cache in started]
     for i in range(space.num_tokens):
         for index, (tokens, _) in enumerate(batches):
             what = "the logits of token 0 from start, (B, V)," if i == 0 else "the logits from step, (B, V),"
@@ -180,6 +188,7 @@ def _check_state(
     classes_B: Tensor,
     space: TokenSpace,
 ) -> None:
+    # Another seed, so that the second backbone starts with other weights than the first.
     torch.manual_seed(1)
     second = require_module(build(space), "backbone")
     copy_state(module, second, "backbone")
@@ -193,12 +202,13 @@ def _check_state(
 
 
 class _NothingFromHost(TorchFunctionMode):
-    """Refuses tensors made of Python data, and all that reads or makes a tensor on the CPU."""
+    """Refuses operations that make a tensor from Python data, or that read or make a tensor on the CPU."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         read = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        # as_tensor of a tensor copies nothing from Python, so it is allowed.
         of_data = func in (torch.tensor, Tensor.new_tensor) or (func is torch.as_tensor and not read)
         on_host = made and any(tensor.device.type == "cpu" for tensor in made + read)
         require(
@@ -210,10 +220,12 @@ class _NothingFromHost(TorchFunctionMode):
 
 @torch.no_grad()
 def _check_recordable(backbone: Backbone, tokens_BN: Tensor, classes_B: Tensor, space: TokenSpace) -> None:
-    """Decode on another device than the CPU: one that every machine has, whose tensors have no content."""
+    """Decode on the meta device: like CUDA it is not the CPU, every machine has it, and reading content fails."""
+    # A copy, since moving to the meta device loses the weights.
     elsewhere: Any = copy.deepcopy(backbone)
     elsewhere.to("meta")
-    tokens_BN, classes_B = tokens_BN.to("meta"), classes_B.to("meta")
+    tokens_BN = tokens_BN.to("meta")
+    classes_B = classes_B.to("meta")
     try:
         with _NothingFromHost():
             _, cache = elsewhere.start(classes_B)
@@ -225,10 +237,11 @@ def _check_recordable(backbone: Backbone, tokens_BN: Tensor, classes_B: Tensor, 
 
 @torch.no_grad()
 def _check_blocks(backbone: Backbone, module: nn.Module, tokens_BN: Tensor, classes_B: Tensor) -> None:
-    """Activation checkpointing exchanges the blocks' forward, so they have to be what computes the hidden states."""
+    """Check that the blocks compute the hidden states: activation checkpointing replaces their forward."""
     if not hasattr(backbone, "blocks"):
         return
-    blocks, layers = list(backbone.blocks), tuple(range(backbone.num_layers))
+    blocks = list(backbone.blocks)
+    layers = tuple(range(backbone.num_layers))
     require(
         len(blocks) == len(layers) and all(isinstance(block, nn.Module) for block in blocks),
         f"blocks, where a backbone has them, must be its {len(layers)} blocks, modules; found {len(blocks)} items",
@@ -246,6 +259,7 @@ def _check_gradients(module: nn.Module, tokens_BN: Tensor, classes_B: Tensor) ->
     module.train()
     module.zero_grad()
     logits, _ = _call(module, tokens_BN, classes_B)
+    # The last position has no target.
     F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens_BN.flatten()).backward()
     require_gradients(module, "backbone")
     module.zero_grad()
@@ -253,7 +267,7 @@ def _check_gradients(module: nn.Module, tokens_BN: Tensor, classes_B: Tensor) ->
 
 @torch.no_grad()
 def _check_bfloat16(module: nn.Module, tokens_BN: Tensor, classes_B: Tensor) -> None:
-    """In bf16 training, DeepSpeed casts parameters and buffers; what a module makes on the way has to follow."""
+    """Check a forward in bfloat16: DeepSpeed casts parameters and buffers, and tensors made on the way must follow."""
     module.to(torch.bfloat16).eval()
     try:
         logits, _ = _call(module, tokens_BN, classes_B)

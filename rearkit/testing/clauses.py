@@ -1,4 +1,4 @@
-"""What the contract checks share: one way to fail, seeds of their own, and the clauses that all modules have."""
+"""What the contract checks share: one way to fail, seeding, and the clauses that hold for all modules."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# Wide enough for float32 sums in another order, far below the effect of a mistake.
 TOLERANCE = 1e-4
 
 
 def require(holds: object, clause: str) -> None:
-    """Fail with the clause of the contract that is broken; not an ``assert``, which ``python -O`` would drop."""
+    """Raise AssertionError with the broken clause; not with ``assert``, which ``python -O`` removes."""
     if not holds:
         raise AssertionError(clause)
 
 
 def require_tensor(value: object, shape: tuple[int, ...], dtype: torch.dtype, what: str) -> Tensor:
-    """Require a tensor of a shape and dtype, and return it."""
+    """Require a tensor of this shape and dtype, and return it."""
     is_tensor = isinstance(value, Tensor)
     found = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
     require(
@@ -38,7 +39,7 @@ def require_module(component: object, what: str) -> nn.Module:
 
 
 def require_count(component: object, attribute: str, what: str) -> None:
-    """Require an attribute to be a whole number from 1."""
+    """Require an attribute to be an int of at least 1."""
     value = getattr(component, attribute, None)
     require(
         isinstance(value, int) and not isinstance(value, bool) and value >= 1,
@@ -47,7 +48,7 @@ def require_count(component: object, attribute: str, what: str) -> None:
 
 
 def require_gradients(module: nn.Module, what: str) -> None:
-    """Require each trained parameter to have got a finite gradient."""
+    """Require every trainable parameter to have a finite gradient."""
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -62,7 +63,8 @@ def require_gradients(module: nn.Module, what: str) -> None:
 
 
 def copy_state(first: nn.Module, second: nn.Module, what: str) -> None:
-    """Load the state dict of one instance into another, as a run does with what it saved."""
+    """Load one instance's state dict into another, as a run does with saved weights."""
+    # Cloned, so that the second instance cannot share memory with the first and agree for that reason.
     state = {key: value.clone() if isinstance(value, Tensor) else value for key, value in first.state_dict().items()}
     odd = [key for key, value in state.items() if not isinstance(value, Tensor)]
     require(not odd, f"the state dict of a {what} must hold tensors only; {', '.join(odd)} is none")
@@ -77,34 +79,36 @@ def copy_state(first: nn.Module, second: nn.Module, what: str) -> None:
 
 @torch.no_grad()
 def stir(module: nn.Module) -> None:
-    """Add noise to every parameter, past autograd's counter of versions, as DeepSpeed's steps are.
+    """Add noise to every parameter, as DeepSpeed's steps change them: unseen by autograd's version counters.
 
-    A fresh module often has its gates or heads at zero, and would then pass any check of what it does.
+    A fresh module often has its gates or heads at zero, and would pass any check of what it computes.
     """
     for parameter in module.parameters():
         if parameter.is_floating_point() and parameter.numel():
+            # Noise of half the usual initial deviation, so that activations stay of order 1. 25 makes it 0.1 for
+            # vectors.
             width = parameter[0].numel() if parameter.dim() > 1 else 25
             parameter.data.add_(torch.randn_like(parameter) * 0.5 * width**-0.5)
 
 
 @contextlib.contextmanager
 def seeded(seed: int = 0) -> Iterator[None]:
-    """Run a block under a seed of its own, and leave torch's global random state as it was."""
+    """Run a block with a seed of its own, and leave torch's global random state unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
 
 
 def largest(difference: Tensor) -> float:
-    """Return the largest absolute value, 0 of nothing."""
+    """Return the largest absolute value, or 0 if the tensor is empty."""
     return float(difference.detach().abs().max()) if difference.numel() else 0.0
 
 
 def close(first: Tensor, second: Tensor) -> bool:
-    """Tell whether two tensors agree to `TOLERANCE`, relative to values above 1."""
+    """Return whether two tensors agree to `TOLERANCE`, absolute below 1 and relative above."""
     return torch.allclose(first.float(), second.float(), rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def named(component: Any) -> str:
-    """Return the name of a component's class."""
+    """Return the name of a component's class, for messages."""
     return type(component).__name__

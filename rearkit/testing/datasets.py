@@ -14,14 +14,14 @@ SPLITS = ("train", "held-out")
 
 
 def check_dataset(dataset: Dataset, limit: int = 1000) -> None:
-    """Check a dataset: its classes, and the shards or the images of both splits.
+    """Check a dataset: its classes, and the shards or images of both splits.
 
     Args:
-        dataset: what to check.
-        limit: images of a split to look at, twice; a split's size is checked where it is not above this.
+        dataset: the dataset to check.
+        limit: number of images of a split to read, twice; a split's size is checked if it has fewer images.
 
     Raises:
-        AssertionError: the clause of the contract that is broken.
+        AssertionError: a clause of the contract is broken.
     """
     require(
         isinstance(dataset, Dataset),
@@ -34,7 +34,8 @@ def check_dataset(dataset: Dataset, limit: int = 1000) -> None:
         f"class_names() must return a string for each of the {dataset.num_classes} classes, or None; found {names!r}",
     )
     for split in SPLITS:
-        size, shards = dataset.size(split), dataset.shards(split)
+        size = dataset.size(split)
+        shards = dataset.shards(split)
         require(
             size is None or (isinstance(size, int) and size >= 0),
             f"size({split!r}) must be a number of images or None; found {size!r}",
@@ -60,6 +61,7 @@ def _check_images(dataset: Dataset, split: str, size: int | None, limit: int) ->
     again = [sample.key for sample in itertools.islice(dataset.images(split), limit)]
     require(again == order, f"images({split!r}) must yield the same order each time")
     if size is not None:
+        # Where reading stopped at the limit, the size can only be compared with a lower bound.
         found = f"{len(order)} at least" if len(order) == limit else str(len(order))
         require(
             size >= len(order) and (size == len(order) or len(order) == limit),
@@ -68,8 +70,10 @@ def _check_images(dataset: Dataset, split: str, size: int | None, limit: int) ->
 
 
 def _check_image(sample: ImageSample, num_classes: int) -> None:
-    key, image = sample.key, sample.image
+    key = sample.key
+    image = sample.image
     require(
+        # Only the part after the last slash: WebDataset splits names at the first dot there.
         isinstance(key, str) and key.rpartition("/")[2] and "." not in key.rpartition("/")[2],
         f"a key must be a string without a dot, which would end it in a WebDataset shard; found {key!r}",
     )

@@ -14,14 +14,14 @@ PROGRESS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
 def check_noise_schedule(schedule: NoiseSchedule, batch: int = 300) -> None:
-    """Check a noise schedule: its rates' shape, dtype and range, and where its randomness comes from.
+    """Check a noise schedule: its rates' shape, dtype and range, and its source of randomness.
 
     Args:
-        schedule: what to check.
-        batch: how many rates to draw at a time.
+        schedule: the schedule to check.
+        batch: number of rates to draw at a time.
 
     Raises:
-        AssertionError: the clause of the contract that is broken.
+        AssertionError: a clause of the contract is broken.
     """
     require(
         isinstance(schedule, NoiseSchedule), f"a noise schedule must have a method rates; {named(schedule)} has none"
@@ -30,7 +30,7 @@ def check_noise_schedule(schedule: NoiseSchedule, batch: int = 300) -> None:
     with seeded():
         first = [_rates(schedule, progress, size) for progress, size in calls]
         torch.manual_seed(1)
-        # The other way round: a resumed run asks for the second half without having asked for the first.
+        # In reverse order: a resumed run asks for the second half without having asked for the first.
         again = [_rates(schedule, progress, size) for progress, size in reversed(calls)]
     for (progress, _), one, other in zip(calls, first, reversed(again), strict=True):
         require(
@@ -53,5 +53,6 @@ def _rates(schedule: NoiseSchedule, progress: float, batch: int) -> torch.Tensor
 
 
 def _global_state() -> tuple[object, ...]:
+    # numpy's and Python's generators too, since a schedule may use any of the three.
     _, keys, *place = np.random.get_state()
     return torch.get_rng_state().numpy().tobytes(), np.asarray(keys).tobytes(), place, random.getstate()

@@ -19,7 +19,9 @@ from rearkit.testing.clauses import (
     stir,
 )
 
-CODEBOOKS = ((11, 3), (40, 300))  # V, Z: narrow and wide
+# V and Z of two codebooks: Z smaller and larger than the hidden size, and than V.
+CODEBOOKS = ((11, 3), (40, 300))
+# Lengths of the prefix: a regularizer must not count on one backbone's.
 PREFIXES = (1, 2, 3)
 ROWS = 4
 
@@ -31,19 +33,20 @@ def check_regularizer(
     num_layers: int = 4,
     num_tokens: int = 6,
 ) -> None:
-    """Check a regularizer: its terms, its gradients, and that it leaves alone what is not its own.
+    """Check a regularizer: its terms, its gradients, and that it leaves its inputs and the codebook unchanged.
 
     Args:
         build: makes the regularizer for a context; called several times.
         hidden_size: D of the hidden states to check with.
-        num_layers: blocks of the backbone that it is told of.
+        num_layers: number of blocks of the backbone in the context.
         num_tokens: N.
 
     Raises:
-        AssertionError: the clause of the contract that is broken.
+        AssertionError: a clause of the contract is broken.
     """
     with seeded():
         for codebook_size, embedding_dim in CODEBOOKS:
+            # With a gradient, to see whether the regularizer sends one there.
             codebook_VZ = torch.randn(codebook_size, embedding_dim).requires_grad_()
             context = RegularizerContext(hidden_size, num_layers, codebook_VZ)
             regularizer = build(context)
@@ -60,19 +63,20 @@ def check_regularizer(
 
 
 class _Inputs:
-    """What a regularizer is called with: every block's output, since other regularizers may have asked for more."""
+    """A regularizer's arguments: the outputs of all blocks, since other regularizers may have asked for more."""
 
     def __init__(self, context: RegularizerContext, num_tokens: int, prefix_length: int) -> None:
         shape = (ROWS, prefix_length + num_tokens, context.hidden_size)
         self.hidden = {layer: torch.randn(shape) for layer in range(context.num_layers)}
         self.tokens_BN = torch.randint(len(context.codebook_VZ), (ROWS, num_tokens))
-        # Half of each row, so that terms over replaced and over kept tokens both have something to say.
+        # Half of each row, so that terms over replaced tokens and terms over kept ones both have some.
         self.replaced_BN = torch.arange(num_tokens).expand(ROWS, -1) % 2 == 0
         self.prefix_length = prefix_length
 
 
 def _check_attributes(regularizer: Regularizer, num_layers: int) -> None:
-    weight, layers = getattr(regularizer, "weight", None), getattr(regularizer, "layers", None)
+    weight = getattr(regularizer, "weight", None)
+    layers = getattr(regularizer, "layers", None)
     require(
         isinstance(weight, int | float) and math.isfinite(weight),
         f"regularizer.weight must be a finite number; found {weight!r}",
@@ -91,7 +95,7 @@ def _check_attributes(regularizer: Regularizer, num_layers: int) -> None:
 def _terms(
     module: nn.Module, inputs: _Inputs, replaced_BN: Tensor, hidden: Mapping[int, Tensor] | None = None
 ) -> Tensor:
-    """Return the sum of the terms, after a look at each."""
+    """Check each term, and return their sum."""
     terms = module(inputs.hidden if hidden is None else hidden, inputs.tokens_BN, replaced_BN, inputs.prefix_length)
     require(
         isinstance(terms, Mapping) and terms and all(isinstance(name, str) for name in terms),
@@ -114,10 +118,13 @@ def _terms(
 
 @torch.no_grad()
 def _check_terms(module: nn.Module, inputs: _Inputs) -> None:
-    everything, nothing = torch.ones_like(inputs.replaced_BN), torch.zeros_like(inputs.replaced_BN)
+    everything = torch.ones_like(inputs.replaced_BN)
+    nothing = torch.zeros_like(inputs.replaced_BN)
+    # Compared afterwards: other regularizers read the same tensors.
     before = [tensor.clone() for tensor in (*inputs.hidden.values(), inputs.tokens_BN, inputs.replaced_BN)]
     for training in (True, False):
         module.train(training)
+        # A mean over no tokens is NaN: the usual mistake, which all or none replaced brings out.
         for replaced_BN in (nothing, everything, inputs.replaced_BN):
             total = _terms(module, inputs, replaced_BN)
     after = (*inputs.hidden.values(), inputs.tokens_BN, inputs.replaced_BN)
@@ -140,6 +147,7 @@ def _check_gradients(module: nn.Module, layers: object, inputs: _Inputs) -> None
     read = {layer: states.grad for layer, states in hidden.items() if states.grad is not None}
     require(read, "the terms of a regularizer must reach the hidden states; none of them gets a gradient")
     require(all(grad.isfinite().all() for grad in read.values()), "hidden states must get finite gradients")
+    # In training, the output of a block that is not listed is missing, unless another regularizer reads it.
     surplus = sorted(read.keys() - set(layers))  # type: ignore[call-overload]
     require(not surplus, f"a regularizer must list in layers every block that it reads; it also reads {surplus}")
     module.zero_grad()
@@ -151,6 +159,7 @@ def _check_codebook(module: nn.Module, context: RegularizerContext, codebook_VZ:
         "the tokenizer's codebook must get no gradient from a regularizer: detach context.codebook_VZ",
     )
     require(context.codebook_VZ is codebook_VZ, "a regularizer must not change its context")
+    # By memory: a parameter that is a view of the codebook would train it.
     storage = codebook_VZ.untyped_storage().data_ptr()
     shared = [name for name, value in module.named_parameters() if value.untyped_storage().data_ptr() == storage]
     require(not shared, f"the tokenizer's codebook must not be a parameter of the regularizer; {', '.join(shared)} is")
@@ -160,6 +169,7 @@ def _check_codebook(module: nn.Module, context: RegularizerContext, codebook_VZ:
 def _check_state(
     build: Callable[[RegularizerContext], Regularizer], context: RegularizerContext, module: nn.Module, inputs: _Inputs
 ) -> None:
+    # Another seed, so that the second regularizer starts with other weights than the first.
     torch.manual_seed(1)
     second = require_module(build(context), "regularizer")
     copy_state(module, second, "regularizer")
@@ -174,7 +184,7 @@ def _check_state(
 
 @torch.no_grad()
 def _check_bfloat16(module: nn.Module, inputs: _Inputs) -> None:
-    """In bf16 training, DeepSpeed casts parameters and buffers; what a module makes on the way has to follow."""
+    """Check the terms in bfloat16: DeepSpeed casts parameters and buffers, and tensors made on the way must follow."""
     module.to(torch.bfloat16)
     hidden = {layer: states.bfloat16() for layer, states in inputs.hidden.items()}
     try:

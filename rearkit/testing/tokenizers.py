@@ -22,19 +22,21 @@ from rearkit.testing.clauses import (
 )
 
 ROWS = 3
-MOST_CODES = 2**16  # token shards hold uint16
-NEAR_TIES = 0.01  # share of tokens that may fall to another code when rounding differs
+# Token shards store uint16.
+MOST_CODES = 2**16
+# Share of tokens that may get another code when rounding differs: those almost as near to a second code.
+NEAR_TIES = 0.01
 
 
 def check_tokenizer(tokenizer: Tokenizer, rebuild: Callable[[], Tokenizer] | None = None) -> None:
-    """Check a tokenizer: sizes, ranges, repeatability, its codebook; and the fit, where it has one.
+    """Check a tokenizer: sizes, ranges, repeatability, its codebook, and its fit if it has one.
 
     Args:
-        tokenizer: what to check; left in eval mode.
-        rebuild: makes another of the same settings, to check what the state dict holds; left out, that is not checked.
+        tokenizer: the tokenizer to check; left in eval mode.
+        rebuild: makes another one from the same settings, to check the state dict; without it, that is not checked.
 
     Raises:
-        AssertionError: the clause of the contract that is broken.
+        AssertionError: a clause of the contract is broken.
     """
     module = require_module(tokenizer, "tokenizer")
     require(
@@ -51,9 +53,13 @@ def check_tokenizer(tokenizer: Tokenizer, rebuild: Callable[[], Tokenizer] | Non
     with seeded():
         module.eval()
         images = torch.rand(ROWS, 3, tokenizer.image_size, tokenizer.image_size)
-        images[0], images[1] = 0.0, images[1].round()  # black, and a picture of extremes
+        # Black, and a picture of extreme values: results must stay in range and finite there too.
+        images[0] = 0.0
+        images[1] = images[1].round()
         tokens_BN = torch.randint(tokenizer.codebook_size, (ROWS, tokenizer.num_tokens))
-        tokens_BN[0], tokens_BN[1] = 0, tokenizer.codebook_size - 1
+        # The first and the last code, where an index that is off by one fails.
+        tokens_BN[0] = 0
+        tokens_BN[1] = tokenizer.codebook_size - 1
         before = {key: value.clone() for key, value in module.state_dict().items()}
         with torch.no_grad():
             _check_codebook(tokenizer)
@@ -79,12 +85,14 @@ def _check_codebook(tokenizer: Tokenizer) -> None:
 def _check_encode(tokenizer: Tokenizer, images: Tensor) -> None:
     shape = (len(images), tokenizer.num_tokens)
     tokens_BN = require_tensor(tokenizer.encode(images), shape, torch.int64, "encode(images), (B, N),")
-    low, high = int(tokens_BN.min()), int(tokens_BN.max())
+    low = int(tokens_BN.min())
+    high = int(tokens_BN.max())
     require(
         low >= 0 and high < tokenizer.codebook_size,
         f"tokens must lie in [0, codebook_size), that is 0 to {tokenizer.codebook_size - 1}; found {low} to {high}",
     )
     require(torch.equal(tokens_BN, tokenizer.encode(images)), "in eval mode, the same images must give the same tokens")
+    # Image by image, where kernels may sum in another order.
     alone_BN = torch.cat([tokenizer.encode(image[None]) for image in images])
     require(
         (alone_BN != tokens_BN).float().mean() <= NEAR_TIES,
@@ -111,6 +119,7 @@ def _check_decode(tokenizer: Tokenizer, tokens_BN: Tensor) -> None:
 def _check_state(
     tokenizer: Tokenizer, module: nn.Module, rebuild: Callable[[], Tokenizer], images: Tensor, tokens_BN: Tensor
 ) -> None:
+    # Another seed, so that the second tokenizer starts with other weights than the first.
     torch.manual_seed(1)
     second = rebuild()
     copy_state(module, require_module(second, "tokenizer").eval(), "tokenizer")
@@ -124,7 +133,7 @@ def _check_state(
 
 
 def _check_fit(module: nn.Module, images: Tensor) -> None:
-    """Fit a copy for one step."""
+    """Check a fit's loss and gradients, on a copy, since a fit changes the tokenizer."""
     fitted = copy.deepcopy(module).train().requires_grad_()
     assert isinstance(fitted, FittableTokenizer)
     loss, parts = fitted.fit_loss(images)
@@ -138,6 +147,7 @@ def _check_fit(module: nn.Module, images: Tensor) -> None:
     )
     require(loss.requires_grad, "the loss of fit_loss must carry a gradient")
     loss.backward()
+    # Not of every parameter: a fit may leave parts frozen, or move the codebook by averages.
     gradients = [parameter.grad for parameter in fitted.parameters() if parameter.grad is not None]
     require(
         gradients and all(gradient.isfinite().all() for gradient in gradients),

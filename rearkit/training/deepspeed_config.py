@@ -6,7 +6,7 @@ import logging
 import os
 import textwrap
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -38,6 +38,74 @@ OWNED = {
     "compile": "compile",
     "checkpoint": "checkpoint_every, keep_checkpoints and keep_every",
 }
+
+# What DeepSpeed 0.19 reads at the top of its configuration; it has no list of them, and ignores what it does not know.
+KNOWN = frozenset(
+    {
+        "activation_checkpointing",
+        "aio",
+        "amp",
+        "autotuning",
+        "bf16",
+        "bfloat16",
+        "checkpoint",
+        "comet",
+        "comms_logger",
+        "communication_data_type",
+        "compile",
+        "compression_training",
+        "csv_monitor",
+        "curriculum_learning",
+        "data_efficiency",
+        "data_types",
+        "dataloader_drop_last",
+        "datastates_ckpt",
+        "disable_allgather",
+        "disable_python_gc",
+        "dump_state",
+        "eigenvalue",
+        "elasticity",
+        "expert_parallel",
+        "flops_profiler",
+        "fp16",
+        "gradient_accumulation_steps",
+        "gradient_allreduce_op",
+        "gradient_clipping",
+        "gradient_predivide_factor",
+        "graph_harvesting",
+        "hybrid_engine",
+        "log_level",
+        "managed_gradient_accumulation",
+        "memory_breakdown",
+        "nebula",
+        "optimizer",
+        "pipeline",
+        "prescale_gradients",
+        "progressive_layer_drop",
+        "quantize_training",
+        "scheduler",
+        "seq_parallel_communication_data_type",
+        "sparse_attention",
+        "sparse_gradients",
+        "steps_per_print",
+        "tensor_parallel",
+        "tensorboard",
+        "timers",
+        "torch_autocast",
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "use_data_before_expert_parallelism",
+        "vocabulary_size",
+        "wall_clock_breakdown",
+        "wandb",
+        "weight_quantization",
+        "zero_allow_untested_optimizer",
+        "zero_force_ds_cpu_optimizer",
+        "zero_optimization",
+    }
+)
+# The one section that DeepSpeed reads key by key, without a model of pydantic's that would refuse others.
+DATA_TYPES = frozenset({"grad_accum_dtype"})
 
 
 def batch_layout(train: TrainTable, world: int) -> tuple[int, int]:
@@ -90,7 +158,7 @@ def deepspeed_config(train: TrainTable, world: int) -> dict[str, Any]:
 
 
 def is_unwrapped(train: TrainTable) -> bool:
-    """Tell whether DeepSpeed steps the optimizer as it is, without a look at the gradients."""
+    """Return whether DeepSpeed steps the optimizer as it is, without looking at the gradients."""
     return train.zero_stage == 0 and train.precision == "fp32"
 
 
@@ -103,7 +171,7 @@ def _merged(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_deepspeed_table(train: TrainTable, device: torch.device) -> None:
-    """Hold ``[train.deepspeed]`` against what the installed DeepSpeed reads, before anything runs.
+    """Compare ``[train.deepspeed]`` with what DeepSpeed reads, before anything runs.
 
     Raises:
         RecipeError: all keys that DeepSpeed does not know, that the recipe has a key of its own for, or whose values
@@ -118,102 +186,64 @@ def check_deepspeed_table(train: TrainTable, device: torch.device) -> None:
     ]
     if not problems:
         import_deepspeed(device)
-        known = _Asked({})
-        _read(known)
         config = deepspeed_config(train, 1)
         for key in train.deepspeed:
-            if key in known.asked:
-                problems += _problems_of(key, config[key])
-            else:
-                problems.append(f"[train.deepspeed] {key}: DeepSpeed knows no such key{did_you_mean(key, known.asked)}")
+            known = key in KNOWN
+            problems += _problems_of(key, config[key]) if known else [_unknown(key, key, KNOWN)]
     if problems:
         raise RecipeError(problems)
 
 
 def _problems_of(key: str, value: Any) -> list[str]:
     """What DeepSpeed has against a key's value."""
+    from deepspeed.runtime.config import DeepSpeedConfig
     from pydantic import ValidationError
 
-    content = _Asked({key: value})
+    if key == "data_types" and isinstance(value, dict):
+        return [_unknown(f"{key}.{name}", name, DATA_TYPES) for name in value if name not in DATA_TYPES]
     try:
-        _read(content)
+        DeepSpeedConfig({"train_micro_batch_size_per_gpu": 1, key: value})
     except ValidationError as error:
         problems = []
         for found in error.errors():
             path = [str(part) for part in found["loc"]]
             where = ".".join(path if path[:1] == [key] else [key, *path])
             if found["type"] == "extra_forbidden":
-                hint = did_you_mean(path[-1], _fields(error.title))
-                problems.append(f"[train.deepspeed] {where}: DeepSpeed knows no such key{hint}")
+                problems.append(_unknown(where, path[-1], _section_keys()))
             else:
                 problems.append(f"[train.deepspeed] {where}: {found['msg']}, got {found['input']!r}")
         return problems
     except Exception as error:  # its own checks are asserts, and lines that fail on a value of another type
         return [f"[train.deepspeed] {key}: DeepSpeed refuses it: {shortened(error)}"]
-    return [f"[train.deepspeed] {path}: DeepSpeed knows no such key{hint}" for path, hint in content.unasked()]
+    return []
 
 
-def _read(content: dict[str, Any]) -> None:
-    """Let DeepSpeed read a configuration, for a single rank."""
-    from deepspeed.runtime.config import DeepSpeedConfig
-
-    dict.setdefault(content, "train_micro_batch_size_per_gpu", 1)
-    DeepSpeedConfig(content)
+def _unknown(where: str, name: str, known: Iterable[str]) -> str:
+    return f"[train.deepspeed] {where}: DeepSpeed knows no such key{did_you_mean(name, known)}"
 
 
-class _Asked(dict[str, Any]):
-    """A configuration that notes which keys its reader asks for: DeepSpeed has no list of them."""
+def _section_keys() -> set[str]:
+    """Keys of the sections of DeepSpeed's configuration that people set, for a hint at the one that was meant."""
+    from deepspeed.comm.config import CommsLoggerConfig
+    from deepspeed.monitor.config import CSVConfig, TensorBoardConfig, WandbConfig
+    from deepspeed.profiling.config import DeepSpeedFlopsProfilerConfig
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from deepspeed.runtime.zero.offload_config import (
+        DeepSpeedZeroOffloadOptimizerConfig,
+        DeepSpeedZeroOffloadParamConfig,
+    )
 
-    def __init__(self, content: Mapping[str, Any]) -> None:
-        super().__init__({key: _Asked(value) if isinstance(value, dict) else value for key, value in content.items()})
-        self.asked: set[str] = set()
-
-    def get(self, key: str, default: Any = None) -> Any:
-        self.asked.add(key)
-        return super().get(key, default)
-
-    def __getitem__(self, key: str) -> Any:
-        self.asked.add(key)
-        return super().__getitem__(key)
-
-    def __contains__(self, key: object) -> bool:
-        self.asked.add(str(key))
-        return super().__contains__(key)
-
-    def __iter__(self) -> Iterator[str]:
-        self.asked.update(super().keys())  # who takes all keys, as `**` does, checks them
-        return super().__iter__()
-
-    def keys(self) -> Any:
-        return self  # whose `in` and iteration take note
-
-    def items(self) -> Any:
-        self.asked.update(super().keys())
-        return super().items()
-
-    def __copy__(self) -> _Asked:
-        return self
-
-    def unasked(self) -> Iterator[tuple[str, str]]:
-        """Yield the dotted paths that nobody asked for, each with the nearest that somebody did ask for."""
-        for key, value in super().items():
-            if key not in self.asked:
-                yield key, did_you_mean(key, self.asked)
-            elif isinstance(value, _Asked) and dict.get(value, "enabled", True):  # else nobody looks inside
-                yield from ((f"{key}.{path}", hint) for path, hint in value.unasked())
-
-
-def _fields(title: str) -> set[str]:
-    """The names that a section of DeepSpeed's configuration and the sections below it have."""
-    from deepspeed.runtime.config_utils import DeepSpeedConfigModel
-
-    names: set[str] = set()
-    models = [model for model in DeepSpeedConfigModel.__subclasses__() if model.__name__ == title]
-    for model in models:
-        for name, field in model.model_fields.items():
-            names.add(field.alias or name)
-            models += [m for m in DeepSpeedConfigModel.__subclasses__() if m.__name__ in str(field.annotation)]
-    return names
+    sections = (
+        CommsLoggerConfig,
+        CSVConfig,
+        TensorBoardConfig,
+        WandbConfig,
+        DeepSpeedFlopsProfilerConfig,
+        DeepSpeedZeroConfig,
+        DeepSpeedZeroOffloadOptimizerConfig,
+        DeepSpeedZeroOffloadParamConfig,
+    )
+    return {field.alias or name for section in sections for name, field in section.model_fields.items()}
 
 
 def _paths(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -1,10 +1,13 @@
-"""The recipe's ``[train]`` table as a DeepSpeed engine."""
+"""DeepSpeed's engine around a backbone and its objective: the only place that uses its private names."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rearkit.errors import RecipeError
@@ -12,9 +15,19 @@ from rearkit.model import Model
 from rearkit.recipe.train_table import TrainTable
 from rearkit.system import distributed
 from rearkit.training.batches import Batch
-from rearkit.training.deepspeed_config import deepspeed_config, import_deepspeed, is_unwrapped, shortened
+from rearkit.training.deepspeed_config import (
+    batch_layout,
+    deepspeed_config,
+    import_deepspeed,
+    is_unwrapped,
+    shortened,
+)
 from rearkit.training.guards import GuardedAdamW
 from rearkit.training.schedule import parameter_groups
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+AVERAGE = "average"
+SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # what fp16's loss scaling goes on from
 
 
 class TrainModule(nn.Module):
@@ -33,39 +46,227 @@ class TrainModule(nn.Module):
         return loss.total, loss.parts
 
 
-def start_engine(module: TrainModule, train: TrainTable, device: torch.device) -> Any:
-    """Join the other ranks and wrap the module.
+class Engine:
+    """Joins the other ranks, wraps a module, and steps its optimizer.
+
+    A parameter's *state* below is a tensor by its key: None for the master weights, in the precision that the optimizer
+    works in; `MOMENTS` for AdamW's; `AVERAGE` for the moving average of the weights. DeepSpeed divides states among the
+    ranks, each ZeRO stage in its own way.
+
+    Args:
+        module: on the device.
+        train: the recipe's table.
+        device: of this rank.
+
+    Attributes:
+        module: what is trained.
+        micro_batch: samples of a forward pass.
+        accumulation: micro-batches of a step.
 
     Raises:
         RecipeError: DeepSpeed refuses its configuration.
     """
-    deepspeed = import_deepspeed(device)
-    distributed.start(device)
-    deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
-    groups = parameter_groups(module, train.weight_decay)
-    optimizer: torch.optim.Optimizer
-    if is_unwrapped(train):
-        optimizer = GuardedAdamW(groups, train.clip, lr=train.lr, betas=train.betas)
-    elif train.offload_optimizer != "none" and device.type == "cuda":
-        optimizer = deepspeed.ops.adam.DeepSpeedCPUAdam(groups, lr=train.lr, betas=train.betas)
-    else:
-        optimizer = torch.optim.AdamW(groups, lr=train.lr, betas=train.betas, fused=True)
-    try:
-        engine, *_ = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=deepspeed_config(train, distributed.world_size())
-        )
-    except (AssertionError, ValueError, TypeError, deepspeed.runtime.config.DeepSpeedConfigError) as error:
-        key = "[train.deepspeed]" if train.deepspeed else f'[train] precision = "{train.precision}"'
-        if not train.deepspeed and train.precision == "fp32":
-            raise
-        raise RecipeError([f"{key}: DeepSpeed refuses it: {shortened(error)}"]) from error
-    if (scaler := getattr(engine.optimizer, "loss_scaler", None)) is not None:
-        scaler.raise_error_at_min_scale = False  # `StepGuard` counts what is skipped then, and names the shards
-    return engine
+
+    def __init__(self, module: TrainModule, train: TrainTable, device: torch.device) -> None:
+        deepspeed = import_deepspeed(device)
+        distributed.start(device)
+        deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+        world = distributed.world_size()
+        self.micro_batch, self.accumulation = batch_layout(train, world)
+        groups = parameter_groups(module, train.weight_decay)
+        optimizer: torch.optim.Optimizer
+        if is_unwrapped(train):
+            optimizer = GuardedAdamW(groups, train.clip, lr=train.lr, betas=train.betas)
+        elif train.offload_optimizer != "none" and device.type == "cuda":
+            optimizer = deepspeed.ops.adam.DeepSpeedCPUAdam(groups, lr=train.lr, betas=train.betas)
+        else:
+            optimizer = torch.optim.AdamW(groups, lr=train.lr, betas=train.betas, fused=True)
+        refusals = (AssertionError, ValueError, TypeError, deepspeed.runtime.config.DeepSpeedConfigError)
+        try:
+            self._engine, *_ = deepspeed.initialize(
+                model=module, optimizer=optimizer, config=deepspeed_config(train, world)
+            )
+        except refusals as error:
+            key = "[train.deepspeed]" if train.deepspeed else f'[train] precision = "{train.precision}"'
+            if not train.deepspeed and train.precision == "fp32":
+                raise  # nothing that the user has chosen, so it is ours to find
+            raise RecipeError([f"{key}: DeepSpeed refuses it: {shortened(error)}"]) from error
+        if (scaler := getattr(self._engine.optimizer, "loss_scaler", None)) is not None:
+            scaler.raise_error_at_min_scale = False  # `StepGuard` counts what is skipped then, and names the shards
+        self.module: nn.Module = self._engine.module
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of a micro-batch and its named parts."""
+        loss, parts = self._engine(batch)
+        return loss, parts
+
+    def train(self) -> None:
+        """Put the module into training mode."""
+        self._engine.train()
+
+    def backward(self, loss: Tensor) -> None:
+        """Add up gradients of a micro-batch."""
+        self._engine.backward(loss)
+
+    def step(self) -> None:
+        """Count a micro-batch; after the last one of a step, step the optimizer."""
+        self._engine.step()
+
+    def set_learning_rate(self, lr: float) -> None:
+        """Use a learning rate from the next step on."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+
+    @property
+    def skipped(self) -> bool:
+        """True if the last step was not taken, because a gradient was NaN or infinite; alike on all ranks."""
+        return bool(self._engine.optimizer.overflow)
+
+    def grad_norm(self) -> float | None:
+        """Return the gradient norm of the last step before clipping; None where DeepSpeed does not compute it."""
+        norm = self._engine.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
+    def scale_may_fall(self) -> bool:
+        """Return whether an overflow lowers a loss scale that has not reached its lowest value (fp16)."""
+        return scale_may_fall(self._engine.optimizer)
+
+    def close(self) -> None:
+        """Release hooks, threads and buffers."""
+        self._engine.destroy()
+
+    def create_state(self, averages: bool) -> None:
+        """Create the optimizer's state, as it would do itself at its first step, so that it can be set from outside.
+
+        Args:
+            averages: whether to keep moving averages of the weights. They live beside AdamW's moments, and so are
+                divided and offloaded like them.
+        """
+        # Fused AdamW reads the step count on the device where the weights are; DeepSpeed's own counts with an int.
+        fused = isinstance(self._engine.basic_optimizer, torch.optim.AdamW)
+        for master, state in self.states():
+            state["step"] = torch.zeros((), dtype=torch.float32, device=master.device) if fused else 0
+            for key in MOMENTS:
+                state[key] = torch.zeros_like(master)
+            if averages:
+                state[AVERAGE] = master.detach().clone()
+        # Stages 1 and 2 look for a parameter's state where this puts it.
+        if hasattr(self._engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def states(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        """Yield the tensors that this rank's optimizer steps on, with their state."""
+        outer = self._engine.optimizer
+        inner = self._engine.basic_optimizer
+        if not hasattr(outer, "fp32_partitioned_groups_flat"):  # below stage 3
+            for group in inner.param_groups:
+                for master in group["params"]:
+                    yield master, inner.state[master]
+            return
+        for index, master in enumerate(outer.fp32_partitioned_groups_flat):
+            on_disk = outer._swappable_optimizer_subgroup(index)
+            if on_disk:
+                outer._optimizer_states_and_gradient_swap_in(index)
+            yield master, inner.state[master]
+            if on_disk:
+                outer._optimizer_states_and_gradient_swap_out(index)
+
+    @property
+    def keeps_averages(self) -> bool:
+        """Whether `create_state` made moving averages."""
+        return any(AVERAGE in state for _, state in self.states())
+
+    @torch.no_grad()
+    def whole(self, parameter: Any, key: str | None = None) -> Tensor:
+        """Return a parameter's state, whole; all ranks call this."""
+        if not parameter.requires_grad:
+            with self.gathered(parameter):
+                copy: Tensor = parameter.detach().clone()
+                return copy
+        if hasattr(parameter, "ds_id"):  # stage 3
+            tensor: Tensor = parameter._z3_optimizer.get_full_hp_param(parameter, key)
+        elif hasattr(parameter, "_hp_mapping"):  # stages 1 and 2
+            tensor = parameter.get_full_hp_param(key)
+        else:
+            master = self._masters().get(id(parameter), parameter)
+            tensor = master.detach() if key is None else self._engine.basic_optimizer.state[master][key]
+        return tensor
+
+    @torch.no_grad()
+    def put(self, parameter: Any, value: Tensor, key: str | None = None) -> None:
+        """Set what `whole` returns."""
+        if hasattr(parameter, "ds_id"):
+            part = parameter.ds_tensor.numel()  # the last rank's is padded
+            start = part * distributed.rank()
+            padded = F.pad(value.flatten(), (0, part * distributed.world_size() - value.numel()))
+            parameter._z3_optimizer.set_local_hp_param(padded[start : start + part], parameter, key)
+        elif hasattr(parameter, "_hp_mapping"):
+            parameter.set_full_hp_param(value, key)
+        else:
+            master = self._masters().get(id(parameter), parameter)
+            (master if key is None else self._engine.basic_optimizer.state[master][key]).copy_(value)
+
+    @torch.no_grad()
+    def show(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Set what the module computes with, leaving the master weights alone."""
+        with self.gathered(parameter, writer=0):
+            parameter.data.copy_(value)
+
+    def _masters(self) -> dict[int, Tensor]:
+        """At stage 0 in 16 bits: the float32 copy of each parameter, by the parameter's identity."""
+        outer = self._engine.optimizer
+        groups = zip(getattr(outer, "fp16_groups", ()), getattr(outer, "fp32_groups", ()), strict=True)
+        return {id(low): high for lows, highs in groups for low, high in zip(lows, highs, strict=True)}
+
+    @contextlib.contextmanager
+    def gathered(self, parameter: nn.Parameter, writer: int | None = None) -> Iterator[None]:
+        """Make a parameter whole for a while; with ``writer``, keep what that rank makes of it."""
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=writer, enabled=hasattr(parameter, "ds_id")):
+            yield
+
+    def size(self, parameter: nn.Parameter) -> int:
+        """Return how many numbers a parameter has, whole."""
+        return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a state is besides tensors, alike on all ranks: optimizer steps, and fp16's loss scale."""
+        scaler = self._scaler()
+        return {
+            "updates": max(int(state["step"]) for _, state in self.states()),
+            "loss_scale": {name: getattr(scaler, name) for name in SCALE if hasattr(scaler, name)},
+        }
+
+    def set_facts(self, facts: dict[str, Any]) -> None:
+        """Set what `facts` returned."""
+        for _, state in self.states():
+            if isinstance(state["step"], Tensor):
+                state["step"].fill_(facts["updates"])
+            else:
+                state["step"] = facts["updates"]
+        scaler = self._scaler()
+        for name, value in facts["loss_scale"].items():
+            if hasattr(scaler, name):
+                setattr(scaler, name, value)
+
+    def _scaler(self) -> Any:
+        """What holds the state of fp16's loss scaling, under whichever name the engine's optimizer has it."""
+        outer = self._engine.optimizer
+        return getattr(outer, "loss_scaler", getattr(outer, "loss_scale_config", None))
+
+    def whole_parameters(self) -> dict[int, nn.Parameter]:
+        """Gather, on all ranks, the parameters that ZeRO stage 3 has divided, each by the identity of its part."""
+        whole: dict[int, nn.Parameter] = {}
+        for parameter in self.module.parameters():
+            if hasattr(parameter, "ds_id"):
+                with self.gathered(parameter):
+                    whole[id(parameter)] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+        return whole
 
 
 def scale_may_fall(optimizer: Any) -> bool:
-    """Tell whether DeepSpeed lowers a loss scale when gradients overflow, and has not reached the lowest (fp16)."""
+    """Return whether an overflow lowers the loss scale of one of DeepSpeed's optimizers (fp16)."""
     for name, least in (("loss_scaler", "min_scale"), ("loss_scale_config", "min_loss_scale")):
         scaler = getattr(optimizer, name, None)
         if scaler is not None and getattr(scaler, least, None) is not None:
@@ -73,20 +274,8 @@ def scale_may_fall(optimizer: Any) -> bool:
     return False
 
 
-def whole_parameters(module: nn.Module) -> dict[int, nn.Parameter]:
-    """Gather, on all ranks, the parameters that ZeRO stage 3 has divided, each by the identity of its part."""
-    import deepspeed
-
-    whole: dict[int, nn.Parameter] = {}
-    for parameter in module.parameters():
-        if hasattr(parameter, "ds_id"):
-            with deepspeed.zero.GatheredParameters([parameter]):
-                whole[id(parameter)] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
-    return whole
-
-
 def put_back(module: nn.Module, whole: dict[int, nn.Parameter]) -> None:
-    """Make an ordinary module of one that was trained, with the parameters from `whole_parameters`."""
+    """Make an ordinary module of one that was trained, with the parameters from `Engine.whole_parameters`."""
     for part in module.modules() if whole else ():
         part._parameters = {
             name: parameter if parameter is None else whole.get(id(parameter), parameter)

@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import attrs
-import numpy as np
-import torch
 
 from rearkit.contracts import num_parameters
 from rearkit.data.token_shards import TokenData, spread
-from rearkit.data.training_data import Samples, TrainingData, shards_of
+from rearkit.data.training_data import TrainingData
 from rearkit.errors import Interrupted, Preempted, RearkitError
 from rearkit.model import Model
 from rearkit.system import distributed
-from rearkit.system.console import progress_bar, say
-from rearkit.system.devices import resolve_device, seed_everything
-from rearkit.system.memory import freed_memory_kept
+from rearkit.system.console import progress_bar
+from rearkit.system.devices import resolve_device
 from rearkit.system.signals import StopRequest
-from rearkit.training import state
-from rearkit.training.batches import BatchSource
-from rearkit.training.blocks import prepared_blocks
-from rearkit.training.checkpoints import Checkpoints
-from rearkit.training.deepspeed_config import batch_layout, check_deepspeed_table
-from rearkit.training.engine import TrainModule, put_back, scale_may_fall, start_engine, whole_parameters
-from rearkit.training.guards import StepGuard, poisoned
-from rearkit.training.logs import TrainLog
-from rearkit.training.order import order_of
-from rearkit.training.prefetch import Feed
-from rearkit.training.schedule import learning_rate
-from rearkit.training.trackers import open_trackers
+from rearkit.training.deepspeed_config import check_deepspeed_table
+from rearkit.training.trainer import Trainer
 from rearkit.training.validation import HELD_OUT_ACCURACY, HELD_OUT_LOSS, validate
 
 
@@ -87,85 +71,25 @@ def train(
         DivergedError: too many losses were NaN or infinite.
         Interrupted: Ctrl-C or SIGTERM came; with a folder, a checkpoint was saved first.
     """
-    recipe, table = model.recipe, model.recipe.train
+    steps = model.recipe.train.steps
+    device = distributed.local_device(resolve_device(model.recipe.device))
     _check_tokens(model, data)
-    device = distributed.local_device(resolve_device(recipe.device))
-    if table.steps == 0:
+    if steps == 0:
         model.backbone.to(device).eval()
         return _result(model, 0.0, {} if held_out is None else validate(model, held_out, device))
-    check_deepspeed_table(table, device)
-    distributed.start(device)
-    checkpoints = None
-    if folder is not None:
-        checkpoints = Checkpoints(Path(folder) / "checkpoints", table.keep_checkpoints, table.keep_every)
-    found = None if checkpoints is None else checkpoints.latest()
-    module = TrainModule(model).to(device)
-    if found is not None:
-        state.read_weights(module, found.folder)
-    engine = start_engine(module, table, device)
-    state.begin(engine, averages=table.ema_decay > 0)
-    step = 0
-    if found is not None:
-        state.restore(engine, found.folder, found.facts)
-        step = found.step
-        say(f"train: going on from step {step} of {table.steps}")
-    rank, world = distributed.rank(), distributed.world_size()
-    micro, _ = batch_layout(table, world)
-    source = BatchSource(
-        data=data,
-        order=order_of(data, recipe.train_seed),
-        noise=model.noise,
-        codebook_size=model.space.codebook_size,
-        num_classes=model.space.num_classes,
-        label_dropout=table.label_dropout,
-        steps=table.steps,
-        global_batch=table.global_batch,
-        seed=recipe.train_seed,
-    )
-    guard = StepGuard(table.guards, lambda: scale_may_fall(engine.optimizer), lambda indices: shards_of(data, indices))
-    feed = Feed(source, range(step, table.steps), rank, world, table.guards.data_timeout, data.workers)
-    log = None
-    if folder is not None and rank == 0:
-        log = TrainLog(Path(folder), step, open_trackers(recipe, Path(folder), step))
-    started, last = time.monotonic(), {} if log is None else log.last
-    busy = 0.0  # seconds in steps, without validation and checkpoints
-    try:
-        kept = freed_memory_kept() if device.type == "cpu" else contextlib.nullcontext()
-        with StopRequest() as stop, feed, kept, prepared_blocks(model), progress_bar("train", table.steps, step) as bar:
-            while step < table.steps:
-                began = time.monotonic()
-                samples, lr = feed.next(step), learning_rate(table, step)
-                values = _train_step(engine, source, step, samples, lr, rank, world, micro, device, guard)
-                step += 1
-                if table.ema_decay and not engine.optimizer.overflow:  # a skipped step changes nothing
-                    state.update_average(engine, table.ema_decay, step)
-                busy += time.monotonic() - began
-                bar.advance(1, f"loss {values['loss'].item():.3f}")
-                final = step == table.steps
-                validates = final or (table.validate_every and step % table.validate_every == 0)
-                if validates or step % table.log_every == 0:
-                    means = distributed.mean_over_ranks({k: float(v) for k, v in values.items()}, device)
-                    last = {name: value for name, value in means.items() if math.isfinite(value)} | guard.counts()
-                    last["samples_per_second"] = (step - bar.first) * table.global_batch / busy
-                    if held_out is not None and validates:
-                        with state.averaged(engine) if table.ema_decay else contextlib.nullcontext():
-                            last |= validate(model, held_out, device)
-                    if log is not None:
-                        log.write(step, last)
-                stopped = distributed.most_over_ranks(stop.signal or 0, device)  # all save, or none
-                if checkpoints is not None and (final or step % table.checkpoint_every == 0 or stopped):
-                    checkpoints.save(step, lambda place: state.write(engine, place))
-                if stopped:
-                    raise _interruption(stopped, step, table.steps, checkpoints is not None)
-        if table.ema_decay:
-            state.adopt_average(engine)
-        whole = whole_parameters(module)
-    finally:
-        if log is not None:
-            log.close()
-        engine.destroy()
-    put_back(module, whole)
-    model.backbone.eval()
+    check_deepspeed_table(model.recipe.train, device)
+    trainer = Trainer(model, data, held_out, None if folder is None else Path(folder))
+    started = time.monotonic()
+    with trainer, StopRequest() as stop, progress_bar("train", steps, trainer.done) as bar:
+        while not trainer.finished:
+            values = trainer.step(trainer.next_samples())
+            bar.advance(1, f"loss {float(values['loss']):.3f}")
+            trainer.report(values)
+            stopped = distributed.most_over_ranks(stop.signal or 0, device)  # all save and stop, or none
+            trainer.save(anyway=stopped > 0)
+            if stopped:
+                raise _interruption(stopped, trainer.done, steps, folder is not None)
+    last = trainer.last
     if held_out is not None and HELD_OUT_LOSS not in last:  # the line of the last step was lost in a crash
         last = last | validate(model, held_out, device)
     return _result(model, time.monotonic() - started, last)
@@ -181,40 +105,6 @@ def _result(model: Model, seconds: float, last: dict[str, float]) -> TrainResult
         held_out_cross_entropy=last.get(HELD_OUT_LOSS),
         held_out_accuracy=last.get(HELD_OUT_ACCURACY),
     )
-
-
-def _train_step(
-    engine: Any,
-    source: BatchSource,
-    step: int,
-    samples: Samples,
-    lr: float,
-    rank: int,
-    world: int,
-    micro: int,
-    device: torch.device,
-    guard: StepGuard,
-) -> dict[str, Any]:
-    """One optimizer step; returns this rank's means over its micro-batches."""
-    for group in engine.optimizer.param_groups:
-        group["lr"] = lr
-    engine.train()
-    totals: dict[str, Any] = {}
-    count = source.global_batch // world // micro
-    share, losses = source.batch(step, rank, world, samples, device), []
-    for index, batch in enumerate(share.pieces(micro)):
-        seed_everything(source.seed, "dropout", step, rank, index)
-        loss, parts = engine(batch)
-        engine.backward(poisoned(loss))
-        engine.step()
-        losses.append(loss.detach())
-        for name, value in {"loss": losses[-1], **parts}.items():
-            totals[name] = totals.get(name, 0) + value / count
-    norm = engine.get_global_grad_norm()
-    norm = None if norm is None else float(norm)
-    guard.after_step(step + 1, engine.optimizer.overflow, norm, losses, np.split(samples.indices, count))
-    values = {**totals, "noise_level": share.noise_level, "lr": lr}
-    return values if norm is None else values | {"grad_norm": norm}
 
 
 def _check_tokens(model: Model, data: TrainingData) -> None:

@@ -22,9 +22,10 @@ from rearkit.model import build
 from rearkit.recipe.loading import load_recipe
 from rearkit.training import loop
 from rearkit.training.engine import TrainModule
+from rearkit.training.trainer import Trainer
 
 folder, recipe = Path(sys.argv[1]), json.loads(sys.argv[2])
-forward, step, untouched = TrainModule.forward, loop._train_step, []
+forward, step, untouched = TrainModule.forward, Trainer.step, []
 
 
 def faulty(self, batch):
@@ -32,15 +33,15 @@ def faulty(self, batch):
     return (loss * math.nan if (batch.classes_B == 3).any() else loss), parts
 
 
-def watched(engine, *rest):
-    weights = lambda: torch.cat([p.detach().flatten().clone() for p in engine.module.parameters()])
+def watched(trainer, samples):
+    weights = lambda: torch.cat([p.detach().flatten().clone() for p in trainer.engine.module.parameters()])
     before = weights()
-    values = step(engine, *rest)
+    values = step(trainer, samples)
     untouched.append([torch.equal(before, weights()), weights().double().sum().item()])
     return values
 
 
-TrainModule.forward, loop._train_step = faulty, watched
+TrainModule.forward, Trainer.step = faulty, watched
 generator = np.random.default_rng(0)
 classes = np.zeros(16, int)
 classes[5] = 3

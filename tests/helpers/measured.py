@@ -18,7 +18,7 @@ from rearkit.model import build
 from rearkit.recipe.loading import load_recipe
 from rearkit.training.batches import Batch
 from rearkit.training.blocks import prepared_blocks
-from rearkit.training.engine import TrainModule, start_engine
+from rearkit.training.engine import Engine, TrainModule
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     classes_B = torch.randint(model.space.num_classes, (size,))
     batch = Batch(tokens_BN, tokens_BN.flip(1), tokens_BN != tokens_BN.flip(1), classes_B, 0.5)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen, prepared_blocks(model):
-        engine = start_engine(TrainModule(model), recipe.train, torch.device("cpu"))
+        engine = Engine(TrainModule(model), recipe.train, torch.device("cpu"))
         engine.train()
         for _ in range(3):
             for piece in batch.pieces(recipe.train.micro_batch or size):

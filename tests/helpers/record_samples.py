@@ -18,7 +18,7 @@ import torch
 
 from rearkit import TokenData, build, load_recipe, train
 from rearkit.errors import Preempted
-from rearkit.training import loop
+from rearkit.training.trainer import Trainer
 
 SAMPLES, GLOBAL_BATCH, STEPS = 62, 12, 31  # six epochs, whose ends lie within steps
 CODES = 12
@@ -48,15 +48,15 @@ def main(folder: Path, micro_batch: int, stop: int) -> None:
     tokens = np.random.default_rng(0).integers(CODES, size=(SAMPLES, 16))
     tokens[:, 0], tokens[:, 1] = np.divmod(np.arange(SAMPLES), CODES)  # a sample's first tokens are its number
     rank = int(os.environ.get("RANK", "0"))
-    current, take_step = [0], loop._train_step
+    current, take_step = [0], Trainer.step
 
-    def noted(engine: Any, source: Any, step: int, *rest: Any) -> Any:
-        current[0] = step
-        if step + 1 == stop and rank == int(os.environ.get("WORLD_SIZE", "1")) - 1:
+    def noted(trainer: Trainer, samples: Any) -> Any:
+        current[0] = trainer.done
+        if trainer.done + 1 == stop and rank == int(os.environ.get("WORLD_SIZE", "1")) - 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return take_step(engine, source, step, *rest)
+        return take_step(trainer, samples)
 
-    loop._train_step = noted
+    Trainer.step = noted  # type: ignore[method-assign]
     with (folder / "seen.jsonl").open("a") as log:
 
         def note(module: Any, arguments: tuple[Any, ...]) -> None:

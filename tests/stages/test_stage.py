@@ -30,9 +30,9 @@ class Works:
     def __init__(self) -> None:
         self.runs: list[str] = []
         self.fail_in: str | None = None
-        self.a = Stage("a", (), lambda recipe: {"train": recipe.train}, self._work("a", lambda r: f"{r.train.lr}"))
-        self.b = Stage("b", ("a",), lambda recipe: {"sample": recipe.sample}, self._work("b", lambda r: r.name))
-        self.c = Stage("c", ("b",), lambda recipe: {"seed": recipe.seed}, self._work("c", lambda r: r.name))
+        self.a = Stage("a", (), lambda r, _: {"train": r.train}, self._work("a", lambda r: f"{r.train.lr}"))
+        self.b = Stage("b", ("a",), lambda recipe, folder: {"sample": recipe.sample}, self._work("b", lambda r: r.name))
+        self.c = Stage("c", ("b",), lambda recipe, folder: {"seed": recipe.seed}, self._work("c", lambda r: r.name))
 
     def _work(self, name: str, content: Callable[[Recipe], str]) -> Callable[[Recipe, RunFolder], Outcome]:
         def run(recipe: Recipe, folder: RunFolder) -> Outcome:

@@ -18,12 +18,12 @@ from rearkit.errors import DivergedError
 from rearkit.model import Model, build
 from rearkit.recipe.tables import Recipe
 from rearkit.recipe.train_table import GuardsTable
-from rearkit.training import loop
 from rearkit.training.batches import Batch
 from rearkit.training.engine import TrainModule, scale_may_fall
 from rearkit.training.guards import FEWEST, GuardedAdamW, StepGuard, poisoned
 from rearkit.training.logs import read_log
 from rearkit.training.loop import train
+from rearkit.training.trainer import Trainer
 
 MARKED = 3  # a class whose samples make the fault
 
@@ -73,15 +73,15 @@ def unchanged(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
 def untouched(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Of each step, whether it left everything as it was."""
     steps: list[bool] = []
-    step = loop._train_step
+    step = Trainer.step
 
-    def watched(engine: Any, *rest: Any) -> Any:
-        before = state(engine)
-        values = step(engine, *rest)
-        steps.append(unchanged(before, state(engine)))
+    def watched(trainer: Trainer, samples: Any) -> Any:
+        before = state(trainer.engine._engine)
+        values = step(trainer, samples)
+        steps.append(unchanged(before, state(trainer.engine._engine)))
         return values
 
-    monkeypatch.setattr(loop, "_train_step", watched)
+    monkeypatch.setattr(Trainer, "step", watched)
     return steps
 
 

@@ -16,10 +16,10 @@ from rearkit.errors import Interrupted, Preempted, RearkitError, RecipeError
 from rearkit.model import Model, build
 from rearkit.recipe.tables import Recipe
 from rearkit.sampling.sampler import sample
-from rearkit.training import loop
 from rearkit.training.logs import read_log
 from rearkit.training.loop import train
 from rearkit.training.schedule import learning_rate
+from rearkit.training.trainer import Trainer
 from rearkit.training.validation import validate
 
 CPU = torch.device("cpu")
@@ -134,15 +134,15 @@ def test_a_run_resumed_at_a_checkpoint_ends_as_the_uninterrupted_one(
     whole = build(recipe)  # with dropout: its draws are a function of the step too
     train(whole, tokens(), folder=tmp_path / "whole")
     cut = build(recipe)
-    step = loop._train_step
+    step = Trainer.step
 
-    def dying(engine: Any, source: Any, number: int, *rest: Any) -> Any:
-        if number == 5:
+    def dying(trainer: Trainer, samples: Any) -> Any:
+        if trainer.done == 5:
             raise RuntimeError("killed")
-        return step(engine, source, number, *rest)
+        return step(trainer, samples)
 
     with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="killed"):
-        patched.setattr(loop, "_train_step", dying)
+        patched.setattr(Trainer, "step", dying)
         train(cut, tokens(), folder=tmp_path / "cut")
     resumed = build(recipe)
     train(resumed, tokens(), folder=tmp_path / "cut")
@@ -233,16 +233,16 @@ def test_a_signal_ends_the_step_saves_and_stops(
     plain: Model,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    step = loop._train_step
+    step = Trainer.step
 
-    def signalled(engine: Any, source: Any, at: int, *rest: Any) -> Any:
-        if at == 1:
+    def signalled(trainer: Trainer, samples: Any) -> Any:
+        if trainer.done == 1:
             os.kill(os.getpid(), number)
-        return step(engine, source, at, *rest)
+        return step(trainer, samples)
 
     before = signal.getsignal(number)
     with monkeypatch.context() as patched, pytest.raises(kind, match="stopped at step 2 of 4") as caught:
-        patched.setattr(loop, "_train_step", signalled)
+        patched.setattr(Trainer, "step", signalled)
         train(make(), tokens(), folder=tmp_path if folder else None)
     assert type(caught.value) is kind
     assert signal.getsignal(number) is before

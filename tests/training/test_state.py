@@ -14,9 +14,12 @@ from rearkit.data.token_shards import TokenData
 from rearkit.errors import RearkitError
 from rearkit.model import Model, build
 from rearkit.recipe.tables import Recipe
-from rearkit.training import loop, state
+from rearkit.training import state
+from rearkit.training.engine import Engine
 from rearkit.training.logs import read_log
 from rearkit.training.loop import train
+from rearkit.training.trainer import Trainer
+from rearkit.training.validation import validate
 
 
 def tokens(size: int = 20) -> TokenData:
@@ -54,7 +57,9 @@ def resumed(folder: Path, target: Path, model: Model, step: int = 3) -> Model:
 def test_the_count_of_steps_lies_where_the_weights_are() -> None:
     master = torch.nn.Parameter(torch.empty(3, device="meta"))
     adamw = torch.optim.AdamW([master], fused=False)
-    state.begin(SimpleNamespace(optimizer=adamw, basic_optimizer=adamw), averages=False)
+    engine = Engine.__new__(Engine)
+    engine._engine = SimpleNamespace(optimizer=adamw, basic_optimizer=adamw)
+    engine.create_state(averages=False)
     step = adamw.state[master]["step"]
     assert step.device == master.device, "the fused optimizer reads it by a kernel"
     assert step.dtype == torch.float32
@@ -89,17 +94,18 @@ def test_the_same_layout_goes_on_bit_for_bit(
 def averages_by_hand(monkeypatch: pytest.MonkeyPatch, model: Model, decay: float) -> dict[str, torch.Tensor]:
     """Train a model without averages while keeping its weights' average beside it."""
     average = weights(model)
-    step = loop._train_step
+    step = Trainer.step
 
-    def watched(engine: Any, source: Any, number: int, *rest: Any) -> Any:
-        values = step(engine, source, number, *rest)
+    def watched(trainer: Trainer, samples: Any) -> Any:
+        number = trainer.done
+        values = step(trainer, samples)
         d = min(decay, (2 + number) / (11 + number))
         for name, value in weights(model).items():
             average[name] = d * average[name] + (1 - d) * value
         return values
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "_train_step", watched)
+        patched.setattr(Trainer, "step", watched)
         train(model, tokens())
     return average
 
@@ -116,7 +122,7 @@ def test_a_run_with_averages_ends_with_them_and_trains_as_one_without(
     assert farthest(weights(kept), weights(plain)) > 1e-4
     losses = [[line["loss"] for line in read_log(tmp_path / name)] for name in ("plain", "kept")]
     assert losses[0] == losses[1]  # although the averages were validated after every step
-    found = loop.validate(kept, tokens(5), torch.device("cpu"))["held_out/cross_entropy"]
+    found = validate(kept, tokens(5), torch.device("cpu"))["held_out/cross_entropy"]
     assert result.held_out_cross_entropy == pytest.approx(found, abs=1e-6)
 
 

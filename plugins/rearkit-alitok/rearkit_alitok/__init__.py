@@ -11,7 +11,7 @@ from rearkit_alitok.weights import AliTokARLayout, AliTokLayout
 
 @hookimpl
 def rearkit_components() -> list[Component]:
-    """Return what this package adds."""
+    """Return this package's components."""
     return [
         Component("tokenizer", "alitok", AliTokSettings, AliTok, published=AliTokLayout()),
         Component("backbone", "alitok-ar", AliTokARSettings, AliTokAR, published=AliTokARLayout()),

@@ -1,8 +1,8 @@
 """AliTok's generator: a plain decoder-only transformer with RMSNorm, rotary positions and SwiGLU, and no adaLN.
 
-Shapes: B batch, N image tokens, T = 1 + N places (the condition, prefix tokens, grid tokens in raster order), D width,
-H heads, h = D/H, p = h/2 pairs of channels, V codes, C classes. How it decodes is in `decoding`. Parameter names are
-those of the published checkpoints.
+Shapes: B batch, N image tokens, T = 1 + N positions (the condition, prefix tokens, grid tokens in raster order),
+D width, H heads, h = D/H, p = h/2 pairs of channels, V codes, C classes. Decoding is in `decoding`. Parameter names
+are those of the published checkpoints.
 """
 
 from __future__ import annotations
@@ -22,21 +22,25 @@ from rearkit_alitok.rotary import rotary_table
 class AliTokAR(Backbone):
     """The backbone; see `rearkit.contracts.Backbone`.
 
-    Rows of the token table: V codes, a mask token (unused; it is in the published layout), C classes, "no label".
+    Rows of the token table: V codes, a mask token (unused, but in the published layout), C classes, "no label".
 
     Raises:
         ValueError: the image tokens are not ``prefix_tokens`` and a square grid.
     """
 
-    prefix_length = 1  # the condition
+    # The condition.
+    prefix_length = 1
 
     def __init__(self, settings: AliTokARSettings, space: TokenSpace) -> None:
         super().__init__()
         self.space = space
-        self.hidden_size, self.num_layers = settings.hidden_size, settings.num_layers
-        self.num_heads, self.head_dim = settings.num_heads, settings.hidden_size // settings.num_heads
+        self.hidden_size = settings.hidden_size
+        self.num_layers = settings.num_layers
+        self.num_heads = settings.num_heads
+        self.head_dim = settings.hidden_size // settings.num_heads
         rotary_2Tp = rotary_table(settings.prefix_tokens, _grid(settings, space), self.head_dim)
-        # A buffer of bits: it is where the parameters are, and bf16 training, which casts floats, does not round it.
+        # A buffer, to be on the parameters' device; of int32, since bf16 training casts buffers of floats and would
+        # round the table. Not saved, since the settings determine it.
         self.register_buffer("rotary_bits", rotary_2Tp.view(torch.int32), persistent=False)
         self.embeddings = nn.Embedding(space.codebook_size + 1 + space.num_classes + 1, self.hidden_size)
         self.token_dropout = nn.Dropout(settings.token_dropout)
@@ -46,7 +50,7 @@ class AliTokAR(Backbone):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise as published: normals of 0.02, and the output's weights at zero."""
+        """Initialise as published: normals of deviation 0.02, and zero for biases and the output's weights."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
@@ -80,16 +84,16 @@ class AliTokAR(Backbone):
 
     @property
     def rotary_2Tp(self) -> Tensor:
-        """What `rotary_table` returned, on the module's device."""
+        """The result of `rotary_table`, on the module's device."""
         return self.rotary_bits.view(torch.float32)
 
     def _class_ids(self, classes_B: Tensor) -> Tensor:
-        """Row of the token table for a class in [0, C]."""
+        """Return the row of the token table for each class in [0, C]."""
         return classes_B + self.space.codebook_size + 1
 
 
 def _grid(settings: AliTokARSettings, space: TokenSpace) -> int:
-    """Side of the square grid that the tokens after the prefix make."""
+    """Return the side of the square grid that the tokens after the prefix form."""
     in_grid = space.num_tokens - settings.prefix_tokens
     if in_grid < 0 or math.isqrt(in_grid) ** 2 != in_grid:
         raise ValueError(

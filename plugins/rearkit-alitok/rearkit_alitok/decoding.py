@@ -1,12 +1,15 @@
-"""Decoding of `rearkit_alitok.backbone.AliTokAR`, a place at a time, over a static cache.
+"""Decoding of `rearkit_alitok.backbone.AliTokAR`, one position at a time, with a static cache.
 
-What it does otherwise than the training forward, with the same result to rounding: linear layers are packed
-(`rearkit.PackedLinear`), the MLP's first two as one; keys and values lie in buffers of full length, and the single
-query needs no mask; the weights of the queries' and keys' norms are multiplied into the rotary table once.
+The result equals that of the training forward to rounding. The differences:
+
+- Linear layers are packed (`rearkit.PackedLinear`), the MLP's first two as one.
+- Keys and values are in buffers of full length, and the single query needs no mask.
+- The weights of the queries' and keys' norms are multiplied into the rotary table once.
+
 ``benchmarks/sampling_alitok.py`` measures the speed. As in rearkit's own backbone, on a CPU a row's result has the same
 bits in any batch: rows are padded to an even number, and attention is `rearkit.attend_to_cache`.
 
-Shapes: R rows (B, padded), T places, D width, H heads, h = D/H, V codes.
+Shapes: R rows (B, padded), T positions, D width, H heads, h = D/H, V codes.
 """
 
 from __future__ import annotations
@@ -25,26 +28,33 @@ if TYPE_CHECKING:
 
 
 class Decoder:
-    """A backbone's weights ready for decoding, and the keys and values of one batch.
+    """A backbone's weights prepared for decoding, and the keys and values of one batch.
 
     Args:
-        backbone: its weights are taken as they are now.
+        backbone: the backbone; its weights are read now, later changes have no effect.
         batch: B.
 
     Attributes:
-        keys: (layers, R, H, T rounded up, h), filled up to `length` places; ``values`` likewise.
+        keys: (layers, R, H, T rounded up, h), filled up to `length` positions.
+        values: likewise.
     """
 
     def __init__(self, backbone: AliTokAR, batch: int) -> None:
-        self.batch, self.rows, self.length = batch, batch + batch % 2, 0
-        weight, places = backbone.embeddings.weight, 1 + backbone.space.num_tokens
+        self.batch = batch
+        self.rows = batch + batch % 2
+        self.length = 0
+        weight = backbone.embeddings.weight
+        places = 1 + backbone.space.num_tokens
         self.blocks = [DecodingBlock(block, backbone.rotary_2Tp, self.rows) for block in backbone.blocks]
-        self.norm, self.head = backbone.norm, PackedLinear(backbone.output, self.rows)
+        self.norm = backbone.norm
+        self.head = PackedLinear(backbone.output, self.rows)
         shape = (len(self.blocks), self.rows, backbone.num_heads, cache_length(places), backbone.head_dim)
-        self.keys, self.values = weight.new_empty(shape), weight.new_empty(shape)
+        self.keys = weight.new_empty(shape)
+        self.values = weight.new_empty(shape)
 
     def advance(self, x_BD: Tensor) -> Tensor:
-        """Append a place, (B, D), the embedding of what stands there; return logits, (B, V)."""
+        """Append a position with embedding (B, D), and return the logits of the next token, (B, V)."""
+        # An odd batch is padded with a copy of its last row, whose result is dropped at the end.
         x_RD = x_BD if self.batch == self.rows else torch.cat([x_BD, x_BD[-1:]])
         for block, keys, values in zip(self.blocks, self.keys, self.values, strict=True):
             x_RD = x_RD + block.proj(self._attend(block, rms_norm(x_RD, block.norm1), keys, values))
@@ -54,7 +64,7 @@ class Decoder:
         return self.head(rms_norm(x_RD, self.norm))[: self.batch]
 
     def _attend(self, block: DecodingBlock, x_RD: Tensor, keys_RHTh: Tensor, values_RHTh: Tensor) -> Tensor:
-        """Attend from the newest place to itself and to those before it: (R, D) to (R, D)."""
+        """Attend from the newest position to itself and to those before it: (R, D) to (R, D)."""
         R, H, _, h = keys_RHTh.shape
         qkv_R3Hh = block.qkv(x_RD).view(R, 3, H, h)
         q_RHh, k_RHh = block.rotated(qkv_R3Hh[:, :2], self.length).unbind(1)
@@ -64,50 +74,58 @@ class Decoder:
 
 
 def rms_norm(x: Tensor, norm: nn.RMSNorm) -> Tensor:
-    """Do what the norm does; on a few rows torch's own takes four times as long."""
+    """Apply an RMS norm; on a few rows torch's own module takes four times as long."""
     return unit_rms(x, norm.eps) * norm.weight
 
 
 def unit_rms(x: Tensor, eps: float | None) -> Tensor:
-    """``x / √(mean(x²) + eps)`` over the last dimension."""
+    """Compute ``x / √(mean(x²) + eps)`` over the last dimension."""
     return x * x.square().sum(-1, keepdim=True).mul_(1 / x.shape[-1]).add_(eps or 0.0).rsqrt_()
 
 
 class DecodingBlock:
-    """What a block does to one place, apart from attention itself: norms, packed linear layers, rotation."""
+    """A block at one position, apart from attention itself: norms, packed linear layers, rotation."""
 
     def __init__(self, block: Block, rotary_2Tp: Tensor, rows: int) -> None:
-        attn, mlp = block.attn, block.mlp
-        self.norm1, self.norm2, self.eps = block.norm1, block.norm2, attn.q_norm.eps
+        attn = block.attn
+        mlp = block.mlp
+        self.norm1 = block.norm1
+        self.norm2 = block.norm2
+        self.eps = attn.q_norm.eps
         layers = (attn.qkv, attn.proj, beside(mlp.w1, mlp.w3), mlp.w2)
         self.qkv, self.proj, self.w1_w3, self.w2 = (PackedLinear(layer, rows) for layer in layers)
         self.own_T2h, self.neighbour_T2h = turning(attn, rotary_2Tp)
 
     def rotated(self, qk_R2Hh: Tensor, place: int) -> Tensor:
-        """Normalise queries (scaled by 1/√h) and keys, (R, 2, H, h), and turn them to a place."""
+        """Normalise queries (scaled by 1/√h) and keys, (R, 2, H, h), and rotate them to a position."""
         normed_R2Hh = unit_rms(qk_R2Hh, self.eps)
         neighbours_R2Hh = normed_R2Hh.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-        own_21h, neighbour_21h = self.own_T2h[place][:, None], self.neighbour_T2h[place][:, None]
+        own_21h = self.own_T2h[place][:, None]
+        neighbour_21h = self.neighbour_T2h[place][:, None]
         return torch.addcmul(normed_R2Hh * own_21h, neighbours_R2Hh, neighbour_21h)
 
 
 def beside(one: nn.Linear, other: nn.Linear) -> nn.Linear:
-    """Return a layer whose outputs are those of one and then those of the other, neither of which has a bias."""
+    """Return one layer with the outputs of both, those of ``one`` first; neither may have a bias."""
+    # On the meta device, so that no weights are drawn only to be replaced.
     both = nn.Linear(one.in_features, one.out_features + other.out_features, bias=False, device="meta")
     both.weight = nn.Parameter(torch.cat([one.weight, other.weight]), requires_grad=False)
     return both
 
 
 def turning(attn: Attention, rotary_2Tp: Tensor) -> tuple[Tensor, Tensor]:
-    """Fold norm weights, and the queries' 1/√h, into a rotary table.
+    """Multiply norm weights, and the queries' 1/√h, into a rotary table.
 
     Returns:
-        twice (T, 2, h), for queries and keys: what to multiply a channel by, and what its neighbour in the pair, before
-        both are added: ``x·w·cos ∓ x'·w'·sin``.
+        two tensors (T, 2, h), each for queries and keys: the factors of a channel and those of its neighbour in the
+        pair, whose products are then added: ``x·w·cos ∓ x'·w'·sin``.
     """
+    # In float32, as in `rotate`, and rounded to the weights' dtype only at the end.
     weight_2h = torch.stack([attn.q_norm.weight * attn.q_norm.weight.shape[0] ** -0.5, attn.k_norm.weight]).float()
     swapped_2h = weight_2h.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     cosine_Tp, sine_Tp = rotary_2Tp
-    cosine_Th, sine_Th = cosine_Tp.repeat_interleave(2, -1), torch.stack([-sine_Tp, sine_Tp], -1).flatten(-2)
-    own_T2h, neighbour_T2h = cosine_Th[:, None] * weight_2h, sine_Th[:, None] * swapped_2h
+    cosine_Th = cosine_Tp.repeat_interleave(2, -1)
+    sine_Th = torch.stack([-sine_Tp, sine_Tp], -1).flatten(-2)
+    own_T2h = cosine_Th[:, None] * weight_2h
+    neighbour_T2h = sine_Th[:, None] * swapped_2h
     return own_T2h.type_as(attn.q_norm.weight), neighbour_T2h.type_as(attn.q_norm.weight)

@@ -1,7 +1,8 @@
-"""AliTok's tokenizer: a transformer reads an image into prefix and grid tokens, another draws it from their codes.
+"""AliTok's tokenizer: a transformer encodes an image as prefix and grid tokens, another one decodes them.
 
-Shapes: B batch, R image side, p patch side, g = R/p grid side, N tokens (prefix, then g² in raster order), T places of
-a transformer, W its width, V codes, Z their width. Parameter names are those of the published checkpoints.
+Shapes: B batch, R image side, p patch side, g = R/p grid side, N tokens (prefix, then g² in raster order),
+T positions of a transformer, W its width, V codes, Z their width. Parameter names are those of the published
+checkpoints.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class AliTokSettings:
     image_size: int = setting("R, side of the images in pixels; a multiple of patch_size", default=256, ge=1)
     patch_size: int = setting("side in pixels of the patch of a grid token", default=16, ge=1)
     prefix_tokens: int = setting("tokens before those of the grid", default=17, ge=0)
-    buffer_tokens: int = setting("further places of the decoder that stand for no token", default=32, ge=0)
+    buffer_tokens: int = setting("further positions of the decoder, without tokens", default=32, ge=0)
     codebook_size: int = setting("V, codes", default=4096, ge=2, le=65536)
     embedding_dim: int = setting("Z, width of a code", default=32, ge=1)
     encoder_width: int = setting("width of the encoder", default=768, ge=1)
@@ -31,12 +32,12 @@ class AliTokSettings:
     decoder_layers: int = setting("blocks of the decoder", default=24, ge=1)
     decoder_heads: int = setting("attention heads of the decoder; must divide its width", default=16, ge=1)
     causal_decoder: bool = setting(
-        "draw each patch from its own and earlier tokens only, for a fit as in the article's first stage; "
+        "draw each patch from its own and earlier tokens only, for a fit as in the paper's first stage; "
         "the published weights are those of the second, where each patch sees all tokens",
         default=False,
     )
     continuous_steps: int = setting(
-        "first steps of a fit in which the decoder sees features, not codes, so that there is something to quantize",
+        "steps at the start of a fit in which the decoder sees features, not codes, until these have some content",
         default=0,
         ge=0,
     )
@@ -46,7 +47,8 @@ class AliTokSettings:
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size})")
         for part in ("encoder", "decoder"):
-            width, heads = getattr(self, f"{part}_width"), getattr(self, f"{part}_heads")
+            width = getattr(self, f"{part}_width")
+            heads = getattr(self, f"{part}_heads")
             if width % heads:
                 raise ValueError(f"{part}_width ({width}) must be a multiple of {part}_heads ({heads})")
 
@@ -57,23 +59,24 @@ class AliTokSettings:
 
 
 class Attention(nn.Module):
-    """Self-attention, of all places to all or to those before them."""
+    """Self-attention, of each position to all or, if causal, to itself and those before it."""
 
     def __init__(self, width: int, heads: int, causal: bool) -> None:
         super().__init__()
-        self.heads, self.causal = heads, causal
+        self.heads = heads
+        self.causal = causal
         self.in_proj = nn.Linear(width, 3 * width)
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x_BTW: Tensor) -> Tensor:
-        """(B, T, W) to (B, T, W)."""
+        """Apply attention, (B, T, W) to (B, T, W)."""
         q, k, v = self.in_proj(x_BTW).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         out = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
-    """Two layers with an exact GELU between, four times as wide inside."""
+    """Two layers with an exact GELU in between, four times as wide inside."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -81,12 +84,12 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(4 * width, width)
 
     def forward(self, x_BTW: Tensor) -> Tensor:
-        """(B, T, W) to (B, T, W)."""
+        """Apply both layers, (B, T, W) to (B, T, W)."""
         return self.c_proj(F.gelu(self.c_fc(x_BTW)))
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind its norm."""
+    """Attention and MLP, each after its norm."""
 
     def __init__(self, width: int, heads: int, causal: bool) -> None:
         super().__init__()
@@ -96,18 +99,18 @@ class Block(nn.Module):
         self.mlp = MLP(width)
 
     def forward(self, x_BTW: Tensor) -> Tensor:
-        """(B, T, W) to (B, T, W)."""
+        """Apply the block, (B, T, W) to (B, T, W)."""
         x_BTW = x_BTW + self.attn(self.ln_1(x_BTW))
         return x_BTW + self.mlp(self.ln_2(x_BTW))
 
 
 def _table(rows: int, width: int) -> nn.Parameter:
-    """Learned vectors, (rows, width), of unit length on average (published code)."""
+    """Return learned vectors, (rows, width), of length 1 on average, as in the published code."""
     return nn.Parameter(torch.randn(rows, width) * width**-0.5)
 
 
 class Encoder(nn.Module):
-    """Images to features: patches, and behind them one learned latent for each token, read each other."""
+    """Images to features: a transformer over the patches, followed by one learned latent for each token."""
 
     def __init__(self, s: AliTokSettings) -> None:
         super().__init__()
@@ -121,22 +124,25 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(width, s.embedding_dim, 1)
 
     def forward(self, images_B3RR: Tensor, latents_NW: Tensor) -> Tensor:
-        """(B, 3, R, R) in [0, 1] and the latents, (N, W), to (B, N, Z)."""
+        """Encode (B, 3, R, R) in [0, 1], with the latents (N, W), to features (B, N, Z)."""
         patches_BMW = self.patch_embed(images_B3RR).flatten(2).transpose(1, 2) + self.positional_embedding
         latents_BNW = (latents_NW + self.latent_token_positional_embedding).expand(len(images_B3RR), -1, -1)
         x_BTW = self.ln_pre(torch.cat([patches_BMW, latents_BNW], dim=1))
         for block in self.transformer:
             x_BTW = block(x_BTW)
         latents_BNW = self.ln_post(x_BTW[:, patches_BMW.shape[1] :])
+        # A 1×1 convolution, as published, so that the weights keep their shape; hence the extra dimension.
         return self.conv_out(latents_BNW.transpose(1, 2)[..., None])[..., 0].transpose(1, 2)
 
 
 class Decoder(nn.Module):
-    """Code vectors to images: the places of the grid's tokens, behind buffer and prefix, each give a patch."""
+    """Code vectors to images: the positions of the grid's tokens, after buffer and prefix, each give a patch."""
 
     def __init__(self, s: AliTokSettings) -> None:
         super().__init__()
-        width, self.grid, self.patch_size = s.decoder_width, s.grid, s.patch_size
+        width = s.decoder_width
+        self.grid = s.grid
+        self.patch_size = s.patch_size
         self.decoder_embed = nn.Linear(s.embedding_dim, width)
         self.class_embedding = _table(s.buffer_tokens, width)
         self.latent_token_positional_embedding = _table(s.buffer_tokens + s.prefix_tokens + s.grid**2, width)
@@ -149,14 +155,14 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(3, 3, 1)
 
     def forward(self, codes_BNZ: Tensor) -> Tensor:
-        """(B, N, Z) to (B, 3, R, R) in [0, 1]."""
+        """Decode (B, N, Z) to images (B, 3, R, R) in [0, 1]."""
         buffer_BMW = self.class_embedding.expand(len(codes_BNZ), -1, -1)
         x_BTW = torch.cat([buffer_BMW, self.decoder_embed(codes_BNZ)], dim=1)
         x_BTW = self.ln_pre(x_BTW + self.latent_token_positional_embedding)
         for block in self.transformer:
             x_BTW = block(x_BTW)
         grid_BWgg = self.ln_post(x_BTW[:, -(self.grid**2) :]).transpose(1, 2).unflatten(2, (self.grid, self.grid))
-        # A patch's numbers come by row, column and colour; pixel_shuffle takes them by colour, row and column.
+        # A patch's numbers are ordered by row, column, colour; pixel_shuffle expects colour, row, column.
         patches = self.ffn[0](grid_BWgg).unflatten(1, (-1, 3)).transpose(1, 2).flatten(1, 2)
         return self.conv_out(F.pixel_shuffle(patches, self.patch_size)).sigmoid()
 
@@ -170,19 +176,22 @@ class AliTok(FittableTokenizer):
         super().__init__()
         self.image_size = settings.image_size
         self.num_tokens = settings.prefix_tokens + settings.grid**2
-        self.codebook_size, self.embedding_dim = settings.codebook_size, settings.embedding_dim
-        self.commitment, self.continuous_steps = settings.commitment, settings.continuous_steps
+        self.codebook_size = settings.codebook_size
+        self.embedding_dim = settings.embedding_dim
+        self.commitment = settings.commitment
+        self.continuous_steps = settings.continuous_steps
         self.encoder = Encoder(settings)
         self.decoder = Decoder(settings)
         self.latent_tokens = _table(self.num_tokens, settings.encoder_width)
         self.quantize = VectorQuantizer(settings.codebook_size, settings.embedding_dim)
-        self.register_buffer("fit_steps", torch.zeros(()), persistent=False)  # for a fit alone
+        # Only a fit needs it, so it is not part of the weights.
+        self.register_buffer("fit_steps", torch.zeros(()), persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise as published at width 768, with a deviation of 0.02; narrower layers get more, to carry as much.
+        """Initialise as published at width 768, with a deviation of 0.02; narrower layers get more, to keep the scale.
 
-        Unlike the published code, encoder and decoder start as `start_from_patches` says.
+        Unlike in the published code, encoder and decoder start as described in `start_from_patches`.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
@@ -191,25 +200,25 @@ class AliTok(FittableTokenizer):
         start_from_patches(self)
 
     def features(self, images_B3RR: Tensor) -> Tensor:
-        """(B, 3, R, R) in [0, 1] to the encoder's output (B, N, Z), not yet quantized."""
+        """Encode (B, 3, R, R) in [0, 1] to features (B, N, Z), not yet quantized."""
         features_BNZ: Tensor = self.encoder(images_B3RR, self.latent_tokens)
         return features_BNZ
 
     def encode(self, images_B3RR: Tensor) -> Tensor:
-        """(B, 3, R, R) float32 in [0, 1] to (B, N) int64: prefix, then the grid in raster order."""
+        """Encode (B, 3, R, R) float32 in [0, 1] to tokens, (B, N) int64: prefix, then the grid in raster order."""
         return self.quantize.nearest(self.features(images_B3RR))
 
     def decode(self, tokens_BN: Tensor) -> Tensor:
-        """(B, N) int64 to (B, 3, R, R) float32 in [0, 1]."""
+        """Decode tokens, (B, N) int64, to (B, 3, R, R) float32 in [0, 1]."""
         images_B3RR: Tensor = self.decoder(self.codebook()[tokens_BN])
         return images_B3RR
 
     def codebook(self) -> Tensor:
-        """(V, Z) float32."""
+        """Return the codebook, (V, Z) float32."""
         return self.quantize.codebook()
 
     def fit_loss(self, images_B3RR: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Reconstruction (mean squared and mean absolute error) plus commitment; the codebook follows by averages.
+        """Return reconstruction error (mean squared plus mean absolute) plus commitment; averages move the codebook.
 
         The published training adds a perceptual and a GAN loss, which photographs need and digits don't.
         """
@@ -231,34 +240,42 @@ class AliTok(FittableTokenizer):
 
 @torch.no_grad()
 def start_from_patches(tokenizer: AliTok) -> None:
-    """Let each grid token start as a random projection of its own patch, from which a fit goes on.
+    """Let each grid token start as a random projection of its own patch, from which a fit continues.
 
-    From random weights a fit first learns the mean image, and for long no more, since the latents hardly read the
-    patches. So, at the start, channels are divided: a first quarter tells the place of a patch, a second the place of a
-    latent, the rest holds content. The first block's queries read the one and its keys the other, by the same matrix,
-    and its values are the content, so that each latent reads its own patch; the features are made of content alone. The
-    decoder keeps places and content apart likewise. Training is free to change all of it.
+    From random weights, a fit first learns the mean image and then, for long, nothing else, since the latents hardly
+    read the patches. So channels have roles at the start: the first quarter holds the position of a patch, the second
+    that of a latent, the rest content. The first block's queries read the second and its keys the first, through the
+    same matrix, and its values are the content, so that each latent reads its own patch; the features consist of
+    content alone. The decoder separates position and content likewise. Training is free to change all of it.
     """
-    encoder, decoder = tokenizer.encoder, tokenizer.decoder
-    width, patches = encoder.positional_embedding.shape[1], len(encoder.positional_embedding)
-    quarter, half = width // 4, width // 4 * 2
+    encoder = tokenizer.encoder
+    decoder = tokenizer.decoder
+    width = encoder.positional_embedding.shape[1]
+    patches = len(encoder.positional_embedding)
+    quarter = width // 4
+    half = width // 4 * 2
     place_MW = torch.zeros_like(encoder.positional_embedding)
     place_MW[:, :quarter] = encoder.positional_embedding[:, :quarter]
     encoder.positional_embedding.copy_(place_MW)
     tokenizer.latent_tokens.zero_()
     latents_NW = encoder.latent_token_positional_embedding
-    latents_NW[:, :quarter], latents_NW[:, half:] = 0, 0
+    latents_NW[:, :quarter] = 0
+    latents_NW[:, half:] = 0
+    # A grid latent gets its patch's position, in the latents' quarter; prefix latents keep a random one.
     latents_NW[-patches:] = place_MW.roll(quarter, 1)
     encoder.patch_embed.weight[:half] = 0
     attention = encoder.transformer[0].attn
     assert isinstance(attention, Attention)
     query, key, value = attention.in_proj.weight.chunk(3)
     nn.init.normal_(query, std=2 * width**-0.5)
-    query[:, :quarter], query[:, half:] = 0, 0
+    query[:, :quarter] = 0
+    query[:, half:] = 0
+    # The same matrix, a quarter to the left: it reads patch positions as the queries read those of latents.
     key.copy_(query.roll(-quarter, 1))
     content = torch.eye(width)
     content[:half] = 0
     value.copy_(content)
+    # Handed on unchanged, so that content stays in its channels.
     attention.out_proj.weight.copy_(torch.eye(width))
     encoder.conv_out.weight[:, :half] = 0
     half = decoder.class_embedding.shape[1] // 2

@@ -1,4 +1,4 @@
-"""The published layouts of AliTok's tokenizer and generator, which are rearkit's own, and what sizes weights have."""
+"""The published layouts of AliTok's tokenizer and generator, which are also rearkit's, and how to read sizes."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from torch import Tensor
 
 
 class _SameLayout:
-    """Published under the very names that our modules have."""
+    """A published layout with the same names as our modules."""
 
     def to_rearkit(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return it as it is."""
+        """Return the state dict unchanged."""
         return dict(state)
 
     def to_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return it as it is."""
+        """Return the state dict unchanged."""
         return dict(state)
 
 
 class AliTokLayout(_SameLayout):
-    """The tokenizer's; see `rearkit.contracts.PublishedLayout`."""
+    """The tokenizer's layout; see `rearkit.contracts.PublishedLayout`."""
 
     def recognises(self, state: Mapping[str, Tensor]) -> bool:
-        """Tell by the latents and by a decoder without mask token, which sets it apart from TiTok's."""
+        """Return whether the latents are there, and a decoder without TiTok's mask token."""
         needed = ("latent_tokens", "decoder.class_embedding", "decoder.conv_out.weight", "quantize.embedding.weight")
         return all(key in state for key in needed) and "decoder.mask_token" not in state
 
     def sizes(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Read the settings off the shapes; heads leave no trace there."""
+        """Read the settings from the shapes, which do not show the number of heads."""
         patch_size = state["encoder.patch_embed.weight"].shape[-1]
         patches, encoder_width = state["encoder.positional_embedding"].shape
         buffer_tokens, decoder_width = state["decoder.class_embedding"].shape
@@ -49,15 +49,15 @@ class AliTokLayout(_SameLayout):
 
 
 class AliTokARLayout(_SameLayout):
-    """The generator's; see `rearkit.contracts.PublishedLayout`."""
+    """The generator's layout; see `rearkit.contracts.PublishedLayout`."""
 
     def recognises(self, state: Mapping[str, Tensor]) -> bool:
-        """Tell by the gated MLPs and the normalised queries."""
+        """Return whether there are gated MLPs and normalised queries."""
         needed = ("embeddings.weight", "output.weight", "blocks.0.mlp.w3.weight", "blocks.0.attn.q_norm.weight")
         return all(key in state for key in needed)
 
     def sizes(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Read the settings off the shapes; prefix tokens leave no trace there."""
+        """Read the settings from the shapes, which do not show the number of prefix tokens."""
         hidden_size = state["embeddings.weight"].shape[1]
         return {
             "hidden_size": hidden_size,

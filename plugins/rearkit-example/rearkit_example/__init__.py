@@ -9,8 +9,9 @@ from rearkit_example.regularizer import NextEmbedding, NextEmbeddingSettings
 
 @hookimpl
 def rearkit_components() -> list[Component]:
-    """Return what this package adds."""
+    """Return this package's components."""
     return [
+        # The schedule is its own settings, so there is nothing to build.
         Component("noise", "cosine", CosineNoise, lambda schedule: schedule),
         Component("regularizer", "next-embedding", NextEmbeddingSettings, NextEmbedding),
     ]

@@ -1,4 +1,4 @@
-"""A noise schedule. It has no state, so that its settings class is the schedule itself."""
+"""A noise schedule. It has no state, so its settings class is the schedule itself."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A regularizer: where a block has just read token i, its output should already tell the embedding of token i+1.
+"""A regularizer: where a block has just read token i, its output should already predict the embedding of token i+1.
 
-Shapes: B batch, N tokens, P places before token 0's own, D width of the backbone, V codes, Z their width.
+Shapes: B batch, N tokens, P positions before token 0's own, D width of the backbone, V codes, Z their width.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rearkit.contracts import Regularizer, RegularizerContext
 
 @settings
 class NextEmbeddingSettings:
-    """Pull a block's output at each token's place towards the codebook embedding of the next token."""
+    """Pull a block's output at each token's position towards the codebook embedding of the next token."""
 
     layer: int | None = setting("block, counted from 0; left out: half way up", default=None, ge=0)
     weight: float = setting("factor of this loss in the total", default=0.5, ge=0)
@@ -26,7 +26,7 @@ class NextEmbedding(Regularizer):
     """The regularizer; see `rearkit.contracts.Regularizer`.
 
     Raises:
-        ValueError: the layer is not in the backbone. rearkit makes a one-line message of it.
+        ValueError: the layer is not in the backbone. rearkit turns this into a one-line message.
     """
 
     codebook_VZ: Tensor
@@ -41,18 +41,19 @@ class NextEmbedding(Regularizer):
             )
         self.layers = [self.layer]
         self.head = nn.Linear(context.hidden_size, context.codebook_VZ.shape[1])
-        # A buffer, so that it moves with the module; detached, since the codebook is the tokenizer's and stays as it
-        # is; not saved, since the tokenizer has it.
+        # A buffer, so that it moves with the module; detached, since the tokenizer's codebook must not be trained; not
+        # saved, since the tokenizer's weights contain it.
         self.register_buffer("codebook_VZ", context.codebook_VZ.detach().clone(), persistent=False)
 
     def forward(
         self, hidden: Mapping[int, Tensor], tokens_BN: Tensor, replaced_BN: Tensor, prefix_length: int
     ) -> dict[str, Tensor]:
-        """Return ``{"next": …}``: 1 - cosine similarity, averaged over all places but the last, which has no next.
+        """Return ``{"next": …}``: 1 - cosine similarity, averaged over all positions but the last, which has no next.
 
         ``tokens_BN`` are the clean tokens, so that the target is right even where the context was replaced.
         """
         places_BND = hidden[self.layer][:, prefix_length:-1]
         target_BNZ = self.codebook_VZ[tokens_BN[:, 1:]]
         error_BN = 1 - F.cosine_similarity(self.head(places_BND).float(), target_BNZ.float(), dim=-1)
-        return {"next": error_BN.sum() / max(error_BN.numel(), 1)}  # a tokenizer of one token has no next at all
+        # Not a mean, which is NaN with a tokenizer of one token: there is no next token then.
+        return {"next": error_BN.sum() / max(error_BN.numel(), 1)}

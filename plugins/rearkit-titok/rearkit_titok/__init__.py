@@ -10,5 +10,5 @@ from rearkit_titok.weights import TiTokLayout
 
 @hookimpl
 def rearkit_components() -> list[Component]:
-    """Return what this package adds."""
+    """Return this package's components."""
     return [Component("tokenizer", "titok", TiTokSettings, TiTok, published=TiTokLayout())]

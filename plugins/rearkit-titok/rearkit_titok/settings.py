@@ -39,6 +39,7 @@ class TiTokSettings:
     def __attrs_post_init__(self) -> None:
         if self.image_size % self.patch_size:
             raise ValueError(f"patch_size ({self.patch_size}) must divide image_size ({self.image_size})")
+        # The pixel decoder makes one patch of each position, and each of its levels but one doubles the side.
         if self.patch_size != (factor := 2 ** (len(self.pixel_channel_mult) - 1)):
             raise ValueError(
                 f"the {len(self.pixel_channel_mult)} levels of pixel_channel_mult make patches of {factor} pixels, "
@@ -57,9 +58,10 @@ class TiTokSettings:
     def vit(self) -> tuple[int, int, int]:
         """Width, layers and heads of both ViTs."""
         width, num_layers, num_heads = SIZES[self.size]
+        # A number that is given replaces that of the size; none of them can be 0.
         return self.width or width, self.num_layers or num_layers, self.num_heads or num_heads
 
     @property
     def grid(self) -> int:
-        """Patches along a side."""
+        """Number of patches along a side."""
         return self.image_size // self.patch_size

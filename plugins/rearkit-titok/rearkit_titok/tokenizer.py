@@ -1,6 +1,6 @@
 """TiTok (Yu et al. 2024, "An image is worth 32 tokens for reconstruction and generation"): tokens without a grid.
 
-Shapes: B batch, R image side, g patches a side, N tokens, V codes, Z their width, K pixel codes.
+Shapes: B batch, R image side, g patches along a side, N tokens, V codes, Z their width, K pixel codes.
 """
 
 from __future__ import annotations
@@ -22,16 +22,20 @@ class TiTok(FittableTokenizer):
 
     def __init__(self, settings: TiTokSettings) -> None:
         super().__init__()
-        self.image_size, self.num_tokens = settings.image_size, settings.num_tokens
-        self.codebook_size, self.embedding_dim = settings.codebook_size, settings.embedding_dim
+        self.image_size = settings.image_size
+        self.num_tokens = settings.num_tokens
+        self.codebook_size = settings.codebook_size
+        self.embedding_dim = settings.embedding_dim
         width = settings.vit[0]
         self.latent_tokens = nn.Parameter(width**-0.5 * torch.randn(settings.num_tokens, width))
         self.encoder = Encoder(settings)
         self.quantize = VectorQuantizer(
             settings.codebook_size, settings.embedding_dim, settings.codebook_decay, normalised=True
         )
-        self.register_buffer("aimed", torch.tensor(False), persistent=False)  # a fit's own checkpoint has it
+        # Not part of the weights: only a fit needs it, and its checkpoint saves it.
+        self.register_buffer("aimed", torch.tensor(False), persistent=False)
         self.decoder = Decoder(settings)
+        # A dict around a single embedding, for the published name pixel_quantize.embedding.weight.
         self.pixel_quantize = nn.ModuleDict(
             {"embedding": nn.Embedding(settings.pixel_codebook_size, settings.pixel_embedding_dim)}
         )
@@ -44,41 +48,41 @@ class TiTok(FittableTokenizer):
         )
 
     def encode(self, images_B3RR: Tensor) -> Tensor:
-        """(B, 3, R, R) float32 in [0, 1] to (B, N) int64."""
+        """Encode (B, 3, R, R) float32 in [0, 1] to tokens, (B, N) int64."""
         return self.quantize.nearest(self.features(images_B3RR)[:, :, 0].transpose(1, 2))
 
     def decode(self, tokens_BN: Tensor) -> Tensor:
-        """(B, N) int64 to (B, 3, R, R) float32, clamped to [0, 1]."""
+        """Decode tokens, (B, N) int64, to (B, 3, R, R) float32, clamped to [0, 1]."""
         return self.paint(self.pixel_logits(self.codebook()[tokens_BN])).clamp(0, 1)
 
     def codebook(self) -> Tensor:
-        """(V, Z) float32, every row of length 1."""
+        """Return the codebook, (V, Z) float32, every row of length 1."""
         return self.quantize.codebook()
 
     def features(self, images_B3RR: Tensor) -> Tensor:
-        """(B, 3, R, R) in [0, 1] to the encoder's output (B, Z, 1, N), neither scaled nor quantized."""
+        """Encode (B, 3, R, R) in [0, 1] to features (B, Z, 1, N), neither scaled nor quantized."""
         features: Tensor = self.encoder(images_B3RR, self.latent_tokens)
         return features
 
     def pixel_logits(self, codes_BNZ: Tensor) -> Tensor:
-        """(B, N, Z) code vectors to (B, K, g, g)."""
+        """Decode (B, N, Z) code vectors to logits over the pixel codes, (B, K, g, g)."""
         logits: Tensor = self.decoder(codes_BNZ)
         return logits
 
     def paint(self, logits_BKgg: Tensor) -> Tensor:
-        """(B, K, g, g) to (B, 3, R, R), not clamped: at each patch, the pixel codes' mean by softmax is decoded."""
+        """Decode (B, K, g, g) logits to (B, 3, R, R), not clamped, from each patch's softmax-weighted mean code."""
         weights_BKgg = logits_BKgg.softmax(dim=1)
         mixed = torch.einsum("bkhw,kz->bzhw", weights_BKgg, self.pixel_quantize["embedding"].weight)
         image: Tensor = self.pixel_decoder(mixed)
         return image
 
     def fit_loss(self, images_B3RR: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Fit codebook and decoder to a random encoder: mean squared and mean absolute error of the reconstruction.
+        """Fit codebook and decoder to a random encoder: mean squared plus mean absolute error of the reconstruction.
 
-        The encoder stays as it is born, but for where its last layer points (`Encoder.aim`): trained by reconstruction
-        alone, it soon said the same of all images (tried at the sizes of mnist.toml). The published training differs:
-        the whole by cross-entropy to the codes of a trained MaskGIT VQGAN, then the decoder with a perceptual loss and
-        a GAN.
+        The encoder keeps its initial weights, except for its last layer (`Encoder.aim`). Trained on reconstruction, it
+        soon gave the same features for all images (tried at the sizes of mnist.toml). The published training differs:
+        first everything by cross-entropy to the codes of a trained MaskGIT VQGAN, then the decoder with a perceptual
+        loss and a GAN.
         """
         if not self.aimed:
             self.encoder.aim(images_B3RR, self.latent_tokens)
@@ -86,6 +90,7 @@ class TiTok(FittableTokenizer):
         with torch.no_grad():
             codes_BNZ, tokens_BN = self.quantize(self.features(images_B3RR)[:, :, 0].transpose(1, 2))
         reconstruction = self.paint(self.pixel_logits(codes_BNZ))
-        squared, absolute = F.mse_loss(reconstruction, images_B3RR), F.l1_loss(reconstruction, images_B3RR)
+        squared = F.mse_loss(reconstruction, images_B3RR)
+        absolute = F.l1_loss(reconstruction, images_B3RR)
         parts = {"squared": squared, "absolute": absolute, "codes_used": self.quantize.share_used(tokens_BN)}
         return squared + absolute, parts

@@ -1,7 +1,7 @@
-"""The DiT-style AR transformer of RAR and reAR: pre-norm blocks whose norms are modulated by class and place.
+"""The DiT-style AR transformer of RAR and reAR: pre-norm blocks whose norms are modulated by class and position.
 
-Shapes: B batch, N image tokens, T = N + 2 places (class token, condition, tokens), D width, H heads, V codes,
-C classes, U rows of conditioning (one per class where that is fewer than B). How it decodes is in `dit_ar_decoding`.
+Shapes: B batch, N image tokens, T = N + 2 positions (class token, condition, tokens), D width, H heads, V codes,
+C classes, U rows of conditioning (one per class if that is fewer than B). Decoding is in `dit_ar_decoding`.
 Parameter names are those of the published checkpoints.
 """
 
@@ -22,8 +22,8 @@ from rearkit.layers.lean import LeanLinear
 class DiTAR(Backbone):
     """The backbone; see `rearkit.contracts.Backbone`.
 
-    Rows of the token table: V codes, a mask token (unused; it is in the published layout), C classes, "no label".
-    Besides its own position, each place is told which token it predicts (`target_aware_pos_embed`).
+    Rows of the token table: V codes, a mask token (unused, but in the published layout), C classes, "no label".
+    Besides its own position embedding, each position gets one of the token that it predicts (`target_aware_pos_embed`).
     """
 
     prefix_length = PREFIX
@@ -31,11 +31,13 @@ class DiTAR(Backbone):
     def __init__(self, settings: DiTARSettings, space: TokenSpace) -> None:
         super().__init__()
         self.space = space
-        self.hidden_size, self.num_layers = settings.hidden_size, settings.num_layers
+        self.hidden_size = settings.hidden_size
+        self.num_layers = settings.num_layers
         self.head_dim = settings.hidden_size // settings.num_heads
         self.num_heads = settings.num_heads
         places = PREFIX + space.num_tokens
         self.cls_token = nn.Parameter(torch.zeros(1, 1, self.hidden_size))
+        # Codes, mask token, classes, "no label".
         self.embeddings = nn.Embedding(space.codebook_size + 1 + space.num_classes + 1, self.hidden_size)
         self.pos_embed = nn.Parameter(torch.zeros(1, places, self.hidden_size))
         self.target_aware_pos_embed = nn.Parameter(torch.zeros(1, places, self.hidden_size))
@@ -46,7 +48,7 @@ class DiTAR(Backbone):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise as published: truncated normals of 0.02, and modulations at zero, so that blocks start shut."""
+        """Initialise as published: truncated normals of deviation 0.02, and zero for biases and modulations."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -55,6 +57,7 @@ class DiTAR(Backbone):
         for table in (self.pos_embed, self.target_aware_pos_embed, self.timesteps_embeddings):
             nn.init.trunc_normal_(table, std=0.02)
         for module in self.modules():
+            # Last, to overwrite the above. With gates at zero, every block starts as the identity.
             if isinstance(module, Block | FinalNorm):
                 for parameter in module.adaLN_modulation.parameters():
                     nn.init.zeros_(parameter)
@@ -63,6 +66,7 @@ class DiTAR(Backbone):
         self, tokens_BN: Tensor, classes_B: Tensor, layers: Sequence[int] = ()
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """Predict all tokens, teacher-forced; see `rearkit.contracts.Backbone.forward`."""
+        # The condition is a row of the same table, so that one look-up serves condition and tokens.
         ids_BK = torch.cat([self.class_ids(classes_B)[:, None], tokens_BN], dim=1)
         x_BTD = torch.cat([self.cls_token.expand(len(ids_BK), 1, -1), self.embeddings(ids_BK)], dim=1)
         x_BTD = x_BTD + self.pos_embed + self.target_table()
@@ -72,6 +76,7 @@ class DiTAR(Backbone):
             x_BTD = block(x_BTD, condition)
             if index in layers:
                 hidden[index] = x_BTD
+        # The class token's position predicts nothing; the last one's logits have no target, but are in the contract.
         predicting = Condition(condition.activated_UTD[:, PREFIX - 1 :], condition.row_B)
         return self.lm_head(self.adaln_before_head(x_BTD[:, PREFIX - 1 :], predicting)), hidden
 
@@ -79,6 +84,7 @@ class DiTAR(Backbone):
     def start(self, classes_B: Tensor) -> tuple[Tensor, Decoder]:
         """Begin cached decoding; see `rearkit.contracts.Backbone.start`."""
         cache = Decoder(self, classes_B)
+        # The class token's own logits are not needed, only its keys and values.
         cache.advance(self.cls_token[0].expand(len(classes_B), -1), predict=False)
         return cache.advance(self.embeddings(self.class_ids(classes_B))), cache
 
@@ -88,11 +94,12 @@ class DiTAR(Backbone):
         return cache.advance(self.embeddings(tokens_B))
 
     def target_table(self) -> Tensor:
-        """(1, T, D): place 1 + i predicts token i and carries row 2 + i; the first and the last predict nothing."""
+        """Return (1, T, D): position 1 + i predicts token i and gets row 2 + i; the first and last predict nothing."""
         return F.pad(self.target_aware_pos_embed[:, PREFIX:], (0, 0, PREFIX - 1, 1))
 
     def _condition(self, classes_B: Tensor) -> Condition:
-        """Class and place embeddings of all places."""
+        """Return the condition: class and position embeddings of all positions."""
+        # All classes, not only those in the batch: finding these would make a GPU wait.
         if self.space.num_classes + 1 < len(classes_B):
             all_classes = torch.arange(self.space.num_classes + 1, device=classes_B.device)
             embedding_UTD = self.embeddings(self.class_ids(all_classes))[:, None] + self.timesteps_embeddings
@@ -100,5 +107,5 @@ class DiTAR(Backbone):
         return Condition(F.silu(self.embeddings(self.class_ids(classes_B))[:, None] + self.timesteps_embeddings), None)
 
     def class_ids(self, classes_B: Tensor) -> Tensor:
-        """Row of the token table for a class in [0, C]."""
+        """Return the row of the token table for each class in [0, C]."""
         return classes_B + self.space.codebook_size + 1

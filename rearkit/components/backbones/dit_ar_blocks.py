@@ -1,6 +1,7 @@
-"""The blocks of `DiTAR`: attention and MLP behind norms that class and position modulate.
+"""The blocks of `DiTAR`: attention and MLP, each after a norm that class and position modulate.
 
-Shapes as in `dit_ar`."""
+Shapes as in `dit_ar`.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +13,14 @@ from torch import Tensor, nn
 from rearkit.layers.lean import LeanLinear, causal_attention, drop_mask, dropout, factors, is_lean
 from rearkit.recipe.settings import setting, settings
 
-PREFIX = 2  # class token and condition stand before token 0
+# Class token and condition come before token 0.
+PREFIX = 2
 NORM_EPS = 1e-6
 
 
 @settings
 class DiTARSettings:
-    """Decoder-only transformer with qk-norm and adaLN on class and place; defaults are the published S size."""
+    """Decoder-only transformer with qk-norm and adaLN on class and position; defaults are the published S size."""
 
     hidden_size: int = setting("D, width", default=768, ge=1)
     num_layers: int = setting("blocks", default=20, ge=1)
@@ -37,15 +39,17 @@ class Attention(nn.Module):
 
     def __init__(self, settings: DiTARSettings) -> None:
         super().__init__()
-        width, self.num_heads = settings.hidden_size, settings.num_heads
+        width = settings.hidden_size
+        self.num_heads = settings.num_heads
         self.qkv = LeanLinear(width, 3 * width)
         self.q_norm = nn.LayerNorm(width // self.num_heads, eps=NORM_EPS)
         self.k_norm = nn.LayerNorm(width // self.num_heads, eps=NORM_EPS)
         self.proj = LeanLinear(width, width)
-        self.attention_dropout, self.dropout = settings.attention_dropout, settings.dropout
+        self.attention_dropout = settings.attention_dropout
+        self.dropout = settings.dropout
 
     def forward(self, x_BTD: Tensor, shift_BTD: Tensor, scale_BTD: Tensor, norm: nn.LayerNorm) -> Tensor:
-        """Attend from a modulated norm of the input, (B, T, D) to (B, T, D)."""
+        """Apply attention to a modulated norm of the input, (B, T, D) to (B, T, D)."""
         B, T, D = x_BTD.shape
         qkv_BTM = behind_norm(self.qkv, norm, x_BTD, shift_BTD, scale_BTD)
         q_BHT, k_BHT, v_BHT = qkv_BTM.view(B, T, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)
@@ -55,7 +59,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two layers with an exact GELU between."""
+    """Two layers with an exact GELU in between."""
 
     def __init__(self, settings: DiTARSettings) -> None:
         super().__init__()
@@ -65,19 +69,21 @@ class MLP(nn.Module):
         self.dropout = settings.dropout
 
     def forward(self, x_BTD: Tensor, shift_BTD: Tensor, scale_BTD: Tensor, norm: nn.LayerNorm) -> Tensor:
-        """Pass a modulated norm of the input through both layers, (B, T, D) to (B, T, D)."""
+        """Apply both layers to a modulated norm of the input, (B, T, D) to (B, T, D)."""
         hidden = behind_norm(self.fc1, norm, x_BTD, shift_BTD, scale_BTD)
         rate = self.dropout if self.training else 0.0
         if rate and not torch.compiler.is_compiling():
+            # Drawn here, since `prepare` must not be random: the backward pass calls it again.
             mask = drop_mask(hidden, rate)
             out_BTD = self.fc2(hidden, mask, prepare=lambda x, kept: F.gelu(x) * factors(kept, rate, x.dtype))
-        else:  # the compiler computes activations again by itself, but takes no bool for an integer
+        else:
+            # The compiler computes activations again by itself; it cannot read bools as integers, as `factors` does.
             out_BTD = self.fc2(hidden, prepare=lambda x: F.dropout(F.gelu(x), rate))
         return dropout(out_BTD, self.dropout, self.training)
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a norm that is shifted, scaled and gated by the condition."""
+    """Attention and MLP, each after a norm that the condition shifts and scales, with a gate from the condition."""
 
     def __init__(self, settings: DiTARSettings) -> None:
         super().__init__()
@@ -89,42 +95,46 @@ class Block(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), LeanLinear(width, 6 * width))
 
     def forward(self, x_BTD: Tensor, condition: Condition) -> Tensor:
-        """(B, T, D) to (B, T, D)."""
+        """Apply the block, (B, T, D) to (B, T, D)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = condition.modulate(self.adaLN_modulation).chunk(6, dim=-1)
+        # addcmul: product and sum in one pass over memory.
         x_BTD = torch.addcmul(x_BTD, gate1, self.attn(x_BTD, shift1, scale1, self.norm1))
         return torch.addcmul(x_BTD, gate2, self.mlp(x_BTD, shift2, scale2, self.norm2))
 
 
 def behind_norm(linear: LeanLinear, norm: nn.LayerNorm, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """``linear(norm(x) · (1 + scale) + shift)``, of which x, shift and scale are kept for the backward pass."""
+    """Compute ``linear(norm(x) · (1 + scale) + shift)``, keeping x, shift and scale for the backward pass."""
     if is_lean():
         return linear(x, norm.weight, norm.bias, shift, scale, prepare=modulated_norm)
-    normed = norm(x)  # called as a module, since ZeRO stage 3 makes parameters whole by that when compiled
+    # Called as a module, since ZeRO stage 3 gathers a module's parameters when it is called, also when compiled.
+    normed = norm(x)
     out: Tensor = linear(torch.addcmul(normed + shift, normed, scale))
     return out
 
 
 def modulated_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, shift: Tensor, scale: Tensor) -> Tensor:
-    """``norm(x) · (1 + scale) + shift`` over the last dimension."""
+    """Compute ``norm(x) · (1 + scale) + shift`` over the last dimension."""
     normed = F.layer_norm(x, x.shape[-1:], weight, bias, NORM_EPS)
+    # Equal to normed · (1 + scale) + shift, in two passes over memory instead of three.
     return torch.addcmul(normed + shift, normed, scale)
 
 
 @attrs.define(eq=False)
 class Condition:
-    """SiLU of class and place embeddings, (U, T, D), and the row of each sample, (B,), or None where U is B.
+    """SiLU of class and position embeddings, (U, T, D), and the row of each sample, (B,), or None if each has its own.
 
-    A modulation depends on class and place only, so with fewer classes than samples it is computed once for each class
-    and gathered: at 10 classes and batch 64 this saves most of a third of a block's arithmetic.
+    A modulation depends on class and position only. With fewer classes than samples, it is computed once per class and
+    gathered: at 10 classes and batch 64 this saves most of a third of a block's arithmetic.
     """
 
     activated_UTD: Tensor
     row_B: Tensor | None
 
     def modulate(self, modulation: nn.Sequential) -> Tensor:
-        """Return the modulation of each sample and place, (B, T, m·D)."""
-        out_UTM: Tensor = modulation[1](self.activated_UTD)  # its SiLU is the same for all blocks, and done
-        # Not by indexing, whose gradient on several threads is added up in another order each time, and slowly.
+        """Return the modulation of each sample and position, (B, T, m·D)."""
+        # Only the linear layer: the SiLU before it is the same in all blocks, and already done.
+        out_UTM: Tensor = modulation[1](self.activated_UTD)
+        # Not by indexing: on several threads its gradient is summed slowly, and in a different order each time.
         return out_UTM if self.row_B is None else out_UTM.index_select(0, self.row_B)
 
 
@@ -137,6 +147,7 @@ class FinalNorm(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), LeanLinear(width, 2 * width))
 
     def forward(self, x_BTD: Tensor, condition: Condition) -> Tensor:
-        """(B, T, D) to (B, T, D)."""
+        """Apply the norm, (B, T, D) to (B, T, D)."""
+        # Scale before shift, unlike in the blocks: the order of the published weights.
         scale, shift = condition.modulate(self.adaLN_modulation).chunk(2, dim=-1)
         return modulated_norm(x_BTD, None, None, shift, scale)

@@ -1,1 +1,1 @@
-"""Where images come from."""
+"""Datasets: where images come from."""

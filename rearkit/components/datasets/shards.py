@@ -1,4 +1,4 @@
-"""WebDataset shards that exist already, on disk or behind a pipe or URL."""
+"""Existing WebDataset shards, on a disk or behind a pipe or URL."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ class Shards:
         default=None,
     )
     held_out: str | None = setting("held-out shards, likewise", default=None)
-    train_images: int | None = setting("how many training images there are, to tell epochs by", default=None, ge=1)
+    train_images: int | None = setting("number of training images, for counting epochs", default=None, ge=1)
     num_classes: int = setting("C; labels are 0 to C-1", ge=1)
 
     def checked(self) -> Shards:
-        """Return itself; the data stage looks the shards up."""
+        """Return the settings, which are the dataset; the data stage looks for the shards."""
         return self
 
     def class_names(self) -> Sequence[str] | None:
-        """Return what ``rearkit data --from-folder`` left beside the shards, where it did; ImageNet's in words."""
+        """Return the names that ``rearkit data --from-folder`` wrote beside the shards, if any; ImageNet's in words."""
         names = read_json(Path(self.train or "") / "classes.json")
         return readable(names) if isinstance(names, list) and len(names) == self.num_classes else None
 
     def size(self, split: str) -> int | None:
-        """Return what the recipe says of the training split; for more, the shards would have to be read."""
+        """Return the recipe's number of training images; otherwise None: only reading the shards would tell."""
         return self.train_images if split == "train" else None
 
     def shards(self, split: str) -> list[str]:
-        """Expand braces and folders.
+        """Expand braces and folders to a list of shards.
 
         Raises:
-            DataError: an empty or missing folder, or a missing file.
+            DataError: a folder is empty, or a file is missing.
         """
         place = self.held_out if split == "held-out" else self.train
         if place is None:
@@ -54,6 +54,7 @@ class Shards:
                 raise DataError(f"[data.source] {place}: no .tar shards in this folder")
             return found
         urls = [str(url) for url in expand_urls(place)]
+        # Only local files: to look for a URL or a pipe means to fetch it.
         missing = [url for url in urls if "://" not in url and not url.startswith("pipe:") and not Path(url).is_file()]
         if missing:
             raise DataError(
@@ -62,5 +63,5 @@ class Shards:
         return urls
 
     def images(self, split: str) -> Iterator[ImageSample]:
-        """Never called: there are shards."""
+        """Never called, since shards exist."""
         raise NotImplementedError

@@ -1,1 +1,1 @@
-"""Context-noise schedules (article: "noisy context regularization")."""
+"""Schedules of context noise (paper: "noisy context regularization")."""

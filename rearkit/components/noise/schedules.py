@@ -1,7 +1,7 @@
-"""The replacement rate e of each sample: none, a constant, or uniform below a level that stays or falls.
+"""The replacement rate e of each sample: none, a constant, or uniform below a level that is constant or falls.
 
 The published code draws e ~ U[0, m(t)] with m falling from 1 to 0 between the start and three quarters of training;
-the article also reports e = c and e ~ U[0, m] with constant m.
+the paper also reports e = c and e ~ U[0, m] with constant m.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rearkit.recipe.settings import setting, settings
 
 @settings
 class FixedNoise:
-    """e = rate for every sample, all through training."""
+    """e = rate for every sample, throughout training."""
 
     rate: float = setting("replacement probability e", default=0.2, ge=0, le=1)
 
@@ -53,6 +53,7 @@ class LinearNoise:
     def level(self, progress: float) -> float:
         """Return m(t) at a share t of training in [0, 1]."""
         share = (progress - self.span_start) / (self.span_end - self.span_start)
+        # Before and after the span, m stays at its two levels.
         share = min(1.0, max(0.0, share))
         return (1 - share) * self.start_level + share * self.end_level
 

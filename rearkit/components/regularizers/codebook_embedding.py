@@ -1,8 +1,8 @@
-"""Codebook-embedding regularization (article: "codebook embedding regularization").
+"""Codebook-embedding regularization (paper: "codebook embedding regularization").
 
-Two projection heads, both used in training only. The encode head maps a shallow block's output at token i's own place
-to the codebook embedding of token i: the generator must read tokens the way the tokenizer's decoder does. The decode
-head maps a deep block's output at the place that predicts token i to the same embedding: it must write them that way.
+Two projection heads, used in training only. The encode head maps a shallow block's output at token i's own position
+to the codebook embedding of token i, so that the generator reads tokens as the tokenizer's decoder does. The decode
+head maps a deep block's output at the position that predicts token i to the same embedding, so that it writes them so.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from rearkit.recipe.settings import setting, settings
 class CodebookEmbeddingSettings:
     """Pull hidden states towards the tokenizer's codebook embeddings, at the reading and the writing end."""
 
-    encode: bool = setting("regularize token i's own place in block encode_layer", default=True)
-    decode: bool = setting("regularize the place that predicts token i in block decode_layer", default=True)
+    encode: bool = setting("regularize token i's own position in block encode_layer", default=True)
+    decode: bool = setting("regularize the position that predicts token i in block decode_layer", default=True)
     encode_layer: int = setting("block, counted from 0, whose output the encode head reads", default=0, ge=0)
     decode_layer: int | None = setting(
         "block whose output the decode head reads; left out: three quarters of the depth (15 of 20)", default=None, ge=0
@@ -38,7 +38,7 @@ class CodebookEmbedding(Regularizer):
     """The regularizer; see the module docstring.
 
     Raises:
-        ValueError: a layer is not below the backbone's number of blocks.
+        ValueError: a layer is not one of the backbone's blocks.
     """
 
     codebook_VZ: Tensor
@@ -59,31 +59,33 @@ class CodebookEmbedding(Regularizer):
             self.encode_head = projection_head(context.hidden_size, settings.projection_dim, embedding_dim)
         if settings.decode:
             self.decode_head = projection_head(context.hidden_size, settings.projection_dim, embedding_dim)
-        # Not saved: it is the tokenizer's, and the tokenizer has it.
+        # Not saved, since the tokenizer's weights contain it. Normalised, since only directions are compared.
         self.register_buffer("codebook_VZ", F.normalize(context.codebook_VZ.detach().float(), dim=-1), persistent=False)
 
     def forward(
         self, hidden: Mapping[int, Tensor], tokens_BN: Tensor, replaced_BN: Tensor, prefix_length: int
     ) -> dict[str, Tensor]:
-        """Return ``{"encode": …, "decode": …}``: negated cosine similarities, averaged over all B·N places.
+        """Return ``{"encode": …, "decode": …}``: negated cosine similarities, averaged over all B·N positions.
 
-        A replaced token says nothing about its place, so it contributes zero to the encode term (and still counts in
-        the divisor); the decode term has the clean token as its target everywhere.
+        A replaced token says nothing about the original, so it adds 0 to the encode term (but counts in the divisor).
+        The decode term has the clean token as its target everywhere.
         """
         target_BNZ = self.codebook_VZ[tokens_BN]
         terms: dict[str, Tensor] = {}
         if self.encode_layer is not None:
+            # Token i is at position prefix_length + i.
             places_BND = hidden[self.encode_layer][:, prefix_length:]
             similarity_BN = F.cosine_similarity(self.encode_head(places_BND).float(), target_BNZ, dim=-1)
             terms["encode"] = -similarity_BN.masked_fill(replaced_BN, 0.0).mean()
         if self.decode_layer is not None:
+            # The position before a token predicts it; the last position predicts none.
             places_BND = hidden[self.decode_layer][:, prefix_length - 1 : -1]
             terms["decode"] = -F.cosine_similarity(self.decode_head(places_BND).float(), target_BNZ, dim=-1).mean()
         return terms
 
 
 def projection_head(hidden_size: int, projection_dim: int, embedding_dim: int) -> nn.Sequential:
-    """Build a 3-layer SiLU MLP, (…, D) to (…, Z), initialised as the published heads are."""
+    """Build a 3-layer SiLU MLP, (…, D) to (…, Z), initialised like the published heads."""
     head = nn.Sequential(
         nn.Linear(hidden_size, projection_dim),
         nn.SiLU(),

@@ -1,8 +1,8 @@
 """The MaskGIT VQGAN: convolutional encoder and decoder around a vector quantizer on a square grid.
 
 Shapes: B batch, R image side, r = R / 2^(levels-1) grid side, N = r² tokens in raster order, V codes, Z their width.
-Parameter names are those of the published checkpoints. Two habits differ from the usual VQGAN and change
-numbers: the shortcut of a block that changes width reads the block's output, not its input; down-sampling is a mean.
+Parameter names are those of the published checkpoints. Two details differ from the usual VQGAN and change results: in
+a block that changes the width, the shortcut reads the block's output, not its input; down-sampling is a mean.
 """
 
 from __future__ import annotations
@@ -53,12 +53,13 @@ class ResnetBlock(nn.Module):
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
         self.norm2 = nn.GroupNorm(groups, channels_out, eps=1e-6)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
+        # It reads the output, hence channels_out twice; see the module docstring.
         self.nin_shortcut = (
             None if channels_in == channels_out else nn.Conv2d(channels_out, channels_out, 1, bias=False)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in, h, w) to (B, out, h, w)."""
+        """Apply the block, (B, in, h, w) to (B, out, h, w)."""
         out = self.conv1(F.silu(self.norm1(x)))
         out = self.conv2(F.silu(self.norm2(out)))
         return out + (x if self.nin_shortcut is None else self.nin_shortcut(out))
@@ -78,7 +79,7 @@ class Level(nn.Module):
         self.upsample_conv = nn.Conv2d(channels_out, channels_out, 3, padding=1) if up else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in, h, w) to (B, out, h', w')."""
+        """Apply the level, (B, in, h, w) to (B, out, h', w')."""
         for block in self.block:
             x = block(x)
         if self.down:
@@ -113,7 +114,7 @@ class Encoder(nn.Module):
 
 
 class MaskGITVQGANDecoder(nn.Module):
-    """Code embeddings to images, (B, Z, r, r) to (B, 3, R, R), not clamped; also a part of other tokenizers.
+    """Code embeddings to images, (B, Z, r, r) to (B, 3, R, R), not clamped; other tokenizers can use it too.
 
     Args:
         embedding_dim: Z.
@@ -135,7 +136,7 @@ class MaskGITVQGANDecoder(nn.Module):
         widths = [hidden_channels * mult for mult in channel_mult]
         self.conv_in = nn.Conv2d(embedding_dim, widths[-1], 3, padding=1)
         self.mid = nn.ModuleList(ResnetBlock(widths[-1], widths[-1], norm_groups) for _ in range(num_res_blocks))
-        # Level 0 is the full resolution and comes last.
+        # Level 0 is the full resolution and comes last, as in the published names.
         self.up = nn.ModuleList(
             Level(widths[min(i + 1, len(widths) - 1)], widths[i], num_res_blocks, norm_groups, up=i > 0)
             for i in range(len(widths))
@@ -157,7 +158,8 @@ class MaskGITVQGAN(FittableTokenizer):
     def __init__(self, settings: MaskGITVQGANSettings) -> None:
         super().__init__()
         self.image_size = settings.image_size
-        self.codebook_size, self.embedding_dim = settings.codebook_size, settings.embedding_dim
+        self.codebook_size = settings.codebook_size
+        self.embedding_dim = settings.embedding_dim
         self.grid = settings.image_size // 2 ** (len(settings.channel_mult) - 1)
         self.num_tokens = self.grid**2
         self.commitment = settings.commitment
@@ -172,28 +174,29 @@ class MaskGITVQGAN(FittableTokenizer):
         self.quantize = VectorQuantizer(settings.codebook_size, settings.embedding_dim, settings.codebook_decay)
 
     def features(self, images_B3RR: Tensor) -> Tensor:
-        """(B, 3, R, R) in [0, 1] to the encoder's output (B, Z, r, r), not yet quantized."""
+        """Encode (B, 3, R, R) in [0, 1] to features (B, Z, r, r), not yet quantized."""
         features: Tensor = self.encoder(images_B3RR)
         return features
 
     def encode(self, images_B3RR: Tensor) -> Tensor:
-        """(B, 3, R, R) float32 in [0, 1] to (B, N) int64, raster order."""
+        """Encode (B, 3, R, R) float32 in [0, 1] to tokens, (B, N) int64 in raster order."""
         return self.quantize.nearest(_grid_to_tokens(self.features(images_B3RR)))
 
     def decode(self, tokens_BN: Tensor) -> Tensor:
-        """(B, N) int64 to (B, 3, R, R) float32, clamped to [0, 1]."""
+        """Decode tokens, (B, N) int64, to (B, 3, R, R) float32, clamped to [0, 1]."""
         return self.decoder(self._tokens_to_grid(self.codebook()[tokens_BN])).clamp(0, 1)
 
     def codebook(self) -> Tensor:
-        """(V, Z) float32."""
+        """Return the codebook, (V, Z) float32."""
         return self.quantize.codebook()
 
     def fit_loss(self, images_B3RR: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Reconstruction (mean squared and mean absolute error) plus commitment; the codebook follows by averages."""
+        """Return reconstruction error (mean squared plus mean absolute) plus commitment; averages move the codebook."""
         features_BNZ = _grid_to_tokens(self.features(images_B3RR))
         codes_BNZ, tokens_BN = self.quantize(features_BNZ)
         reconstruction = self.decoder(self._tokens_to_grid(codes_BNZ))
         error = F.mse_loss(reconstruction, images_B3RR) + F.l1_loss(reconstruction, images_B3RR)
+        # Pulls features to codes only: the codes follow by moving averages, without gradients.
         commitment = F.mse_loss(features_BNZ, self.codebook()[tokens_BN].detach())
         parts = {"reconstruction": error, "commitment": commitment, "codes_used": self.quantize.share_used(tokens_BN)}
         return error + self.commitment * commitment, parts
@@ -203,5 +206,5 @@ class MaskGITVQGAN(FittableTokenizer):
 
 
 def _grid_to_tokens(features_BZrr: Tensor) -> Tensor:
-    """(B, Z, r, r) to (B, r², Z)."""
+    """Reshape (B, Z, r, r) to (B, r², Z)."""
     return features_BZrr.flatten(2).transpose(1, 2)

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 class VectorQuantizer(nn.Module):
     """A codebook `embedding` (V, Z), whose row v is the vector of code v; a part for tokenizers.
 
-    While fitted, each code follows the mean of the vectors that chose it, and a code that hardly any vector chooses
-    moves onto a random vector of the batch, so that the whole codebook ends in use.
+    During a fit, each code follows the mean of the vectors that chose it. A code that hardly any vector chooses moves
+    to a random vector of the batch, so that in the end the whole codebook is used.
 
     Args:
         codebook_size: V.
         embedding_dim: Z.
-        decay: of the moving averages, in [0, 1).
+        decay: decay of the moving averages, in [0, 1).
         normalised: whether vectors and codes are scaled to length 1 wherever they are used (`embedding` itself is not).
     """
 
@@ -27,30 +27,31 @@ class VectorQuantizer(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(codebook_size, embedding_dim)
         nn.init.uniform_(self.embedding.weight, -1 / codebook_size, 1 / codebook_size)
-        self.decay, self.normalised = decay, normalised
-        # Needed by the fit alone, and saved by the fit's own checkpoint: published layouts don't have them.
+        self.decay = decay
+        self.normalised = normalised
+        # Only a fit needs them, and its checkpoint saves them: published layouts don't have them.
         self.register_buffer("cluster_size_V", torch.zeros(codebook_size), persistent=False)
         self.register_buffer("cluster_sum_VZ", torch.zeros(codebook_size, embedding_dim), persistent=False)
 
     def scaled(self, x_BNZ: Tensor) -> Tensor:
-        """(…, Z) as it is, or to length 1 where this quantizer is `normalised`."""
+        """Return (…, Z) vectors, scaled to length 1 if this quantizer is `normalised`."""
         return F.normalize(x_BNZ, dim=-1) if self.normalised else x_BNZ
 
     def codebook(self) -> Tensor:
-        """(V, Z): the vectors that codes stand for."""
+        """Return the vectors of the codes, (V, Z)."""
         return self.scaled(self.embedding.weight)
 
     def nearest(self, x_BNZ: Tensor) -> Tensor:
-        """(B, N, Z) to the codes at the least Euclidean distance, (B, N) int64."""
+        """Return the codes at the least Euclidean distance from (B, N, Z) vectors, (B, N) int64."""
         codebook_VZ = self.codebook()
         x_MZ = self.scaled(x_BNZ).reshape(-1, x_BNZ.shape[-1])
-        # |x - e|² = |x|² + |e|² - 2 x·e, summed as the published code does, so that near ties fall the same way.
+        # |x - e|² = |x|² + |e|² - 2 x·e, summed in the published code's order, so that near ties get the same code.
         norms_MV = x_MZ.pow(2).sum(1, keepdim=True) + codebook_VZ.pow(2).sum(1)
         distance_MV = torch.addmm(norms_MV, x_MZ, codebook_VZ.t(), alpha=-2.0)
         return distance_MV.argmin(1).view(x_BNZ.shape[:-1])
 
     def forward(self, x_BNZ: Tensor) -> tuple[Tensor, Tensor]:
-        """Quantize with straight-through gradients; in training mode the codebook follows.
+        """Quantize with straight-through gradients; in training mode, also move the codebook.
 
         Returns:
             (B, N, Z) code vectors, and (B, N) int64 codes.
@@ -62,18 +63,20 @@ class VectorQuantizer(nn.Module):
         codes_BNZ = self.codebook()[tokens_BN].detach()
         if self.training:
             self._follow(x_BNZ, tokens_BN)
+        # The value of the codes with the gradient of the features (straight-through).
         return x_BNZ + (codes_BNZ - x_BNZ).detach(), tokens_BN
 
     def share_used(self, tokens_BN: Tensor) -> Tensor:
-        """Share of the codes that a batch of tokens uses, a scalar in [0, 1]."""
+        """Return the share of the codes that a batch of tokens uses, a scalar in [0, 1]."""
         return torch.tensor(tokens_BN.unique().numel() / len(self.embedding.weight))
 
     def _dead_below(self) -> Tensor:
-        """A code is dead at a hundredth of the mean use."""
+        """Return the use below which a code counts as dead: a hundredth of the mean."""
         return self.cluster_size_V.mean() * 0.01
 
     @torch.no_grad()
     def _start_from_data(self, x_BNZ: Tensor) -> None:
+        # Only at the first step of a fit, when the averages are still zero.
         if self.cluster_size_V.any():
             return
         self.embedding.weight.copy_(self._random_vectors(x_BNZ, len(self.cluster_size_V)))
@@ -82,7 +85,8 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def _follow(self, x_BNZ: Tensor, tokens_BN: Tensor) -> None:
-        x_MZ, tokens_M = x_BNZ.detach().flatten(0, 1), tokens_BN.flatten()
+        x_MZ = x_BNZ.detach().flatten(0, 1)
+        tokens_M = tokens_BN.flatten()
         sizes_V = torch.bincount(tokens_M, minlength=len(self.cluster_size_V)).to(x_MZ)
         sums_VZ = torch.zeros_like(self.cluster_sum_VZ).index_add_(0, tokens_M, x_MZ)
         self.cluster_size_V.lerp_(sizes_V, 1 - self.decay)
@@ -91,8 +95,10 @@ class VectorQuantizer(nn.Module):
         if dead_V.any():
             fresh = self._random_vectors(x_BNZ, int(dead_V.sum()))
             size = self.cluster_size_V.mean()
+            # As if it were used as much as the mean code, so that it is not dead again at the next step.
             self.cluster_size_V[dead_V] = size
             self.cluster_sum_VZ[dead_V] = fresh * size
+        # The clamp guards against a division by zero.
         self.embedding.weight.copy_(self.cluster_sum_VZ / self.cluster_size_V.clamp(min=1e-5)[:, None])
 
     @staticmethod

@@ -1,0 +1,202 @@
+"""The trainer: what a training run is made of, and its step."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from rearkit.data.token_shards import TokenData
+from rearkit.data.training_data import Samples, TrainingData, shards_of
+from rearkit.model import Model
+from rearkit.system import distributed
+from rearkit.system.console import say
+from rearkit.system.devices import resolve_device, seed_everything
+from rearkit.system.memory import freed_memory_kept
+from rearkit.training import state
+from rearkit.training.batches import BatchSource
+from rearkit.training.blocks import prepared_blocks
+from rearkit.training.checkpoints import Checkpoints, Found
+from rearkit.training.engine import Engine, TrainModule, put_back
+from rearkit.training.guards import StepGuard, poisoned
+from rearkit.training.logs import TrainLog
+from rearkit.training.order import order_of
+from rearkit.training.prefetch import Feed
+from rearkit.training.schedule import learning_rate
+from rearkit.training.trackers import open_trackers
+from rearkit.training.validation import validate
+
+
+class Trainer:
+    """A training run between its first step and its last; use it as a context around its steps.
+
+    Args:
+        model: trained in place.
+        data: what it is trained on.
+        held_out: tokens to validate on, or None.
+        folder: where checkpoints and logs go, and where an earlier run resumes from; None for neither.
+
+    Attributes:
+        table: the recipe's ``[train]``.
+        engine: steps the optimizer.
+        source: makes the batches.
+        feed: reads samples ahead.
+        guard: watches losses and gradient norms.
+        checkpoints: None without a folder.
+        log: None without a folder, and on all ranks but the first.
+        done: steps taken, those of the earlier run included.
+        last: what was logged last.
+    """
+
+    def __init__(self, model: Model, data: TrainingData, held_out: TokenData | None, folder: Path | None) -> None:
+        recipe = model.recipe
+        self.model = model
+        self.held_out = held_out
+        self.table = recipe.train
+        self.device = distributed.local_device(resolve_device(recipe.device))
+        distributed.start(self.device)
+        self.rank = distributed.rank()
+        self.world = distributed.world_size()
+        self.checkpoints: Checkpoints | None = None
+        if folder is not None:
+            self.checkpoints = Checkpoints(folder / "checkpoints", self.table.keep_checkpoints, self.table.keep_every)
+        found = None if self.checkpoints is None else self.checkpoints.latest()
+        self.done = 0 if found is None else found.step
+        self._first = self.done
+        self.engine = self._resumed_engine(found)
+        self.source = BatchSource(
+            data=data,
+            order=order_of(data, recipe.train_seed),
+            noise=model.noise,
+            codebook_size=model.space.codebook_size,
+            num_classes=model.space.num_classes,
+            label_dropout=self.table.label_dropout,
+            steps=self.table.steps,
+            global_batch=self.table.global_batch,
+            seed=recipe.train_seed,
+        )
+        guards = self.table.guards
+        self.guard = StepGuard(guards, self.engine.scale_may_fall, lambda indices: shards_of(data, indices))
+        steps = range(self.done, self.table.steps)
+        self.feed = Feed(self.source, steps, self.rank, self.world, guards.data_timeout, data.workers)
+        self.log: TrainLog | None = None
+        if folder is not None and self.rank == 0:
+            self.log = TrainLog(folder, self.done, open_trackers(recipe, folder, self.done))
+        self.last: dict[str, float] = {} if self.log is None else self.log.last
+        self._busy = 0.0  # seconds in steps, without validation and checkpoints
+        self._began = time.monotonic()
+        self._open = contextlib.ExitStack()
+
+    def _resumed_engine(self, found: Found | None) -> Engine:
+        """Wrap the model. Weights are read before DeepSpeed divides them, the optimizer's state after."""
+        module = TrainModule(self.model).to(self.device)
+        if found is not None:
+            state.read_weights(module, found.folder)
+        engine = Engine(module, self.table, self.device)
+        engine.create_state(averages=self.table.ema_decay > 0)
+        if found is not None:
+            state.restore(engine, found.folder, found.facts)
+            say(f"train: going on from step {found.step} of {self.table.steps}")
+        return engine
+
+    def __enter__(self) -> Trainer:
+        self._open.enter_context(self.feed)
+        if self.device.type == "cpu":
+            self._open.enter_context(freed_memory_kept())
+        self._open.enter_context(prepared_blocks(self.model))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        whole = None
+        try:
+            self._open.__exit__(kind, error, trace)
+            if kind is None:  # all ranks are here, so that parts can be gathered
+                if self.table.ema_decay:
+                    state.adopt_average(self.engine)
+                whole = self.engine.whole_parameters()
+        finally:
+            if self.log is not None:
+                self.log.close()
+            module = self.engine.module
+            self.engine.close()
+        if whole is not None:
+            put_back(module, whole)
+            self.model.backbone.eval()
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are taken."""
+        return self.done == self.table.steps
+
+    def next_samples(self) -> Samples:
+        """Return this rank's samples of the next step, read ahead."""
+        self._began = time.monotonic()  # waiting for data is part of a step's time
+        return self.feed.next(self.done)
+
+    def step(self, samples: Samples) -> dict[str, Any]:
+        """Take an optimizer step, or skip it where a gradient is NaN or infinite.
+
+        Args:
+            samples: this rank's share of the global batch.
+
+        Returns:
+            this rank's means over its micro-batches: the loss, its parts, and what the schedules are at. Tensors may
+            be on the device still.
+
+        Raises:
+            DataError, DivergedError: too many samples or steps had to be skipped.
+        """
+        step = self.done
+        count = self.engine.accumulation
+        lr = learning_rate(self.table, step)
+        self.engine.set_learning_rate(lr)
+        self.engine.train()
+        batch = self.source.batch(step, self.rank, self.world, samples, self.device)
+        totals: dict[str, Any] = {}
+        losses = []
+        for index, part in enumerate(batch.pieces(self.engine.micro_batch)):
+            # Dropout is a function of step, rank and micro-batch, so that a resumed run draws the same.
+            seed_everything(self.source.seed, "dropout", step, self.rank, index)
+            loss, parts = self.engine(part)
+            self.engine.backward(poisoned(loss))
+            self.engine.step()
+            losses.append(loss.detach())
+            for name, value in {"loss": losses[-1], **parts}.items():
+                totals[name] = totals.get(name, 0) + value / count
+        norm = self.engine.grad_norm()
+        skipped = self.engine.skipped
+        self.guard.after_step(step + 1, skipped, norm, losses, np.split(samples.indices, count))
+        self.done += 1
+        if self.table.ema_decay and not skipped:  # a skipped step changes nothing
+            state.update_average(self.engine, self.table.ema_decay, self.done)
+        self._busy += time.monotonic() - self._began
+        values = {**totals, "noise_level": batch.noise_level, "lr": lr}
+        return values if norm is None else values | {"grad_norm": norm}
+
+    def report(self, values: dict[str, Any]) -> None:
+        """Log what a step returned, and validate, where the recipe says so; all ranks call this after each step."""
+        table = self.table
+        validates = self.finished or (table.validate_every and self.done % table.validate_every == 0)
+        if not (validates or self.done % table.log_every == 0):
+            return
+        means = distributed.mean_over_ranks({name: float(value) for name, value in values.items()}, self.device)
+        self.last = {name: value for name, value in means.items() if math.isfinite(value)} | self.guard.counts()
+        self.last["samples_per_second"] = (self.done - self._first) * table.global_batch / self._busy
+        if self.held_out is not None and validates:
+            with state.averaged(self.engine) if table.ema_decay else contextlib.nullcontext():
+                self.last |= validate(self.model, self.held_out, self.device)
+        if self.log is not None:
+            self.log.write(self.done, self.last)
+
+    def save(self, anyway: bool) -> None:
+        """Write a checkpoint where the recipe says so, or ``anyway``; all ranks call this after each step."""
+        due = anyway or self.finished or self.done % self.table.checkpoint_every == 0
+        if self.checkpoints is not None and due:
+            self.checkpoints.save(self.done, lambda place: state.write(self.engine, place))
