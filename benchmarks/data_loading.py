@@ -1,17 +1,9 @@
 """Token shards against JSON lines: samples per second on one core, and memory.
 
-The published training reads a JSON file of one image a line, through ``linecache`` and ``json.loads``, at random. Here
-the same samples are read in the same random order, in batches, from such a file and from rearkit's token shards. Each
-reader runs in a process of its own on one thread, so that its peak memory is its own; what the interpreter and its
-imports need is measured by a third process that reads nothing, and taken off.
-
-The floor: a sample is 2·N bytes to copy (512 at 256 tokens), so memory bandwidth would allow tens of millions a second;
-what is left is a system call a sample, and the widening to int64.
-
     python benchmarks/data_loading.py --samples 200000
 
 The last line is a JSON object: ``speed`` (shards over JSON lines; the bar is 10) and ``memory`` (shards over JSON
-lines; the bar is 0.1).
+lines; the bar is 0.1). What was found stands in ``docs/performance/data.md``.
 """
 
 from __future__ import annotations

@@ -1,12 +1,9 @@
 """Peak memory and time of scoring a set of samples as the ADM protocol does, at its full size: 50,000 of 256 × 256.
 
-Images are noise, in files of the ADM layout (9.8 GB and 2.0 GB). Features come from a stand-in of Inception's outputs
-(2,048 pooled, 192 × 17 × 17 spatial, 1,008 logits), since its weights are a download, and a whole pass on a CPU takes
-hours; what is measured is all the rest: reading, statistics, cached features, Fréchet distances, manifolds.
-
     python benchmarks/evaluation.py
 
-The last line is a JSON object: ``memory``, the peak over 2 GB (the bar is 1), and the ``seconds``.
+The last line is a JSON object: ``memory``, the peak over 2 GB (the bar is 1), and the ``seconds``. What is measured
+and what is not stands in ``docs/performance/data.md``.
 """
 
 from __future__ import annotations

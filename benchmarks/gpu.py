@@ -1,10 +1,10 @@
 """What a CUDA device computes and how fast: correctness against the CPU, training, sampling, beside plain versions.
 
+    python benchmarks/gpu.py OUT [--budget 450] [--only right,train]
+
 Each section is timed, guarded, and written to ``OUT/results.json`` as soon as it is done, so that a run that is cut off
 leaves what it had. ``--dry`` shortens all loops and judges no number: for a stand-in device without a GPU. The last
-line is a JSON object of ratios, and what failed.
-
-    python benchmarks/gpu.py OUT [--budget 450] [--only right,train]
+line is a JSON object of ratios, and what failed. Figures of an H100 stand in ``docs/gpu.md``.
 """
 
 from __future__ import annotations

@@ -1,69 +1,12 @@
 """How fast the sampler decodes, beside a straightforward cached implementation of the same network, and the floor.
 
-The straightforward one, `Plain` below, is what one writes first: keys and values concatenated at each place,
-modulations computed inside the loop for each row, `F.linear` on the rows as they come, no mask for one query. It has
-the sampler's ideas as switches, so that each is measured by itself. All is float32 with guidance (two rows an image),
-at the published S size unless told otherwise, with random weights. Only tokens count, not the tokenizer's decoder.
-
-A step's time is measured at several depths of the cache, in turns for all that are compared, and the least of several
-repetitions is taken, since other processes only ever add; a run's time is the trapezoid over the depths plus what comes
-before the loop. ``--full`` adds one whole run of each of the two at each batch size.
-
-Predictions, written before the measurement (batch 1, 4, 32; the machine reads 30 GB/s and multiplies at 150 GFLOP/s):
-
-- A step reads 142M parameters of blocks and 71M of modulations: 0.85 GB, at the 4 to 9 GB/s that two rows get from MKL
-  100 to 200 ms, so 25 to 50 s an image.
-- Static cache: 1%, 3%, 20% (it copies 0.03, 0.13, 1 GB a step on average).
-- Modulations ahead: a third of the weights, 1.5×, 1.5×, 1.4×.
-- Packed linear layers: 4× at 2 rows, 3× at 8, 1.5× at 64, if oneDNN gets near the floors.
-- A mask for one query: 1%. The q-k-v product is one matrix already; in three it would cost a few percent at batch 1.
-- Together: 6×, 4×, 3×.
-- Leaving the unconditional rows out of steps whose scale is 1: nothing. Their keys and values are needed later, so the
-  work is only put off; at tolerance 0 it would be one step in 256, and at batch 1 a second row is free anyway.
-
-Found on two cores of an AMD EPYC with AVX-512 (four runs; the machine wavers by a fifth, the straightforward decoder's
-concatenations at batch 32 by more, 116 to 168 s; batch 1, 4, 32): 3.7 to 4.6×, 2.8 to 3.3×, 2.5 to 3.4×; where the
-images of a batch are of one class, as a set's batches are, 3.2 to 3.5× and 2.6 to 3.9× at 4 and 32. Of the floor it is
-1.5 to 1.7, 1.6 to 1.7, 1.4 times. At batch 32 the floor, 34 s, is itself 3.4 to 5 times as fast as the straightforward
-decoder. Above the knee the cost grows less than linearly: 1.69, 1.45, 1.25, 1.13 s an image at batches of 8, 16, 32, 64
-of one class (before queries and keys shared a norm).
-
-Without AVX-512, before attention read values as bags: 3.3 to 3.6×, 2.9 to 3.0×, 2.7 to 2.9×, one class 2.5 to 3.7×;
-whole runs 3.3×, 2.8 to 3.2×, 2.3 to 2.8×; 1.8, 2.1 to 2.5, 1.3 to 1.8 times the floor. Against the predictions, there:
-
-- MKL reads the weights at 4 to 6 GB/s at two rows, as predicted; oneDNN at 12 to 17, and at 19 to 23, as memory gives,
-  for a 1×1 convolution, which is worth a sixth of a run at batch 1. What stands between this and 4× is oneDNN's and
-  torch's own time for a call, 50 to 80 µs of each of the 81 layers: 6 of a step's 40 ms, and 5 ms of small operations.
-- By itself, at batch 1, 4, 32: static cache 0.99, 1.05, 1.4×; modulations ahead 1.5, 1.5, 1.0×; packed layers 2.7, 1.8,
-  1.3×; a mask for the query 0.99, 0.96, 0.9×. The static cache pays only where keys and values are large.
-- Rounded weights: float16 3.8, 2.3, 1.0× by themselves, guided logits 0.02 away; int8 5.3, 3.8, 1.6×, 2.0 away, since
-  FBGEMM rounds activations, too, by one scale a batch, so that an image would depend on its batch: not taken. bfloat16
-  is no quicker than float16 on this processor, which has no units for it.
-- torch.compile of the MLP: 0.98, 0.97, 0.74×; it leaves the products where they were, and those are the time.
-- The q-k-v product in three: no difference at batch 1 and 4.
-- At 64 rows, attention reads keys and values at 12 GB/s, half of what memory gives, in all forms of the product that
-  torch has; it is a quarter of the time there.
-
-And with AVX-512:
-
-- Attention was 40% of a step at 64 rows, 28% at 8. Values as bags of embeddings, weighted, come at 27 to 37 GB/s where
-  the product gave 12 to 21; keys times a column at 21 to 37 where a row times keys gave 16 to 26: a step at depth 128
-  takes 152 ms where it took 179, and 32 where it took 35. Keys as bags, too, in pieces of 16 places, would bring 2%
-  more, for a layout of their own: not taken.
-- By itself: packed layers 3.2, 2.1, 1.2×; modulations ahead 1.5, 1.3, 1.2×; static cache 1.0, 1.0, 1.8×; a mask for the
-  query 0.99, 0.99, 1.03×; the two passes of guidance apart 0.86, 0.54, 0.93×.
-- Queries and keys normalised in one call, with the norms' weights and biases on the query alone, are worth 7, 5, 1%.
-- oneDNN is at 204 of 226 GFLOP/s at 64 rows and at 32 to 35 GB/s at 2 and 8. A convolution costs 15 µs more a call than
-  a linear layer, so that it is taken for matrices of a million entries only: 0.3 ms of a step. From 32 rows on, linear
-  layers alone would bring 3%, but their bits differ from a convolution's, and an image's would depend on its batch.
-
     python benchmarks/sampling.py --full
 
 The last line is a JSON object: ``speedup`` over the straightforward one (bars 4, 3, 3 at batch 1, 4, 32), ``floor``
 (time over the floor; bar 2), the largest ``difference`` of guided logits along one path (bar 1e-4), the sampler's
 ``seconds``, the speedup of ``whole`` runs, and, with ``--ideas``, the speedup by each of the ``ideas`` alone and the
 difference that ``rounded`` weights make, which are not held to the bar; ``fp16 weights`` is the sampler's speedup with
-``precision = "fp16-weights"``.
+``precision = "fp16-weights"``. What was predicted and found stands in ``docs/performance/sampling.md``.
 """
 
 from __future__ import annotations

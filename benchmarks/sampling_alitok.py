@@ -1,21 +1,11 @@
 """How fast rearkit-alitok's backbone decodes, beside a straightforward cached implementation of it, and the floor.
 
-As ``benchmarks/sampling.py``, for `alitok-ar` at its published B size: 24 blocks of width 768, 273 tokens of 4096
-codes, float32 with guidance, random weights. The straightforward one, `Plain`, concatenates keys and values at each
-place, rotates by stacking pairs, and uses `F.linear` on the rows as they come. There are no modulations, so the bars
-are those of the other script over what computing them ahead is predicted to bring there (1.5×, 1.5×, 1.4×): 2.7, 2.0,
-2.1 at batch 1, 4, 32.
-
     pip install ./plugins/rearkit-alitok
     python benchmarks/sampling_alitok.py --full
 
-Found on two cores of an AMD EPYC with AVX-512: 2.7, 2.3, 2.4×, at 1.7, 1.7, 1.4 times the floor: the bars are met. On
-one without, before attention read values as bags: 2.3, 1.9, 2.3×, at 1.8, 2.4, 1.8 times: the bar at batch 32 was met,
-those at 1 and 4 were not. Guided logits (scale 16) differ by 1.5e-4, which is rounding: from the straightforward
-decoder in float64, ours is 1.3e-4 away, and that in float32 0.6e-4, since oneDNN adds up a row in one chain.
-
-The last line is a JSON object: ``speedup`` over the straightforward one, ``floor`` (time over the floor; bar 2) and the
-largest ``difference`` of guided logits along one path (bar 1e-4).
+The last line is a JSON object: ``speedup`` over the straightforward one (bars 2.7, 2.0, 2.1 at batch 1, 4, 32),
+``floor`` (time over the floor; bar 2) and the largest ``difference`` of guided logits along one path (bar 1e-4). What
+was found stands in ``docs/performance/sampling.md``.
 """
 
 from __future__ import annotations

@@ -1,37 +1,9 @@
 """A training step against the straightforward implementation of the same network: seconds and peak memory.
 
-"Straightforward" is the network as one would write it down: a full causal mask handed to attention, position tables
-repeated for each sample, the published dropout modules, modulations as chains of tensors, torch's default AdamW. It
-has rearkit's parameters by name, and the same weights, batch, objective (noisy context, codebook embedding) and
-clipping. Each contender is a process of its own, so that its peak memory is its own; they take steps in turns. Loss and
-gradient norm are compared without dropout; the steps that are timed have the published dropout of 0.1, unless
-``--dropout`` says otherwise. Neither is compiled.
+    python benchmarks/train_step.py
 
-Where the time goes (S size, batch 4, 2 threads, torch 2.14.1): matrix products of a step are 1.453 TFLOP, a third of
-a block's being modulations, which differ from sample to sample and so cannot be shared. What they take at least
-depends on the processor.
-
-- On an AMD EPYC with AVX-512 (family 25, model 17) torch's default product (MKL) reaches 186 GFLOP/s at (1032, 768) ×
-  (768, 3072) and oneDNN 206: 7.8 s and 7.1 s. The straightforward step takes 9.8 s at best and 9.9 to 10.2 s in the
-  median, rearkit's 8.0 to 8.1 and 8.2: 1.20 to 1.22 times as fast (median of pairs; 1.20 by the best), at 0.71 of the
-  memory. So `rearkit.layers.lean` takes oneDNN where the processor has AVX-512, and MKL elsewhere.
-- On one without (family 25, model 1) MKL reached 135 GFLOP/s and oneDNN 138, less in the backward pass: 10.6 s. The
-  straightforward step took 12.1 s there at best and 12.9 s in the median, so that no implementation of the same
-  arithmetic could be more than 1.14 to 1.2 times as fast; rearkit's took 11.1 and 12.0 (1.08, and 1.12 in a slower
-  hour), before the last three of what follows. OpenBLAS, which comes with numpy, makes the same products a tenth
-  quicker there than MKL at best, no quicker in the median, and its threads, which wait busily beside torch's, slow all
-  other work down by a third and more: not taken.
-
-What is not products: drawing the masks of dropout, a tenth of the straightforward step (torch draws a number an entry;
-four entries can share one, and numpy draws it in half of the time), multiplying by masks of bool (torch makes floats of
-them first, and is quick at that only from integers), elementwise chains, AdamW. Gradients of slices of keys and values
-are padded with zeros and added by autograd, unless attention adds them in place itself. And freed memory goes back to
-the system, whose new pages cost 0.5 s a step: an elementwise operation on (4, 258, 3072) took 6 to 17 ms where it takes
-1 to 2 once `rearkit.system.memory` keeps what is freed.
-
-Memory: 917 MB each of weights, gradients and both of AdamW's moments; the straightforward network keeps 4 GB of
-activations besides, half of which (norms, modulated norms, activations, three copies of the attention weights) are
-cheap to compute again.
+What is compared and where the time goes stands in ``docs/performance/training.md``. Each contender is a process of its
+own, and they take steps in turns. The last line is a JSON object of the ratios.
 """
 
 from __future__ import annotations

@@ -1,67 +1,114 @@
-"""The README's Python runs as it stands there."""
+"""What README.md and the pages of docs/ say is run, loaded or compared as it stands there."""
 
 from __future__ import annotations
 
+import ast
+import importlib.util
+import itertools
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 from rearkit.contracts import num_parameters
 from rearkit.model import build, build_tokenizer
-from rearkit.recipe.loading import load_recipe
+from rearkit.recipe.loading import load_recipe, recipe_to_dict
+from rearkit.testing import check_component
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-QUOTED = re.findall(r"```\w+\n# (plugins/\S+)\n(.*?)```", README, re.DOTALL)
-BLOCKS = re.findall(r"```python\n(?!# plugins/)(.*?)```", README, re.DOTALL)
-SCRIPTS = [block for block in BLOCKS if "\nprint(" in block]
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+}
+QUOTED = [
+    pytest.param(path, code, id=f"{page}-{number}-{path}")
+    for page, text in PAGES.items()
+    for number, (path, code) in enumerate(re.findall(r"```\w+\n# (plugins/\S+)\n(.*?)```", text, re.DOTALL))
+]
+PYTHON = [
+    (page, block)
+    for page, text in PAGES.items()
+    for block in re.findall(r"```python\n(?!# plugins/)(.*?)```", text, re.DOTALL)
+]
+SCRIPTS = [pytest.param(block, id=page) for page, block in PYTHON if "\nprint(" in block]
+MODULES = {page: block for page, block in PYTHON if "hookimpl" in block}
+RECIPES = [
+    pytest.param(block, id=f"{page}-{number}")
+    for page in ("README.md", "docs/recipes.md", "docs/clusters.md", "docs/data.md")
+    for number, block in enumerate(re.findall(r"```toml\n(.*?)```", PAGES[page], re.DOTALL))
+]
 
 
-def test_the_readme_has_the_two_scripts_and_the_plugin() -> None:
-    assert len(BLOCKS) == 3 and len(SCRIPTS) == 2
+def test_the_readme_is_short() -> None:
+    assert len(PAGES["README.md"].splitlines()) <= 200
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=["whole run", "plug and play"])
-def test_a_script_of_the_readme_runs(script: str, tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+def test_every_block_of_python_is_run_or_compared() -> None:
+    assert len(PYTHON) == len(SCRIPTS) + len(MODULES) == 4
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_runs(script: str, tmp_path: Path) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # threads that wait for one another stall on a busy machine
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "nan" not in done.stdout
     numbers = re.findall(r"-?\d+\.\d+", done.stdout)
     assert len(numbers) >= 3
 
 
-def test_the_plugin_of_the_readme_is_a_component() -> None:
-    (block,) = (block for block in BLOCKS if "hookimpl" in block)
+def test_the_noise_schedule_of_its_page_is_a_component() -> None:
     namespace: dict[str, object] = {}
-    exec(block, namespace)
+    exec(MODULES["docs/plugins/noise.md"], namespace)
     (component,) = namespace["rearkit_components"]()  # type: ignore[operator]
+    check_component(component)
     schedule = component.build(component.settings(level=0.25))
-    import torch
-
     assert schedule.rates(0.6, 4, torch.Generator()).tolist() == [0.0] * 4
     assert 0 < schedule.rates(0.4, 4, torch.Generator().manual_seed(0)).max() < 0.25
 
 
-@pytest.mark.parametrize(("path", "code"), QUOTED, ids=[path for path, _ in QUOTED])
+def test_the_dataset_of_its_page_is_a_component() -> None:
+    namespace: dict[str, object] = {}
+    exec(MODULES["docs/plugins/dataset.md"], namespace)
+    (component,) = namespace["rearkit_components"]()  # type: ignore[operator]
+    check_component(component, component.settings(train_images=40, held_out_images=20))
+    discs, squares = itertools.islice(component.build(component.settings()).images("train"), 2)
+    assert (discs.label, squares.label) == (0, 1)
+    assert discs.image.any() and squares.image.any()
+
+
+@pytest.mark.parametrize(("path", "code"), QUOTED)
 def test_quoted_code_is_the_files(path: str, code: str) -> None:
-    """Piece by piece: a line of three dots stands for what is left out."""
-    content = (ROOT / path).read_text(encoding="utf-8")
+    """Piece by piece, in the file's order: a line of three dots stands for what is left out."""
+    content, position = (ROOT / path).read_text(encoding="utf-8"), 0
     for piece in code.split("...\n"):
-        assert piece.strip("\n") in content
+        position = content.find(piece.strip("\n"), position)
+        assert position >= 0, piece
 
 
-def test_bringing_a_tokenizer_is_told_in_under_100_lines() -> None:
-    (section,) = re.findall(r"^## Bring your own tokenizer\n.*?(?=^## )", README, re.DOTALL | re.MULTILINE)
-    assert len(section.splitlines()) < 100
-    assert len(QUOTED) == section.count("```") // 2 == 6
+@pytest.mark.parametrize("block", RECIPES)
+def test_a_recipe_can_be_read(block: str, tmp_path: Path) -> None:
+    file, base = tmp_path / "recipe.toml", f'extends = "{ROOT / "recipes" / "mnist.toml"}"\n'
+    file.write_text(base + re.sub(r"^extends = .*\n", "", block), encoding="utf-8")
+    assert load_recipe(file)
 
 
-def test_no_figure_of_the_readme_is_left_open() -> None:
-    assert "@@" not in (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("kind", ["tokenizer", "backbone", "noise", "regularizer", "dataset"])
+def test_adding_a_component_takes_under_100_lines(kind: str) -> None:
+    page = PAGES[f"docs/plugins/{kind}.md"]
+    assert len(page.splitlines()) < 110
+    assert sum(len(block.splitlines()) for block in re.findall(r"```\w*\n(.*?)```", page, re.DOTALL)) < 100
+
+
+def test_no_figure_is_left_open() -> None:
+    assert not [page for page, text in PAGES.items() if "@@" in text]
 
 
 @pytest.mark.parametrize("size", ["s", "b", "l"])
@@ -70,5 +117,97 @@ def test_the_parameter_counts_are_the_recipes(size: str) -> None:
         recipe = load_recipe(ROOT / "recipes" / f"rear_{size}_maskgit.toml")
         model = build(recipe, build_tokenizer(recipe, load=False))
     backbone, heads = num_parameters(model.backbone), num_parameters(model.objective)
-    row = f"| `rear_{size}_maskgit` | {backbone:,} | {heads:,} |"
-    assert row in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"| `rear_{size}_maskgit` | {backbone:,} | {heads:,} |" in PAGES["docs/imagenet.md"]
+
+
+def test_the_links_of_the_readme_lead_somewhere() -> None:
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", PAGES["README.md"])
+    assert len(targets) > 20
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_the_files_that_are_named_exist() -> None:
+    lost = []
+    for page, text in PAGES.items():
+        for name in re.findall(r"(?<![(\w/])(?:rearkit|tests|recipes|plugins|benchmarks|docs)/[\w./{},-]+\b/?", text):
+            for path in _unbraced(name):
+                if not (ROOT / path).exists():
+                    lost.append(f"{page}: {path}")
+    assert lost == []
+
+
+def test_the_commands_that_are_named_exist() -> None:
+    from rearkit.cli.main import cli
+
+    named = {
+        (page, command)
+        for page, text in PAGES.items()
+        for command in re.findall(r"python -m rearkit ([a-z][a-z-]*)", text)
+    }
+    assert {command for _, command in named} >= {"run", "plan", "sweep", "diagnose"}
+    assert [(page, command) for page, command in sorted(named) if command not in cli.commands] == []
+
+
+def test_the_messages_that_are_explained_are_those_of_the_code() -> None:
+    messages = [message for path in sorted((ROOT / "rearkit").rglob("*.py")) for message in _messages(path)]
+    explained = re.findall(r"^### `(.*)`$", PAGES["docs/troubleshooting.md"], re.MULTILINE)
+    assert len(explained) > 30
+    assert [text for text in explained if not any(_matches(text, message) for message in messages)] == []
+
+
+def test_the_reference_names_every_key_and_component() -> None:
+    generate = _generate()
+    page, recipe = generate.recipe_page(), load_recipe(ROOT / "recipes" / "mnist.toml")
+    for table in ("train", "sample", "evaluate", "tokens"):
+        (section,) = re.findall(rf"^## `\[{table}\]`\n(.*?)(?=^## )", page, re.DOTALL | re.MULTILINE)
+        assert all(f"| `{key}`" in section for key in recipe_to_dict(recipe)[table])
+    assert "| `lr` | number | `0.0004` | > 0 | peak learning rate |" in page
+    assert '| `augment` | string | `"none"` | one of "none", "flip", "ten-crop", "random-crop" |' in page
+    components = generate.components_page()
+    for name in ("dataset `mnist-5k`", "noise `linear`", "tokenizer `titok`", "backbone `alitok-ar`", "noise `cosine`"):
+        assert f"### {name}\n" in components
+
+
+def test_the_reference_has_every_command() -> None:
+    from rearkit.cli.main import cli
+
+    page = _generate().commands_page()
+    assert [name for name in cli.commands if f"## {name}\n" not in page] == []
+    assert "--num-gpus INTEGER RANGE" in page
+
+
+def _generate() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _unbraced(path: str) -> Iterator[str]:
+    """``a/{b,c}_d`` to ``a/b_d`` and ``a/c_d``."""
+    parts = [part.split(",") for part in re.split(r"[{}]", path)]
+    return map("".join, itertools.product(*parts))
+
+
+def _messages(path: Path) -> Iterator[str]:
+    """Every string of a file; what an f-string fills in is three dots."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.JoinedStr):
+            parts = node.values
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            parts = [node]
+        else:
+            continue
+        yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in parts)
+
+
+def _matches(explained: str, message: str) -> bool:
+    """Tell whether the words of a message occur in it in their order."""
+    position = 0
+    for words in filter(None, (words.strip() for words in explained.split("…"))):
+        position = message.find(words, position)
+        if position < 0:
+            return False
+        position += len(words)
+    return True

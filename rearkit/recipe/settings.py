@@ -6,6 +6,7 @@ messages, for built-in components and plugins alike.
 
 from __future__ import annotations
 
+import json
 import operator
 import sys
 from collections.abc import Callable
@@ -51,13 +52,17 @@ def setting(
             the stage does not run again when it changes.
     """
     checks: list[Any] = []
+    limits: list[str] = []  # the same in words, for the recipe reference
     if choices is not None:
         checks.append(_one_of(choices))
+        limits.append("one of " + ", ".join(json.dumps(choice) for choice in choices))
     for symbol, bound in (("≥", ge), (">", gt), ("≤", le), ("<", lt)):
         if bound is not None:
             checks.append(_bound(symbol, bound))
+            limits.append(f"{symbol} {bound}")
     if min_len is not None:
         checks.append(_at_least(min_len))
+        limits.append(f"length ≥ {min_len}")
     if validator is not None:
         checks.append(validator)
     # All instances would share it, and settings are frozen.
@@ -67,7 +72,7 @@ def setting(
         default=default,
         # Optional, so that None passes: it stands for a setting that is left out.
         validator=validators.optional(validators.and_(*checks)) if checks else None,
-        metadata={"doc": doc, "cosmetic": cosmetic},
+        metadata={"doc": doc, "cosmetic": cosmetic, "limits": tuple(limits)},
     )
 
 

@@ -107,3 +107,11 @@ def test_what_a_setting_says_is_kept_for_those_who_print_it() -> None:
     assert fields["ratio"].metadata["doc"] == "a ratio"
     assert fields["word"].metadata["cosmetic"]
     assert not fields["ratio"].metadata["cosmetic"]
+    limits = {name: field.metadata["limits"] for name, field in fields.items()}
+    assert limits == {
+        "ratio": ("≥ 0", "< 1"),
+        "size": ("> 2", "≤ 9"),
+        "many": ("≥ 1", "length ≥ 1"),
+        "word": ('one of "a", "b"',),
+        "free": (),
+    }

@@ -107,11 +107,11 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
         load_sweep(tmp_path / "sweep.toml")
 
 
-README = (RECIPES.parent / "README.md").read_text(encoding="utf-8")
-(README_EXAMPLE,) = re.findall(r"```toml\n([^`]*\[grid\].*?)```", README, re.DOTALL)
+PAGE = (RECIPES.parent / "docs" / "sweeps.md").read_text(encoding="utf-8")
+(PAGE_EXAMPLE,) = re.findall(r"```toml\n([^`]*\[grid\].*?)```", PAGE, re.DOTALL)
 
 
-@pytest.mark.parametrize("example", [plan.__doc__.split("\n\n", 1)[1], README_EXAMPLE], ids=["module", "readme"])
+@pytest.mark.parametrize("example", [plan.__doc__.split("\n\n", 1)[1], PAGE_EXAMPLE], ids=["module", "page"])
 def test_the_examples_can_be_read(example: str, tmp_path: Path) -> None:
     (tmp_path / "base.toml").write_text(f'extends = "{RECIPES / "smoke.toml"}"\n', encoding="utf-8")
     (tmp_path / "sweep.toml").write_text(example, encoding="utf-8")
