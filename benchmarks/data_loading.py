@@ -1,17 +1,17 @@
-"""Token shards against JSON lines: samples per second on one core, and memory.
+"""Compare reading token shards with reading JSON lines: samples per second on one core, and memory.
 
-The published training reads a JSON file of one image a line, through ``linecache`` and ``json.loads``, at random. Here
-the same samples are read in the same random order, in batches, from such a file and from rearkit's token shards. Each
-reader runs in a process of its own on one thread, so that its peak memory is its own; what the interpreter and its
-imports need is measured by a third process that reads nothing, and taken off.
+The published training reads a JSON file with one image a line, in random order, through ``linecache`` and
+``json.loads``. Here the same samples are read in the same random order, in batches, from such a file and from rearkit's
+token shards. Each reader runs in its own process on one thread, so that peak memory can be measured for each; a third
+process that reads nothing measures the interpreter and its imports, which are subtracted.
 
-The floor: a sample is 2·N bytes to copy (512 at 256 tokens), so memory bandwidth would allow tens of millions a second;
-what is left is a system call a sample, and the widening to int64.
+Floor: a sample is 2·N bytes (512 at 256 tokens), so memory bandwidth would allow tens of millions of samples a second.
+The rest of the time is one system call per sample and the conversion to int64.
 
     python benchmarks/data_loading.py --samples 200000
 
-The last line is a JSON object: ``speed`` (shards over JSON lines; the bar is 10) and ``memory`` (shards over JSON
-lines; the bar is 0.1).
+The last line is a JSON object: ``speed`` (shards over JSON lines; the target is at least 10) and ``memory`` (shards
+over JSON lines; the target is at most 0.1).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def order(samples: int):
 
 
 def write(folder: Path, samples: int) -> None:
-    """Write the same random samples both ways."""
+    """Write the same random samples as JSON lines and as token shards."""
     import numpy as np
 
     from rearkit.data.token_shards import write_token_shard
@@ -55,7 +55,7 @@ def write(folder: Path, samples: int) -> None:
 
 
 def read(reader: str, folder: Path, samples: int) -> dict[str, float]:
-    """Read every sample once, in a random order, as (batch, tokens) int64 tensors."""
+    """Read every sample once, in random order, as (batch, tokens) int64 tensors; return seconds, memory, checksum."""
     import linecache
 
     import torch

@@ -1,12 +1,13 @@
-"""Peak memory and time of scoring a set of samples as the ADM protocol does, at its full size: 50,000 of 256 × 256.
+"""Measure peak memory and time of scoring a full set of samples by ADM's protocol: 50,000 images of 256 × 256.
 
-Images are noise, in files of the ADM layout (9.8 GB and 2.0 GB). Features come from a stand-in of Inception's outputs
-(2,048 pooled, 192 × 17 × 17 spatial, 1,008 logits), since its weights are a download, and a whole pass on a CPU takes
-hours; what is measured is all the rest: reading, statistics, cached features, Fréchet distances, manifolds.
+Images are noise, in files of the ADM layout (9.8 GB and 2.0 GB). Features come from a small network with outputs of
+Inception's sizes (2,048 pooled, 192 × 17 × 17 spatial, 1,008 logits), since Inception's weights are a download and a
+pass on a CPU takes hours. Everything else is measured: reading, statistics, cached features, Fréchet distances,
+manifolds.
 
     python benchmarks/evaluation.py
 
-The last line is a JSON object: ``memory``, the peak over 2 GB (the bar is 1), and the ``seconds``.
+The last line is a JSON object: ``memory``, the peak divided by 2 GB (the target is at most 1), and ``seconds``.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ SIDE, BAR = 256, 2e9
 
 
 class StandIn(nn.Module):
-    """Features of Inception's sizes, and its part that spatial ones are taken from, by one small product each."""
+    """A small network with outputs of Inception's sizes, and with the submodule that spatial features come from."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +46,7 @@ class StandIn(nn.Module):
 
 
 def write(path: Path, count: int, seed: int) -> None:
-    """Images that all differ, without holding more than a few."""
+    """Write ``count`` distinct images to an ``.npz``, with only a few of them in memory."""
     base = np.random.default_rng(seed).integers(0, 256, (64, SIDE, SIDE, 3), dtype=np.uint8)
     with zipfile.ZipFile(path, "w") as archive, archive.open("arr_0.npy", "w", force_zip64=True) as member:
         header = {"descr": "|u1", "fortran_order": False, "shape": (count, SIDE, SIDE, 3)}

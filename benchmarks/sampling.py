@@ -1,69 +1,71 @@
-"""How fast the sampler decodes, beside a straightforward cached implementation of the same network, and the floor.
+"""Compare the sampler's speed with a straightforward cached implementation of the same network, and with the floor.
 
-The straightforward one, `Plain` below, is what one writes first: keys and values concatenated at each place,
-modulations computed inside the loop for each row, `F.linear` on the rows as they come, no mask for one query. It has
-the sampler's ideas as switches, so that each is measured by itself. All is float32 with guidance (two rows an image),
-at the published S size unless told otherwise, with random weights. Only tokens count, not the tokenizer's decoder.
+The straightforward one, `Plain` below, is what one writes first: keys and values concatenated at each position,
+modulations computed inside the loop for each row, `F.linear` on the rows as they come, no mask for one query. The
+sampler's ideas can be switched on in it one by one, to measure each alone. Everything is float32 with guidance (two
+rows per image), of the published S size by default, with random weights. Only sampling of tokens is timed, not the
+tokenizer's decoder.
 
-A step's time is measured at several depths of the cache, in turns for all that are compared, and the least of several
-repetitions is taken, since other processes only ever add; a run's time is the trapezoid over the depths plus what comes
-before the loop. ``--full`` adds one whole run of each of the two at each batch size.
+A step is timed at several depths of the cache, with the contenders taking turns. The minimum of several repetitions is
+used, since other processes can only add time. A run's time is the trapezoidal sum over the depths plus the work before
+the loop. ``--full`` adds one complete run of each contender at each batch size.
 
-Predictions, written before the measurement (batch 1, 4, 32; the machine reads 30 GB/s and multiplies at 150 GFLOP/s):
+Predictions, made before measuring (batch 1, 4, 32; the machine reads 30 GB/s and multiplies at 150 GFLOP/s):
 
-- A step reads 142M parameters of blocks and 71M of modulations: 0.85 GB, at the 4 to 9 GB/s that two rows get from MKL
-  100 to 200 ms, so 25 to 50 s an image.
-- Static cache: 1%, 3%, 20% (it copies 0.03, 0.13, 1 GB a step on average).
+- A step reads 142M parameters of blocks and 71M of modulations, 0.85 GB. At the 4 to 9 GB/s that MKL reaches with two
+  rows this takes 100 to 200 ms, so 25 to 50 s per image.
+- Static cache: 1%, 3%, 20% (it saves copying 0.03, 0.13, 1 GB per step on average).
 - Modulations ahead: a third of the weights, 1.5×, 1.5×, 1.4×.
 - Packed linear layers: 4× at 2 rows, 3× at 8, 1.5× at 64, if oneDNN gets near the floors.
-- A mask for one query: 1%. The q-k-v product is one matrix already; in three it would cost a few percent at batch 1.
+- A mask for one query: 1%. The q-k-v product is one matrix already; three would cost a few percent at batch 1.
 - Together: 6×, 4×, 3×.
-- Leaving the unconditional rows out of steps whose scale is 1: nothing. Their keys and values are needed later, so the
-  work is only put off; at tolerance 0 it would be one step in 256, and at batch 1 a second row is free anyway.
+- Skipping the unconditional rows in steps whose scale is 1: nothing. Their keys and values are needed later, so the
+  work is only postponed; it would be one step in 256, and at batch 1 the second row is free anyway.
 
-Found on two cores of an AMD EPYC with AVX-512 (four runs; the machine wavers by a fifth, the straightforward decoder's
-concatenations at batch 32 by more, 116 to 168 s; batch 1, 4, 32): 3.7 to 4.6×, 2.8 to 3.3×, 2.5 to 3.4×; where the
-images of a batch are of one class, as a set's batches are, 3.2 to 3.5× and 2.6 to 3.9× at 4 and 32. Of the floor it is
-1.5 to 1.7, 1.6 to 1.7, 1.4 times. At batch 32 the floor, 34 s, is itself 3.4 to 5 times as fast as the straightforward
-decoder. Above the knee the cost grows less than linearly: 1.69, 1.45, 1.25, 1.13 s an image at batches of 8, 16, 32, 64
-of one class (before queries and keys shared a norm).
+Measured on two cores of an AMD EPYC with AVX-512, four runs, batch 1, 4, 32: 3.7 to 4.6×, 2.8 to 3.3×, 2.5 to 3.4×.
+(Times on this machine vary by a fifth; those of the straightforward decoder at batch 32 by more, 116 to 168 s.) With
+one class per batch, as when sampling a whole set: 3.2 to 3.5× and 2.6 to 3.9× at batch 4 and 32. Time over the floor:
+1.5 to 1.7, 1.6 to 1.7, 1.4. At batch 32 the floor, 34 s, is itself 3.4 to 5 times as fast as the straightforward
+decoder. For larger batches the cost grows less than linearly: 1.69, 1.45, 1.25, 1.13 s per image at batches of 8, 16,
+32, 64 of one class (before queries and keys shared a norm).
 
-Without AVX-512, before attention read values as bags: 3.3 to 3.6×, 2.9 to 3.0×, 2.7 to 2.9×, one class 2.5 to 3.7×;
-whole runs 3.3×, 2.8 to 3.2×, 2.3 to 2.8×; 1.8, 2.1 to 2.5, 1.3 to 1.8 times the floor. Against the predictions, there:
+Without AVX-512, before attention read values as bags: 3.3 to 3.6×, 2.9 to 3.0×, 2.7 to 2.9×; one class 2.5 to 3.7×;
+complete runs 3.3×, 2.8 to 3.2×, 2.3 to 2.8×; time over the floor 1.8, 2.1 to 2.5, 1.3 to 1.8. Compared with the
+predictions:
 
-- MKL reads the weights at 4 to 6 GB/s at two rows, as predicted; oneDNN at 12 to 17, and at 19 to 23, as memory gives,
-  for a 1×1 convolution, which is worth a sixth of a run at batch 1. What stands between this and 4× is oneDNN's and
-  torch's own time for a call, 50 to 80 µs of each of the 81 layers: 6 of a step's 40 ms, and 5 ms of small operations.
-- By itself, at batch 1, 4, 32: static cache 0.99, 1.05, 1.4×; modulations ahead 1.5, 1.5, 1.0×; packed layers 2.7, 1.8,
-  1.3×; a mask for the query 0.99, 0.96, 0.9×. The static cache pays only where keys and values are large.
-- Rounded weights: float16 3.8, 2.3, 1.0× by themselves, guided logits 0.02 away; int8 5.3, 3.8, 1.6×, 2.0 away, since
-  FBGEMM rounds activations, too, by one scale a batch, so that an image would depend on its batch: not taken. bfloat16
-  is no quicker than float16 on this processor, which has no units for it.
-- torch.compile of the MLP: 0.98, 0.97, 0.74×; it leaves the products where they were, and those are the time.
-- The q-k-v product in three: no difference at batch 1 and 4.
-- At 64 rows, attention reads keys and values at 12 GB/s, half of what memory gives, in all forms of the product that
-  torch has; it is a quarter of the time there.
+- MKL reads the weights at 4 to 6 GB/s at two rows, as predicted; oneDNN at 12 to 17, and with a 1×1 convolution at 19
+  to 23, the memory's speed, which saves a sixth of a run at batch 1. The rest of the way to 4× is the overhead of
+  oneDNN and torch per call, 50 to 80 µs for each of 81 layers: 6 of a step's 40 ms, plus 5 ms of small operations.
+- Each alone, at batch 1, 4, 32: static cache 0.99, 1.05, 1.4×; modulations ahead 1.5, 1.5, 1.0×; packed layers 2.7,
+  1.8, 1.3×; a mask for the query 0.99, 0.96, 0.9×. The static cache helps only if keys and values are large.
+- Rounded weights: float16 alone 3.8, 2.3, 1.0×, guided logits differ by 0.02; int8 5.3, 3.8, 1.6×, differ by 2.0. int8
+  is not used: FBGEMM also rounds activations, with one scale per batch, so an image would depend on its batch. bfloat16
+  is no faster than float16 on this processor, which has no instructions for it.
+- torch.compile of the MLP: 0.98, 0.97, 0.74×. It leaves the matrix products as they are, and they take the time.
+- The q-k-v product as three: no difference at batch 1 and 4.
+- At 64 rows, attention reads keys and values at 12 GB/s, half the memory's speed, in all forms that torch has; it takes
+  a quarter of the time there.
 
-And with AVX-512:
+With AVX-512:
 
-- Attention was 40% of a step at 64 rows, 28% at 8. Values as bags of embeddings, weighted, come at 27 to 37 GB/s where
-  the product gave 12 to 21; keys times a column at 21 to 37 where a row times keys gave 16 to 26: a step at depth 128
-  takes 152 ms where it took 179, and 32 where it took 35. Keys as bags, too, in pieces of 16 places, would bring 2%
-  more, for a layout of their own: not taken.
-- By itself: packed layers 3.2, 2.1, 1.2×; modulations ahead 1.5, 1.3, 1.2×; static cache 1.0, 1.0, 1.8×; a mask for the
-  query 0.99, 0.99, 1.03×; the two passes of guidance apart 0.86, 0.54, 0.93×.
-- Queries and keys normalised in one call, with the norms' weights and biases on the query alone, are worth 7, 5, 1%.
-- oneDNN is at 204 of 226 GFLOP/s at 64 rows and at 32 to 35 GB/s at 2 and 8. A convolution costs 15 µs more a call than
-  a linear layer, so that it is taken for matrices of a million entries only: 0.3 ms of a step. From 32 rows on, linear
-  layers alone would bring 3%, but their bits differ from a convolution's, and an image's would depend on its batch.
+- Attention took 40% of a step at 64 rows, 28% at 8. Values read as weighted bags of embeddings reach 27 to 37 GB/s, as
+  a product 12 to 21; keys times a column 21 to 37, a row times keys 16 to 26. A step at depth 128 takes 152 ms, not
+  179, at 64 rows, and 32 ms, not 35, at 8. Keys as bags in pieces of 16 positions would gain another 2%, but need their
+  own layout: not used.
+- Each alone: packed layers 3.2, 2.1, 1.2×; modulations ahead 1.5, 1.3, 1.2×; static cache 1.0, 1.0, 1.8×; a mask for
+  the query 0.99, 0.99, 1.03×; the two passes of guidance apart 0.86, 0.54, 0.93×.
+- Normalising queries and keys in one call, with the norms' weights and biases on the query alone, gains 7, 5, 1%.
+- oneDNN reaches 204 of 226 GFLOP/s at 64 rows, and 32 to 35 GB/s at 2 and 8. A convolution costs 15 µs more per call
+  than a linear layer, so it is used only for matrices of a million entries or more: 0.3 ms of a step. From 32 rows on,
+  linear layers alone would gain 3%, but their results differ in the last bits, so an image would depend on its batch.
 
     python benchmarks/sampling.py --full
 
-The last line is a JSON object: ``speedup`` over the straightforward one (bars 4, 3, 3 at batch 1, 4, 32), ``floor``
-(time over the floor; bar 2), the largest ``difference`` of guided logits along one path (bar 1e-4), the sampler's
-``seconds``, the speedup of ``whole`` runs, and, with ``--ideas``, the speedup by each of the ``ideas`` alone and the
-difference that ``rounded`` weights make, which are not held to the bar; ``fp16 weights`` is the sampler's speedup with
-``precision = "fp16-weights"``.
+The last line is a JSON object: ``speedup`` over the straightforward decoder (targets 4, 3, 3 at batch 1, 4, 32),
+``floor`` (time over the floor; target at most 2), the largest ``difference`` of guided logits along one path (target at
+most 1e-4), the sampler's ``seconds``, the speedup of ``whole`` runs, and ``fp16 weights``, the sampler's speedup with
+``precision = "fp16-weights"``. ``--ideas`` adds the speedup of each of the ``ideas`` alone, and the difference that
+``rounded`` weights make; these have no targets.
 """
 
 from __future__ import annotations
@@ -102,14 +104,14 @@ IDEAS = (
 
 @torch.compile(dynamic=False)
 def compiled_mlp(x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor, *parts: Tensor) -> Tensor:
-    """The larger half of a block's weights and most of its small operations, in the hands of the compiler."""
+    """A block's MLP, compiled: the larger half of its weights and most of its small operations."""
     norm, norm_bias, fc1, bias1, fc2, bias2 = parts
     normed = F.layer_norm(x, x.shape[1:], norm, norm_bias, NORM_EPS)
     return x + gate * F.linear(F.gelu(F.linear(normed * (1 + scale) + shift, fc1, bias1)), fc2, bias2)
 
 
 def int8_linear(linear: torch.nn.Linear) -> Callable[[Tensor], Tensor]:
-    """Weights in 8 bits, a scale a row; FBGEMM rounds activations to 8 bits, too, with one scale for the batch."""
+    """A linear layer in 8 bits: one scale per row of weights; FBGEMM also rounds activations, one scale per batch."""
     weight = linear.weight.detach()
     scales = weight.abs().amax(1).clamp(min=1e-9).double() / 127
     zeros = torch.zeros(len(weight), dtype=torch.int64)
@@ -119,7 +121,7 @@ def int8_linear(linear: torch.nn.Linear) -> Callable[[Tensor], Tensor]:
 
 
 class Plain:
-    """A straightforward cached decoder; ``ideas`` of the fast one (and of worse ones) can be switched on."""
+    """A straightforward cached decoder in which single ``ideas`` of the sampler, and rejected ones, can be enabled."""
 
     def __init__(self, backbone: DiTAR, classes: Tensor, ideas: frozenset[str] = frozenset()) -> None:
         self.net, self.classes, self.ideas, self.place = backbone, classes, ideas, 0
@@ -142,7 +144,7 @@ class Plain:
         self.keys, self.values = (torch.ones(shape), torch.ones(shape)) if static else (list(empty), list(empty))
 
     def at(self, places: int) -> Plain:
-        """Pretend that so many places are decoded, with nonsense for keys and values."""
+        """Pretend that so many positions are decoded, with arbitrary keys and values."""
         if "static cache" not in self.ideas:
             if self.so_far is None or self.so_far.shape[2] != places:
                 rows, heads, _, width = self.keys[0].shape
@@ -214,7 +216,7 @@ class Plain:
 
 
 class Apart:
-    """`Plain` twice, for the conditional and the unconditional rows, instead of once for both."""
+    """Two `Plain` decoders, for conditional and unconditional rows, instead of one for both."""
 
     def __init__(self, backbone: DiTAR, classes: Tensor, ideas: frozenset[str] = frozenset()) -> None:
         self.halves = [Plain(backbone, half, ideas) for half in classes.chunk(2)]
@@ -239,7 +241,7 @@ def build(arguments: argparse.Namespace) -> DiTAR:
 
 
 def rows_of(batch: int, same_class: bool = False) -> Tensor:
-    """Class rows of a guided batch: distinct classes, the worst case, or one."""
+    """Return the class rows of a guided batch: all of one class, or distinct classes, which is the worst case."""
     classes = torch.zeros(batch, dtype=torch.int64) if same_class else torch.arange(batch) * 7
     return torch.cat([classes, torch.full((batch,), 1000)])
 
@@ -254,7 +256,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def machine() -> tuple[float, float]:
-    """Bytes and floating-point operations a second: the best of a few reads of 512 MiB, and of large products."""
+    """Return bytes and operations per second: the best of several reads of 512 MiB and of several large products."""
     big, square = torch.ones(2**27), torch.randn(2048, 2048)
     packed = PackedLinear(torch.nn.Linear(2048, 2048), 2048)
     read = min(seconds(big.sum) for _ in range(12))
@@ -263,9 +265,10 @@ def machine() -> tuple[float, float]:
 
 
 def floor(backbone: DiTAR, batch: int, read: float, multiply: float) -> float:
-    """Least seconds of a batch: each step's products and reads, and modulations once a class and place.
+    """Return the least possible seconds for a batch: all steps, plus modulations once per class and position.
 
-    A step cannot take less than its arithmetic, nor than reading its weights and the keys and values so far.
+    A step takes at least as long as its arithmetic or the reading of its weights, whichever is longer, plus the reading
+    of the keys and values so far.
     """
     D, N, L, V = backbone.hidden_size, backbone.space.num_tokens, backbone.num_layers, backbone.space.codebook_size
     rows, places, weights = 2 * batch, N + 1, L * 12 * D * D + V * D
@@ -277,7 +280,7 @@ def floor(backbone: DiTAR, batch: int, read: float, multiply: float) -> float:
 
 
 class Ours:
-    """The backbone's own decoding, held in the way of `Plain`."""
+    """The backbone's own decoding, with the methods of `Plain`."""
 
     def __init__(self, backbone: DiTAR, classes: Tensor, half: bool = False) -> None:
         self.net = backbone
@@ -297,7 +300,7 @@ class Ours:
 
 @torch.inference_mode()
 def measure(backbone: DiTAR, rows: Tensor, kinds: dict[str, frozenset[str] | None], spend: float) -> dict[str, float]:
-    """Seconds of a whole run, of each of several decoders."""
+    """Return the seconds of a whole run for each of several decoders, computed from steps at three depths."""
     places, tokens = backbone.space.num_tokens + 1, torch.arange(len(rows)) % 1024
     depths = (16, places // 2, places - 1)
     steps: dict[str, list[float]] = {}
@@ -336,9 +339,9 @@ def measure(backbone: DiTAR, rows: Tensor, kinds: dict[str, frozenset[str] | Non
 
 @torch.inference_mode()
 def difference(backbone: DiTAR, batch: int, steps: int, idea: str | None = None, scale: float = 22.0) -> float:
-    """Largest difference of guided logits from the straightforward decoder's, along one path of tokens.
+    """Return the largest difference of guided logits from the straightforward decoder's, along one path of tokens.
 
-    Without an idea, that of the sampler; with one, of the straightforward decoder that has it.
+    Without an idea, the difference of the sampler; with one, of the straightforward decoder with that idea.
     """
     rows = rows_of(batch)
     plain, largest = Plain(backbone, rows), 0.0
@@ -358,7 +361,7 @@ def difference(backbone: DiTAR, batch: int, steps: int, idea: str | None = None,
 
 
 class Straightforward:
-    """`Plain` as a backbone is called, for whole runs."""
+    """`Plain` with the interface of a backbone, for whole runs."""
 
     def __init__(self, backbone: DiTAR) -> None:
         self.net, self.space = backbone, backbone.space
@@ -373,7 +376,7 @@ class Straightforward:
 
 @torch.inference_mode()
 def whole_run(backbone: DiTAR | Straightforward, batch: int) -> float:
-    """Seconds of one real run of the sampler, draws included."""
+    """Return the seconds of one complete run of the sampler, drawing of tokens included."""
     table = SampleTable(num_images=batch, guidance_scale=22.0, guidance_power=2.75)
     uniforms = torch.rand(
         batch, backbone.space.num_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(2)

@@ -1,21 +1,22 @@
-"""How fast rearkit-alitok's backbone decodes, beside a straightforward cached implementation of it, and the floor.
+"""Compare the speed of rearkit-alitok's backbone with a straightforward cached implementation, and with the floor.
 
-As ``benchmarks/sampling.py``, for `alitok-ar` at its published B size: 24 blocks of width 768, 273 tokens of 4096
-codes, float32 with guidance, random weights. The straightforward one, `Plain`, concatenates keys and values at each
-place, rotates by stacking pairs, and uses `F.linear` on the rows as they come. There are no modulations, so the bars
-are those of the other script over what computing them ahead is predicted to bring there (1.5×, 1.5×, 1.4×): 2.7, 2.0,
-2.1 at batch 1, 4, 32.
+Like ``benchmarks/sampling.py``, for `alitok-ar` of its published B size: 24 blocks of width 768, 273 tokens of 4096
+codes, float32 with guidance, random weights. The straightforward decoder, `Plain`, concatenates keys and values at each
+position, rotates by stacking pairs, and uses `F.linear` on the rows as they come. There are no modulations, so the
+targets are those of the other script divided by the predicted gain of computing them ahead (1.5×, 1.5×, 1.4×): 2.7,
+2.0, 2.1 at batch 1, 4, 32.
 
     pip install ./plugins/rearkit-alitok
     python benchmarks/sampling_alitok.py --full
 
-Found on two cores of an AMD EPYC with AVX-512: 2.7, 2.3, 2.4×, at 1.7, 1.7, 1.4 times the floor: the bars are met. On
-one without, before attention read values as bags: 2.3, 1.9, 2.3×, at 1.8, 2.4, 1.8 times: the bar at batch 32 was met,
-those at 1 and 4 were not. Guided logits (scale 16) differ by 1.5e-4, which is rounding: from the straightforward
-decoder in float64, ours is 1.3e-4 away, and that in float32 0.6e-4, since oneDNN adds up a row in one chain.
+Measured on two cores of an AMD EPYC with AVX-512: 2.7, 2.3, 2.4×, at 1.7, 1.7, 1.4 times the floor; all targets are
+met. Without AVX-512, before attention read values as bags: 2.3, 1.9, 2.3×, at 1.8, 2.4, 1.8 times the floor; the target
+at batch 32 was met, those at 1 and 4 were not. Guided logits (scale 16) differ by 1.5e-4, which is rounding: compared
+with the straightforward decoder in float64, the sampler differs by 1.3e-4 and the straightforward decoder in float32 by
+0.6e-4, since oneDNN sums a row in one chain.
 
-The last line is a JSON object: ``speedup`` over the straightforward one, ``floor`` (time over the floor; bar 2) and the
-largest ``difference`` of guided logits along one path (bar 1e-4).
+The last line is a JSON object: ``speedup`` over the straightforward decoder, ``floor`` (time over the floor; target at
+most 2) and the largest ``difference`` of guided logits along one path (target at most 1e-4).
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Plain:
         self.keys, self.values = [empty] * backbone.num_layers, [empty] * backbone.num_layers
 
     def at(self, places: int) -> Plain:
-        """Pretend that so many places are decoded, with nonsense for keys and values."""
+        """Pretend that so many positions are decoded, with arbitrary keys and values."""
         if self.keys[0].shape[2] != places:
             rows, heads, _, width = self.keys[0].shape
             self.keys, self.values = ([torch.ones(rows, heads, places, width) for _ in self.keys] for _ in range(2))
@@ -76,7 +77,7 @@ class Plain:
 
 
 class Ours:
-    """The backbone's own decoding, held in the way of `Plain`."""
+    """The backbone's own decoding, with the methods of `Plain`."""
 
     def __init__(self, backbone: AliTokAR, classes: Tensor) -> None:
         self.net = backbone
@@ -100,7 +101,7 @@ def build(arguments: argparse.Namespace) -> AliTokAR:
 
 
 def floor(backbone: AliTokAR, batch: int, read: float, multiply: float) -> float:
-    """Least seconds of a batch: the products of each step, or the reads of its weights, and of keys and values."""
+    """Return the least possible seconds for a batch: each step's arithmetic or weight reads, plus keys and values."""
     rows, places = 2 * batch, backbone.space.num_tokens + 1
     weights = sum(p.numel() for name, p in backbone.named_parameters() if p.dim() == 2 and "embeddings" not in name)
     kv_bytes = 2 * backbone.num_layers * rows * backbone.hidden_size * 4 * (places / 2)
@@ -109,7 +110,7 @@ def floor(backbone: AliTokAR, batch: int, read: float, multiply: float) -> float
 
 @torch.inference_mode()
 def measure(backbone: AliTokAR, rows: Tensor, repeats: int) -> dict[str, float]:
-    """Seconds of a whole run of each decoder, from steps at three depths of the cache, taken in turns."""
+    """Return the seconds of a whole run for each decoder, from steps at three depths of the cache, taken in turns."""
     places, tokens = backbone.space.num_tokens + 1, torch.arange(len(rows)) % 4096
     decoders = {"straightforward": Plain(backbone, rows), "sampler": Ours(backbone, rows)}
     steps: dict[str, list[float]] = {name: [] for name in decoders}
@@ -128,7 +129,7 @@ def measure(backbone: AliTokAR, rows: Tensor, repeats: int) -> dict[str, float]:
 
 @torch.inference_mode()
 def difference(backbone: AliTokAR, batch: int, steps: int, scale: float = 16.0) -> float:
-    """Largest difference of guided logits from the straightforward decoder's, along one path of tokens."""
+    """Return the largest difference of guided logits from the straightforward decoder's, along one path of tokens."""
     rows = rows_of(batch)
     plain, largest = Plain(backbone, rows), 0.0
     path = torch.randint(4096, (steps, batch), generator=torch.Generator().manual_seed(1))

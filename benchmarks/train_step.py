@@ -1,37 +1,36 @@
-"""A training step against the straightforward implementation of the same network: seconds and peak memory.
+"""Compare a training step with the straightforward implementation of the same network: seconds and peak memory.
 
-"Straightforward" is the network as one would write it down: a full causal mask handed to attention, position tables
+"Straightforward" is the network as one would first write it: a full causal mask passed to attention, position tables
 repeated for each sample, the published dropout modules, modulations as chains of tensors, torch's default AdamW. It
-has rearkit's parameters by name, and the same weights, batch, objective (noisy context, codebook embedding) and
-clipping. Each contender is a process of its own, so that its peak memory is its own; they take steps in turns. Loss and
-gradient norm are compared without dropout; the steps that are timed have the published dropout of 0.1, unless
-``--dropout`` says otherwise. Neither is compiled.
+has rearkit's parameter names, and the same weights, batch, objective (noisy context, codebook embedding) and clipping.
+Each contender runs in its own process, so that peak memory can be measured for each; they take steps in turns. Loss and
+gradient norm are compared without dropout; timed steps use the published dropout of 0.1, or ``--dropout``. Neither
+contender is compiled.
 
-Where the time goes (S size, batch 4, 2 threads, torch 2.14.1): matrix products of a step are 1.453 TFLOP, a third of
-a block's being modulations, which differ from sample to sample and so cannot be shared. What they take at least
-depends on the processor.
+Where the time goes (S size, batch 4, 2 threads, torch 2.14.1): a step's matrix products are 1.453 TFLOP. A third of a
+block's are modulations, which differ from sample to sample and so cannot be shared. Their least time depends on the
+processor.
 
 - On an AMD EPYC with AVX-512 (family 25, model 17) torch's default product (MKL) reaches 186 GFLOP/s at (1032, 768) ×
-  (768, 3072) and oneDNN 206: 7.8 s and 7.1 s. The straightforward step takes 9.8 s at best and 9.9 to 10.2 s in the
-  median, rearkit's 8.0 to 8.1 and 8.2: 1.20 to 1.22 times as fast (median of pairs; 1.20 by the best), at 0.71 of the
-  memory. So `rearkit.layers.lean` takes oneDNN where the processor has AVX-512, and MKL elsewhere.
-- On one without (family 25, model 1) MKL reached 135 GFLOP/s and oneDNN 138, less in the backward pass: 10.6 s. The
-  straightforward step took 12.1 s there at best and 12.9 s in the median, so that no implementation of the same
-  arithmetic could be more than 1.14 to 1.2 times as fast; rearkit's took 11.1 and 12.0 (1.08, and 1.12 in a slower
-  hour), before the last three of what follows. OpenBLAS, which comes with numpy, makes the same products a tenth
-  quicker there than MKL at best, no quicker in the median, and its threads, which wait busily beside torch's, slow all
-  other work down by a third and more: not taken.
+  (768, 3072), and oneDNN 206: 7.8 s and 7.1 s per step. The straightforward step takes 9.8 s at best and 9.9 to 10.2 s
+  in the median, rearkit's 8.0 to 8.1 s and 8.2 s: 1.20 to 1.22 times as fast (median of pairs; 1.20 by the best), at
+  0.71 of the memory. So `rearkit.layers.lean` uses oneDNN on processors with AVX-512, and MKL elsewhere.
+- Without AVX-512 (family 25, model 1) MKL reached 135 GFLOP/s and oneDNN 138, less in the backward pass: 10.6 s. The
+  straightforward step took 12.1 s at best and 12.9 s in the median, so no implementation of the same arithmetic could
+  be more than 1.14 to 1.2 times as fast. rearkit's took 11.1 s and 12.0 s (1.08×, and 1.12× in a slower hour), before
+  the last three improvements below. OpenBLAS, which comes with numpy, was a tenth faster than MKL at best and no faster
+  in the median; its threads, which wait busily beside torch's, slow all other work by a third or more: not used.
 
-What is not products: drawing the masks of dropout, a tenth of the straightforward step (torch draws a number an entry;
-four entries can share one, and numpy draws it in half of the time), multiplying by masks of bool (torch makes floats of
-them first, and is quick at that only from integers), elementwise chains, AdamW. Gradients of slices of keys and values
-are padded with zeros and added by autograd, unless attention adds them in place itself. And freed memory goes back to
-the system, whose new pages cost 0.5 s a step: an elementwise operation on (4, 258, 3072) took 6 to 17 ms where it takes
-1 to 2 once `rearkit.system.memory` keeps what is freed.
+The rest of the time: drawing dropout masks, a tenth of the straightforward step (torch draws a number per entry; four
+entries can share one, and numpy draws it in half the time); multiplying by bool masks (torch converts them to float
+first, and is fast at that only from integers); elementwise chains; AdamW. Autograd pads gradients of slices of keys and
+values with zeros before it adds them, unless attention adds them in place itself. And freed memory is returned to the
+system, whose new pages cost 0.5 s per step: an elementwise operation on (4, 258, 3072) took 6 to 17 ms, and takes 1 to
+2 ms now that `rearkit.system.memory` keeps freed memory.
 
-Memory: 917 MB each of weights, gradients and both of AdamW's moments; the straightforward network keeps 4 GB of
-activations besides, half of which (norms, modulated norms, activations, three copies of the attention weights) are
-cheap to compute again.
+Memory: 917 MB each for weights, gradients and both of AdamW's moments. The straightforward network also keeps 4 GB of
+activations, half of which (norms, modulated norms, activations, three copies of the attention weights) are cheap to
+recompute.
 """
 
 from __future__ import annotations
@@ -105,7 +104,7 @@ class StraightFinalNorm(nn.Module):
 
 
 class Straightforward(nn.Module):
-    """The network as one would write it down, with the names of rearkit's parameters."""
+    """The network as one would first write it, with the names of rearkit's parameters."""
 
     def __init__(self, layers: int, rate: float) -> None:
         super().__init__()
@@ -136,7 +135,7 @@ class Straightforward(nn.Module):
 
 
 class Contender:
-    """One of the two, with its optimizer; both have rearkit's objective, the same weights and the same batch."""
+    """One of the two networks with its optimizer; both have rearkit's objective, the same weights and batch."""
 
     def __init__(self, name: str, layers: int, batch: int, rate: float) -> None:
         from rearkit.components.backbones.dit_ar import DiTAR
@@ -166,7 +165,7 @@ class Contender:
         return self.objective(logits, hidden, self.tokens, self.tokens != self.context, 2).total
 
     def compare(self) -> dict[str, float]:
-        """Return loss and gradient norm without dropout."""
+        """Return loss and gradient norm of a step without dropout."""
         self.model.eval()
         loss = self.loss()
         loss.backward()
@@ -175,7 +174,7 @@ class Contender:
         return {"loss": loss.item(), "grad_norm": norm.item()}
 
     def step(self) -> dict[str, float]:
-        """Train for a step, and return what it took."""
+        """Train for one step, and return its seconds, processor seconds and peak memory in MiB."""
         self.model.train()
         started, processor = time.perf_counter(), time.process_time()
         self.loss().backward()
@@ -191,7 +190,7 @@ def peak_mib() -> float:
 
 
 def work(options: argparse.Namespace) -> None:
-    """Be one contender: answer each line of standard input with a line of JSON."""
+    """Run one contender: answer each line of standard input with a line of JSON."""
     from rearkit.system.memory import freed_memory_kept
 
     torch.set_num_threads(options.threads)
@@ -207,7 +206,7 @@ def work(options: argparse.Namespace) -> None:
 
 
 class Worker:
-    """A contender in a process of its own, so that its peak memory is its own."""
+    """A contender in its own process, so that its peak memory can be measured."""
 
     def __init__(self, name: str, options: argparse.Namespace) -> None:
         command = [sys.executable, __file__, f"--contender={name}"]
@@ -225,7 +224,7 @@ class Worker:
 
 
 def gemm_rates() -> dict[str, float]:
-    """Arithmetic of the step's largest products by torch's default (MKL) and by oneDNN, GFLOP/s: the best of five."""
+    """Return the speed in GFLOP/s of a step's largest products, by torch's default (MKL) and by oneDNN."""
     from rearkit.layers.lean import product
 
     rows, rates = 4 * (TOKENS + 2), {}
@@ -241,7 +240,7 @@ def gemm_rates() -> dict[str, float]:
 
 
 def step_flops(layers: int, batch: int) -> int:
-    """Floating-point operations of a step's forward and backward pass, in matrix products."""
+    """Return the floating-point operations of a step's matrix products, forward and backward."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
