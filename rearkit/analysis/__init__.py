@@ -1,1 +1,1 @@
-"""What trained runs are like: diagnosis of one, tables and differences of many."""
+"""Analysis of trained runs: diagnoses of one run, tables and differences of several."""

@@ -1,4 +1,4 @@
-"""From a run's folder to its diagnosis, ``diagnosis.json``."""
+"""Diagnose a run from the files in its folder; the result is kept there as ``diagnosis.json``."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from rearkit.system.files import read_json, remove, write_json
 from rearkit.tokenization.on_the_fly import OnTheFly
 from rearkit.tokenization.quality import survival
 
+# Images per batch. Not a setting, since replaced positions are drawn batch by batch: another size draws others.
 BATCH = 32
 
 
@@ -37,13 +38,13 @@ class Diagnosis:
     """What `diagnose` measures.
 
     Attributes:
-        images: held-out images it is measured on.
-        random_codes: prediction under contexts with random codes.
-        own_draws: prediction under contexts with the model's own draws.
-        awareness: of the codes' embeddings.
-        probes: one a block.
-        survival_real: share of the held-out images' tokens that come back from decoding and encoding again.
-        survival_generated: likewise of sampled tokens; None where there are no samples.
+        images: number of held-out images it was measured on.
+        random_codes: prediction with random codes in the context, one for each share of replaced tokens.
+        own_draws: prediction with the model's own draws in the context, likewise.
+        awareness: how close predicted codes are to the true ones in the tokenizer's embedding.
+        probes: linear probes, one for each block.
+        survival_real: share of the held-out images' tokens that are the same after decoding and encoding, in [0, 1].
+        survival_generated: likewise for sampled tokens; None without samples.
     """
 
     images: int
@@ -56,10 +57,12 @@ class Diagnosis:
 
 
 class _Batches:
-    """A split's first images, in batches, as often as they are asked for."""
+    """The first images of a split in batches; can be iterated several times."""
 
     def __init__(self, data: TokenData, limit: int, device: torch.device) -> None:
-        self.data, self.count, self.device = data, min(limit, len(data)), device
+        self.data = data
+        self.count = min(limit, len(data))
+        self.device = device
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, self.count, BATCH):
@@ -68,11 +71,11 @@ class _Batches:
 
 
 def diagnose(folder: RunFolder, max_images: int = 1000) -> Diagnosis:
-    """Diagnose a trained run; what was found before of the same weights and samples is read instead.
+    """Diagnose a trained run, or read its diagnosis if there is one of the same tokens, weights and samples.
 
     Args:
         folder: of a run whose training is done.
-        max_images: images to measure on, and as many of the training images to fit probes on.
+        max_images: number of held-out images to measure on, and of training images to fit probes on.
 
     Raises:
         RearkitError: there is no trained run, or it has no held-out images.
@@ -80,7 +83,8 @@ def diagnose(folder: RunFolder, max_images: int = 1000) -> Diagnosis:
     """
     if folder.done("train") is None:
         raise RearkitError(f"{folder.path}: no trained run; run: python -m rearkit run RECIPE --out {folder.path}")
-    of, known = _of(folder) | {"max_images": max_images}, read_json(folder.diagnosis)
+    of = _of(folder) | {"max_images": max_images}
+    known = read_json(folder.diagnosis)
     if known is not None and known.get("of") == of:
         return from_plain(known["diagnosis"])
     say(f"{folder.path.name}: diagnosing")
@@ -88,10 +92,12 @@ def diagnose(folder: RunFolder, max_images: int = 1000) -> Diagnosis:
     held_out = token_data(folder, "held-out")
     if held_out is None:
         raise RearkitError(
-            f"{folder.path}: a diagnosis is made on held-out images, and the run has none; "
+            f"{folder.path}: a diagnosis needs held-out images, and the run has none; "
             "give [data.source] held_out, and run the recipe again"
         )
-    model, device = trained_model(recipe, folder), resolve_device(recipe.device)
+    model = trained_model(recipe, folder)
+    device = resolve_device(recipe.device)
+    # Eval mode, since dropout would make the measurements random.
     for module in (model.backbone, model.tokenizer):
         module.to(device).eval()
     train = _training_tokens(recipe, folder, model, max_images, device)
@@ -106,11 +112,12 @@ def measure(model: Model, held_out: Batches, train: Batches, sampled_BN: Tensor 
 
     Args:
         model: trained, in eval mode.
-        held_out: of real images to measure on; gone over several times.
-        train: of training images to fit probes on.
+        held_out: batches of real images to measure on; iterated several times.
+        train: batches of training images to fit probes on.
         sampled_BN: (n, N) int64 tokens that the model sampled, or None.
     """
     codebook_VZ = model.tokenizer.codebook()
+    # Each measurement iterates the batches itself: keeping all logits (n, N, V) would take too much memory.
     real_BN = torch.cat([tokens_BN for tokens_BN, _ in held_out])
     return Diagnosis(
         images=len(real_BN),
@@ -124,13 +131,14 @@ def measure(model: Model, held_out: Batches, train: Batches, sampled_BN: Tensor 
 
 
 def read_diagnosis(folder: RunFolder) -> Diagnosis | None:
-    """What `diagnose` left in a run's folder; None where that is of other tokens, weights or samples than are there."""
+    """Read the diagnosis in a run's folder; None if there is none, or one of other tokens, weights or samples."""
     known = read_json(folder.diagnosis)
+    # A subset: the file also records max_images, and a diagnosis of any number of images will do.
     return from_plain(known["diagnosis"]) if known is not None and _of(folder).items() <= known["of"].items() else None
 
 
 def from_plain(values: dict[str, Any]) -> Diagnosis:
-    """Turn what `attrs.asdict` made of a diagnosis back."""
+    """Restore a diagnosis from the dictionary that `attrs.asdict` made of it."""
     probes = [LayerProbe(p["layer"], Recovery(**p["current"]), Recovery(**p["next"])) for p in values["probes"]]
     return Diagnosis(
         images=values["images"],
@@ -144,12 +152,12 @@ def from_plain(values: dict[str, Any]) -> Diagnosis:
 
 
 def _of(folder: RunFolder) -> dict[str, Any]:
-    """What a diagnosis depends on, beside the number of images."""
+    """Return the digests of the stages that a diagnosis depends on; None for one that has not run."""
     return {name: (folder.done(name) or {}).get("digest") for name in ("tokens", "train", "sample")}
 
 
 def _training_tokens(recipe: Recipe, folder: RunFolder, model: Model, limit: int, device: torch.device) -> TokenData:
-    """The tokens that training reads, or those of the first images that it tokenizes on the fly."""
+    """Return the tokens that training reads, or those of the first ``limit`` images if it tokenizes on the fly."""
     data: TokenData | OnTheFly | None = token_data(folder, "train")
     if data is None:
         data = training_data(recipe, folder, model.tokenizer)
@@ -158,6 +166,7 @@ def _training_tokens(recipe: Recipe, folder: RunFolder, model: Model, limit: int
     try:
         tokens_BN, classes_B = data.to_tokens(data.read(np.arange(min(limit, len(data)))), device)
     finally:
+        # Local copies of remote shards, made by reading them; training fetches its own.
         remove(folder.copies("train"))
     return TokenData.from_arrays(tokens_BN.cpu(), classes_B.cpu())
 
@@ -166,8 +175,10 @@ def _sampled_tokens(recipe: Recipe, folder: RunFolder, limit: int) -> Tensor | N
     path: Path = folder.samples
     if folder.done("sample") is None or not path.is_file():
         return None
+    # Samples of earlier weights would be reported as this model's.
     if not up_to_date([SAMPLE], recipe, folder):
-        say(f"{folder.path.name}: its samples are of other weights or of another recipe, and left out")
+        say(f"{folder.path.name}: its samples are from other weights or another recipe, and are left out")
         return None
+    # Their tokens rather than their images: encoding images would already be half of the test.
     with np.load(path, allow_pickle=False) as archive:
         return torch.from_numpy(archive["tokens"][:limit].astype(np.int64))

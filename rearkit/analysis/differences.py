@@ -1,4 +1,4 @@
-"""Which settings differ between two sets of samples, and which scores: from their manifests."""
+"""Which settings and scores differ between two sets of samples, according to their manifests."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from rearkit.stages.run_folder import RunFolder
 from rearkit.system.files import read_json
 
 ABSENT = "–"
+# Numbers are always listed, conditions only if they differ: equal ones need no explanation.
 NUMBERS = ("fid", "sfid", "inception_score", "precision", "recall", "fid_floor", "class_agreement")
 CONDITIONS = ("feature_space", "reference", "num_samples")
 
 
 @attrs.frozen
 class Described:
-    """What a file or a run says of a set of samples.
+    """What a file or a run records about a set of samples.
 
     Attributes:
         path: where it was read.
-        manifest: what made the samples; None where nothing says it.
-        scores: theirs; empty where there are none.
+        manifest: the settings, weights and software that made the samples; None if there is no manifest.
+        scores: of the samples; empty if they have not been scored.
     """
 
     path: Path
@@ -37,18 +38,20 @@ def describe(path: str | Path) -> Described:
     """Read the manifest and the scores of an ``.npz``, of a run's folder, or of a ``scores.json``.
 
     Raises:
-        RearkitError: it is none of them, or has neither manifest nor scores.
+        RearkitError: the path is none of these, or has neither a manifest nor scores.
     """
     path = Path(path)
     if path.is_dir():
         run = RunFolder(path)
         scores = read_json(run.scores) or read_json(path / run.scores.name) or {}
-        # The scores' own first: newer samples may lie there, which they are not of.
+        # The manifest inside the scores comes first: the samples may have been replaced since they were scored.
         manifest = scores.get("manifest") or read_manifest(run.samples)
     elif path.suffix == ".npz":
-        scores, manifest = {}, read_manifest(path)
+        scores = {}
+        manifest = read_manifest(path)
     else:
         found = read_json(path) if path.is_file() else None
+        # Any JSON may be given; each scores.json has a feature space.
         scores = found if isinstance(found, dict) and "feature_space" in found else {}
         manifest = scores.get("manifest")
     if not path.exists():
@@ -59,22 +62,25 @@ def describe(path: str | Path) -> Described:
 
 
 def difference_lines(first: Described, second: Described) -> list[str]:
-    """Say what differs: settings, weights, software and counts first, then the scores."""
+    """List what differs, a line each: settings, weights, software and counts first, then the scores."""
     lines = [f"{one.path}: no manifest, so its settings are unknown" for one in (first, second) if not one.manifest]
     if not lines:
-        a, b = dict(flat(first.manifest or {})), dict(flat(second.manifest or {}))
+        a = dict(flat(first.manifest or {}))
+        b = dict(flat(second.manifest or {}))
         changed = [key for key in dict.fromkeys((*a, *b)) if a.get(key, ABSENT) != b.get(key, ABSENT)]
         lines = [f"{key}: {_told(a.get(key, ABSENT))} → {_told(b.get(key, ABSENT))}" for key in changed]
         lines = lines or ["no setting differs: the same weights, recipe, seed, counts and versions"]
     for key in (*CONDITIONS, *NUMBERS):
-        one, other = first.scores.get(key), second.scores.get(key)
+        one = first.scores.get(key)
+        other = second.scores.get(key)
         if one is not None and other is not None and (key in NUMBERS or one != other):
             lines.append(f"scores.{key}: {_told(one)} → {_told(other)}")
     return lines
 
 
 def flat(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of nested tables, by keys as ``--set`` takes them; lists stay whole unless they hold tables."""
+    """Yield the leaves of nested tables with their keys as in ``--set``; lists stay whole unless they hold tables."""
+    # Lists of tables, such as regularizers, are addressed by index, as in regularizers.0.weight.
     if isinstance(value, Mapping):
         items: Iterable[tuple[Any, Any]] = value.items()
     elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
@@ -90,4 +96,5 @@ def _told(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     text = str(value)
+    # Cut, so that a line fits a terminal; long values are lists, of classes for instance.
     return text if len(text) <= 60 else f"{text[:57]}…"

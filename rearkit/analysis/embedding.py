@@ -1,6 +1,6 @@
-"""Embedding awareness: whether a model knows its codes as the tokenizer's decoder does, and at which depth.
+"""Embedding awareness: whether a model's predictions and hidden states reflect the tokenizer's code embeddings.
 
-Shapes: B samples, N tokens, P places before token 0's own, D hidden width, V codes, Z embedding width, m rows.
+Shapes: B samples, N tokens, P positions before token 0, D hidden width, V codes, Z embedding width, m rows.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from torch import Tensor
 from rearkit.analysis.exposure import Batches
 from rearkit.contracts import Backbone
 
-RIDGE = 1e-8  # of the mean diagonal, so that widths that vary together have a solution
+# Relative to the mean diagonal of XᵀX: makes it invertible where hidden units are linearly dependent.
+RIDGE = 1e-8
 
 
 @attrs.frozen
 class Awareness:
-    """How near predicted codes are to the true ones: cosine similarity of their embeddings.
+    """How close predicted codes are to the true ones: cosine similarity of their embeddings, in [-1, 1].
 
     Attributes:
-        all: mean over all places.
-        wrong: mean where the likeliest code is not the true one; None where it always is.
-        chance: mean between the true code and one drawn from how often codes occur: a guess that knows nothing.
-        error_rate: share of places where it is wrong.
+        all: mean over all positions.
+        wrong: mean over the positions where the likeliest code is not the true one; None if there are none.
+        chance: expected value for a code drawn by frequency, without looking at the context.
+        error_rate: share of positions where the likeliest code is wrong.
     """
 
     all: float
@@ -35,11 +36,11 @@ class Awareness:
 
 @attrs.frozen
 class Recovery:
-    """What a linear probe of a block's output recovers of an embedding, on images it was not fitted on.
+    """How well a linear probe of a block's output predicts code embeddings, on images it was not fitted on.
 
     Attributes:
-        r2: share of the embeddings' variance that it explains; below 0 where it is worse than their mean.
-        cosine: mean cosine similarity to the embedding.
+        r2: share of the embeddings' variance that it explains; negative if it is worse than their mean.
+        cosine: mean cosine similarity of predicted and true embedding.
     """
 
     r2: float
@@ -52,8 +53,8 @@ class LayerProbe:
 
     Attributes:
         layer: the block, counted from 0.
-        current: of the token just read, at its own place.
-        next: of the token about to be written, at the place that predicts it.
+        current: for the token just read, from its own position.
+        next: for the token predicted next, from the position that predicts it.
     """
 
     layer: int
@@ -63,7 +64,7 @@ class LayerProbe:
 
 @torch.no_grad()
 def awareness(backbone: Backbone, batches: Batches, codebook_VZ: Tensor) -> Awareness:
-    """Compare the likeliest with the true code under clean contexts."""
+    """Compare the likeliest code with the true one, with the images' own tokens as context."""
     unit_VZ = F.normalize(codebook_VZ.double(), dim=-1)
     occurs_V = torch.zeros(len(unit_VZ), dtype=torch.float64, device=unit_VZ.device)
     cosines, wrongs = [], []
@@ -73,8 +74,10 @@ def awareness(backbone: Backbone, batches: Batches, codebook_VZ: Tensor) -> Awar
         cosines.append((unit_VZ[predicted_BN] * unit_VZ[tokens_BN]).sum(-1).flatten())
         wrongs.append((predicted_BN != tokens_BN).flatten())
         occurs_V += torch.bincount(tokens_BN.flatten(), minlength=len(unit_VZ))
-    cosine, wrong = torch.cat(cosines), torch.cat(wrongs)
+    cosine = torch.cat(cosines)
+    wrong = torch.cat(wrongs)
     share_V = occurs_V / occurs_V.sum()
+    # The mean cosine of two codes drawn independently by frequency is the squared length of the mean unit embedding.
     return Awareness(
         all=cosine.mean().item(),
         wrong=cosine[wrong].mean().item() if wrong.any() else None,
@@ -85,14 +88,16 @@ def awareness(backbone: Backbone, batches: Batches, codebook_VZ: Tensor) -> Awar
 
 @torch.no_grad()
 def probe_layers(backbone: Backbone, train: Batches, held_out: Batches, codebook_VZ: Tensor) -> list[LayerProbe]:
-    """Fit linear probes of each block's output by least squares on ``train``; score them on ``held_out``.
+    """Fit linear probes of each block's output by least squares on ``train``, and score them on ``held_out``.
 
-    The contexts are clean. A block where the next token's embedding is best recovered is where the model decides.
+    The context is the images' own tokens. In the block that best recovers the next token's embedding, the model has
+    decided on that token.
     """
     layers = range(backbone.num_layers)
     kinds = ("current", "next")
     probes = {(layer, kind): LinearProbe() for layer in layers for kind in kinds}
     for tokens_BN, classes_B in train:
+        # One forward pass serves the probes of all blocks; only their sums are kept, never all hidden states.
         _, hidden = backbone.forward(tokens_BN, classes_B, layers)
         target = codebook_VZ[tokens_BN].flatten(0, 1)
         for (layer, kind), probe in probes.items():
@@ -107,21 +112,24 @@ def probe_layers(backbone: Backbone, train: Batches, held_out: Batches, codebook
 
 
 def _places(hidden_BTD: Tensor, kind: str, prefix_length: int) -> Tensor:
-    """The outputs (m, D) at the tokens' own places, or at those that predict them."""
+    """Return the outputs (m, D) at the tokens' own positions, or at the positions that predict them."""
+    # Each token is predicted at the position before its own.
     own = hidden_BTD[:, prefix_length:] if kind == "current" else hidden_BTD[:, prefix_length - 1 : -1]
     return own.flatten(0, 1)
 
 
 class LinearProbe:
-    """Least squares from inputs (m, D), with a constant, to targets (m, Z), from batches of rows."""
+    """Least squares with a constant term from inputs (m, D) to targets (m, Z), fitted batch by batch."""
 
     def __init__(self) -> None:
+        # XᵀX and XᵀY, all that least squares needs: memory does not grow with the number of rows.
         self._xx: Tensor | float = 0.0
         self._xy: Tensor | float = 0.0
 
     def add(self, inputs: Tensor, targets: Tensor) -> None:
-        """Take rows into account."""
-        x, y = _with_constant(inputs), targets.double()
+        """Add a batch of rows to the fit."""
+        x = _with_constant(inputs)
+        y = targets.double()
         self._xx = self._xx + x.T @ x
         self._xy = self._xy + x.T @ y
 
@@ -134,21 +142,25 @@ class LinearProbe:
 
     @property
     def mean(self) -> Tensor:
-        """The mean target, (Z,) float64."""
+        """The mean of the targets added so far, (Z,) float64."""
         assert isinstance(self._xx, Tensor) and isinstance(self._xy, Tensor)
+        # The last input is the constant 1, so its row of XᵀY is the sum of targets and its square their number.
         return self._xy[-1] / self._xx[-1, -1]
 
 
 class _Score:
-    """Scores coefficients on further rows."""
+    """Scores a probe's coefficients on rows that it was not fitted on."""
 
     def __init__(self, coefficients: Tensor, mean: Tensor) -> None:
-        self.coefficients, self.mean = coefficients, mean
+        self.coefficients = coefficients
+        # Of the rows fitted on, so that the baseline of R² does not know the rows to score either.
+        self.mean = mean
         self.residual = self.total = self.cosine = 0.0
         self.count = 0
 
     def add(self, inputs: Tensor, targets: Tensor) -> None:
-        predicted, y = _with_constant(inputs) @ self.coefficients, targets.double()
+        predicted = _with_constant(inputs) @ self.coefficients
+        y = targets.double()
         self.residual += (y - predicted).pow(2).sum().item()
         self.total += (y - self.mean).pow(2).sum().item()
         self.cosine += F.cosine_similarity(predicted, y, dim=-1).sum().item()

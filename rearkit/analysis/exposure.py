@@ -1,4 +1,4 @@
-"""Exposure bias: how much worse a model predicts when its context is not the clean one that it was trained on.
+"""Exposure bias: how much worse a model predicts when tokens of its context are replaced.
 
 Shapes: B samples, N tokens, V codes.
 """
@@ -15,6 +15,7 @@ from torch import Tensor
 from rearkit.contracts import Backbone
 from rearkit.system.devices import derive_seed
 
+# Shares of context tokens to replace. Summaries rely on the first being 0 (clean context) and the last one half.
 REPLACED = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Tokens (B, N) and classes (B,), int64, of real images."""
@@ -22,7 +23,7 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 @attrs.frozen
 class Prediction:
-    """How well the true tokens are predicted under contexts of one kind.
+    """How well a model predicts the true tokens if a share of its context is replaced.
 
     Attributes:
         replaced: share of context tokens replaced, in [0, 1].
@@ -39,12 +40,20 @@ class Prediction:
 def under_random_codes(
     backbone: Backbone, batches: Batches, codebook_size: int, shares: Sequence[float] = REPLACED, seed: int = 0
 ) -> list[Prediction]:
-    """Predict true tokens where a share of the context is replaced by uniform random codes.
+    """Measure the prediction of true tokens when a share of the context is replaced by uniform random codes.
 
-    A place that is replaced at one share is replaced by the same code at all larger ones, so that shares compare.
+    A position replaced at one share is replaced by the same code at all larger shares, so that shares compare.
+
+    Args:
+        backbone: in eval mode.
+        batches: real images.
+        codebook_size: V.
+        shares: of context tokens to replace, each in [0, 1].
+        seed: of the replaced positions and codes.
     """
     totals = [_Total(share) for share in shares]
     for index, (tokens_BN, classes_B) in enumerate(batches):
+        # On the CPU, so that all devices draw the same numbers; seeded by batch, so that all models are measured alike.
         generator = torch.Generator().manual_seed(derive_seed(seed, "replaced", index))
         threshold_BN = torch.rand(tokens_BN.shape, generator=generator).to(tokens_BN.device)
         random_BN = torch.randint(codebook_size, tokens_BN.shape, generator=generator).to(tokens_BN.device)
@@ -58,11 +67,17 @@ def under_random_codes(
 def under_own_draws(
     backbone: Backbone, batches: Batches, shares: Sequence[float] = (*REPLACED, 1.0), seed: int = 0
 ) -> list[Prediction]:
-    """Predict true tokens where a share of the context is replaced by what the model itself draws in their place.
+    """Measure the prediction of true tokens when a share of the context is replaced by the model's own draws.
 
-    Each such token is drawn from the model's prediction given the true tokens before it, as a sampler without guidance
-    would draw it (two passes, as in Mihaylova and Martins 2019, "Scheduled Sampling for Transformers"). The targets
-    stay those of the real image; nothing else could be right or wrong.
+    A first pass predicts each token from the true tokens before it; replaced tokens are drawn from this prediction, as
+    a sampler without guidance would draw them. A second pass predicts from the resulting context (Mihaylova and
+    Martins 2019, "Scheduled Sampling for Transformers"). The targets stay the tokens of the real image.
+
+    Args:
+        backbone: in eval mode.
+        batches: real images.
+        shares: of context tokens to replace, each in [0, 1].
+        seed: of the replaced positions and the draws.
     """
     totals = [_Total(share) for share in shares]
     for index, (tokens_BN, classes_B) in enumerate(batches):
@@ -70,6 +85,8 @@ def under_own_draws(
         threshold_BN = torch.rand(tokens_BN.shape, generator=generator).to(tokens_BN.device)
         uniform_BN = torch.rand(tokens_BN.shape, generator=generator).to(tokens_BN.device)
         logits, _ = backbone.forward(tokens_BN, classes_B)
+        # Inverse transform sampling. Scaled by the last sum, since rounding can leave that short of 1, and a draw above
+        # it would be past the last code.
         cumulative_BNV = logits[:, : tokens_BN.shape[1]].float().softmax(-1).cumsum(-1)
         drawn_BN = (cumulative_BNV < uniform_BN[..., None] * cumulative_BNV[..., -1:]).sum(-1)
         for total in totals:
@@ -80,7 +97,7 @@ def under_own_draws(
 
 @attrs.define
 class _Total:
-    """Sums over batches."""
+    """Sums over batches for one share of replaced tokens."""
 
     replaced: float
     nats: float = 0.0
@@ -89,6 +106,7 @@ class _Total:
 
     def add(self, backbone: Backbone, context_BN: Tensor, tokens_BN: Tensor, classes_B: Tensor) -> None:
         logits, _ = backbone.forward(context_BN, classes_B)
+        # In float32, also if the backbone computes in 16 bits: sums over thousands of tokens need the digits.
         logits_BNV = logits[:, : tokens_BN.shape[1]].float()
         self.nats += F.cross_entropy(logits_BNV.flatten(0, 1), tokens_BN.flatten(), reduction="sum").item()
         self.right += (logits_BNV.argmax(-1) == tokens_BN).sum().item()

@@ -1,4 +1,4 @@
-"""Which runs a command line means: folders of runs, or of sweeps with all their runs by variant."""
+"""Find the runs that a command line names: folders of single runs, or of sweeps, grouped by variant."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from rearkit.stages.run_folder import OWNER, RunFolder
 from rearkit.system.files import read_json
 
 SWEEP = "sweep.json"
-"""In a sweep's folder: its ``sweep`` (name), ``runs`` (names by variant), ``published`` and ``published_as``."""
+"""File in a sweep's folder with its ``sweep`` (name), ``runs`` (names by variant), ``published``, ``published_as``."""
 
 
 def find_groups(paths: Sequence[Path]) -> list[Group]:
-    """Turn folders into groups: one for each run, and one for each variant of a sweep.
+    """Return a group for each folder of a run, and one for each variant of each folder of a sweep.
 
     Raises:
-        RearkitError: a folder is neither.
+        RearkitError: a folder is neither, or all are sweeps without a trained run.
     """
     groups = []
     for path in paths:
         about = read_json(path / SWEEP)
         if about is not None and "runs" in about:
+            # Of an unfinished sweep, the runs that are trained so far.
             found = {name: [RunFolder(path / run) for run in runs] for name, runs in about["runs"].items()}
             groups += [
                 Group(name, [f for f in folders if f.done("train")], about["published"].get(name))
@@ -39,21 +40,23 @@ def find_groups(paths: Sequence[Path]) -> list[Group]:
         told = ", ".join(map(str, paths))
         raise RearkitError(f"{told}: no trained run in it yet; run: python -m rearkit sweep SWEEP --out FOLDER")
     names = [group.name for group in groups]
-    if len(set(names)) < len(names):  # runs of one name in several places
+    # Runs of the same name in different folders: only their paths distinguish them.
+    if len(set(names)) < len(names):
         groups = [Group(str(group.folders[0].path), group.folders, group.published) for group in groups]
     return groups
 
 
 def published_as(paths: Sequence[Path]) -> str:
-    """What the published figures of sweeps among the folders are."""
+    """Return the heading of published figures: that of the first sweep among the folders, else "published"."""
     told = [about.get("published_as") for path in paths if (about := read_json(path / SWEEP)) is not None]
     return next(iter(filter(None, told)), "published")
 
 
 def place_for_page(paths: Sequence[Path]) -> Path:
-    """The folder that several folders lie in, or the only one."""
+    """Return the deepest folder that contains all of several folders, or the only folder itself."""
     if len(paths) == 1:
         return paths[0]
+    # Resolved, since relative paths of the same folder need not have a parent in common.
     parents = [path.resolve().parents for path in paths]
     common = next(parent for parent in parents[0] if all(parent in other for other in parents))
     return common

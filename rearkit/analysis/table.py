@@ -1,4 +1,4 @@
-"""The table of runs side by side: a row for each group of runs, mean ± standard deviation over its members."""
+"""The table that compares runs: a row for each group of runs, with mean ± standard deviation over its members."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from rich.table import Table as ScreenTable
 
 from rearkit.stages.run_folder import RunFolder
 
+# Up to so many groups fit a terminal as columns, so the table is transposed: there are more measures than that.
 FEW = 5
 Results = Mapping[str, Any]
-"""A run's result of each finished stage, by the stage's name; empty for one that has not run."""
+"""The result of each stage of a run, by the stage's name; empty for a stage that has not finished."""
 
 
 @attrs.frozen
 class Measure:
-    """A column.
+    """A column of the table.
 
     Attributes:
-        name: its heading.
-        read: its value for a run, or None.
-        decimals: shown.
-        percent: whether it is a share, shown in percent.
+        name: the column's heading.
+        read: returns the value for a run, or None if the run lacks it.
+        decimals: number of decimals to show.
+        percent: True for a share, which is shown in percent.
     """
 
     name: str
@@ -35,7 +36,7 @@ class Measure:
     percent: bool = False
 
     def show(self, value: float) -> str:
-        """Format a value."""
+        """Format a value as text."""
         return f"{100 * value:.{self.decimals}f}%" if self.percent else f"{value:.{self.decimals}f}"
 
 
@@ -43,6 +44,7 @@ def _of(stage: str, key: str) -> Callable[[Results], float | None]:
     return lambda results: results[stage].get(key)
 
 
+# Arrows say which way is better.
 MEASURES = (
     Measure("FID ↓", _of("evaluate", "fid"), 2),
     Measure("IS ↑", _of("evaluate", "inception_score"), 2),
@@ -56,11 +58,11 @@ MEASURES = (
 
 @attrs.frozen(eq=False)
 class Group:
-    """Runs that belong in one row: the seeds of a variant, or a single run.
+    """Runs that share a row: the seeds of a variant, or a single run.
 
     Attributes:
-        name: of the row.
-        folders: of its runs.
+        name: heading of the row.
+        folders: of the group's runs.
         published: somebody else's figure for it, or None.
     """
 
@@ -71,19 +73,19 @@ class Group:
 
 @attrs.frozen
 class Cell:
-    """The values of a measure in a group."""
+    """The values of one measure for the runs of a group; runs without a value are left out."""
 
     measure: Measure
     values: tuple[float, ...]
 
     @property
     def mean(self) -> float | None:
-        """Their mean, or None where there are none."""
+        """Mean of the values; None if there are none."""
         return statistics.fmean(self.values) if self.values else None
 
     @property
     def deviation(self) -> float | None:
-        """Their standard deviation over runs (n - 1 in the divisor), or None for fewer than two."""
+        """Standard deviation of the values (divisor n - 1); None for fewer than two."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     def __str__(self) -> str:
@@ -95,7 +97,7 @@ class Cell:
 
 @attrs.frozen
 class Row:
-    """A group's cells."""
+    """The cells of a group, with its number of runs."""
 
     name: str
     runs: int
@@ -105,12 +107,12 @@ class Row:
 
 @attrs.frozen
 class Table:
-    """Rows with their headings.
+    """A table of groups of runs.
 
     Attributes:
-        headings: of the name, the number of runs, the measures and, where there are such, the published figures.
-        rows: one a group.
-        notes: what must be known to read it.
+        headings: of the name, the number of runs, the measures and, if there are any, the published figures.
+        rows: one for each group.
+        notes: sentences that a reader needs to interpret the table.
     """
 
     headings: tuple[str, ...]
@@ -118,7 +120,7 @@ class Table:
     notes: tuple[str, ...]
 
     def text_rows(self) -> list[list[str]]:
-        """Return the cells as text, a list a row."""
+        """Return the cells as text, one list for each row."""
         return [
             [row.name, str(row.runs), *map(str, row.cells)]
             + ([] if not self._published else ["–" if row.published is None else f"{row.published:.2f}"])
@@ -138,6 +140,7 @@ class Table:
     def csv(self) -> str:
         """Format as CSV: mean and standard deviation of each measure in columns of their own, unrounded."""
         buffer = io.StringIO()
+        # The csv module would end lines with \r\n.
         writer = csv.writer(buffer, lineterminator="\n")
         names = [_plain(cell.measure.name) for cell in self.rows[0].cells] if self.rows else []
         columns = [f"{name}_{part}" for name in names for part in ("mean", "sd")]
@@ -150,12 +153,13 @@ class Table:
         return buffer.getvalue()
 
     def for_screen(self) -> ScreenTable:
-        """Format for the terminal: a group a column where these are few, since measures are many."""
+        """Format for the terminal; few groups become columns instead of rows, since there are more measures."""
         lines = [list(self.headings), *self.text_rows()]
         if len(self.rows) <= FEW:
             lines = [list(line) for line in zip(*lines, strict=True)]
         table = ScreenTable()
         for index, heading in enumerate(lines[0]):
+            # Names in the first column stay whole; other cells wrap rather than lose digits to an ellipsis.
             table.add_column(heading, no_wrap=not index, overflow="fold")
         for line in lines[1:]:
             table.add_row(*line)
@@ -163,17 +167,23 @@ class Table:
 
 
 def results_of(folder: RunFolder) -> Results:
-    """What the stages of a run returned."""
+    """Return the results of a run's stages."""
     names = ("data", "tokenizer", "tokens", "train", "sample", "evaluate")
     return {name: (folder.done(name) or {}).get("result", {}) for name in names}
 
 
 def make_table(groups: Sequence[Group], published_as: str = "published") -> Table:
-    """Measure groups of runs; a measure that none of them has is left out."""
+    """Make the table of groups of runs; measures that no run has are left out.
+
+    Args:
+        groups: in the order of the rows.
+        published_as: heading of the groups' published figures.
+    """
     results = [[results_of(folder) for folder in group.folders] for group in groups]
     measures = [m for m in MEASURES if any(m.read(one) is not None for group in results for one in group)]
     rows = []
     for group, members in zip(groups, results, strict=True):
+        # Single runs may lack a measure that others have, held-out accuracy without held-out images for one.
         values = [[value for one in members if (value := m.read(one)) is not None] for m in measures]
         cells = tuple(Cell(m, tuple(found)) for m, found in zip(measures, values, strict=True))
         rows.append(Row(group.name, len(members), cells, group.published))
@@ -184,11 +194,13 @@ def make_table(groups: Sequence[Group], published_as: str = "published") -> Tabl
 
 
 def _notes(results: Sequence[Results]) -> list[str]:
+    """Return what FID was computed from, and a warning if that is not the same for all runs."""
     scores = [one["evaluate"] for one in results if one["evaluate"]]
     if not scores:
         return []
     notes = []
     counts = sorted({score["num_samples"] for score in scores})
+    # Rounded as shown: the floors of equal runs may differ in their last bits.
     floors = sorted({round(score["fid_floor"], 2) for score in scores if score["fid_floor"] is not None})
     told = f"FID is of {_listed(counts)} samples a run against {scores[0]['reference']}"
     if floors:
@@ -196,7 +208,7 @@ def _notes(results: Sequence[Results]) -> list[str]:
     notes.append(f"{told}. Feature space: {scores[0]['feature_space']}.")
     if len({score["feature_space"] for score in scores}) > 1 or len(floors) > 1 or len(counts) > 1:
         notes.append(
-            "These runs were not scored alike (feature space, floor or number of samples), so FID does not compare."
+            "These runs were scored differently (feature space, floor or number of samples), so FID does not compare."
         )
     return notes
 
@@ -206,4 +218,5 @@ def _listed(values: Sequence[float]) -> str:
 
 
 def _plain(heading: str) -> str:
+    """Return a heading as a column name of a CSV file, which programs read: ASCII, without spaces."""
     return heading.rstrip(" ↓↑").replace(" ", "_").replace("-", "_").lower()

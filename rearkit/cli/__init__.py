@@ -1,6 +1,6 @@
-"""The commands of ``python -m rearkit``, one file for those that belong together.
+"""The commands of ``python -m rearkit``; related commands share a file.
 
-What they run is imported inside them, so that ``--help`` and a mistake in an option answer at once.
+Commands import what they run inside their functions, so that ``--help`` and mistakes in options answer at once.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from rearkit.cli.show import show
 from rearkit.cli.stages import data, run, sample, tokenizer, tokens, train
 from rearkit.cli.weights import convert
 
+# In the order of a workflow; click lists them alphabetically.
 COMMANDS: tuple[click.Command, ...] = (
     run,
     data,

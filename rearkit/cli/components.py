@@ -1,4 +1,4 @@
-"""``plugins`` and ``new-plugin``: the components there are, and packages for more."""
+"""``plugins`` and ``new-plugin``: list the available components, and start a package with new ones."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from rich.markup import escape
 
 @click.command()
 def plugins() -> None:
-    """List the components that recipes can name, who provides them, and their settings."""
+    """List the components that recipes can name, with their providers and settings."""
     show_plugins()
 
 
 @click.command("new-plugin")
 @click.argument("name")
-@click.option("--into", type=click.Path(path_type=Path), default=Path(), help="Where to put the folder.")
+@click.option("--into", type=click.Path(path_type=Path), default=Path(), help="Folder to create the package in.")
 def new_plugin(name: str, into: Path) -> None:
-    """Write a pip package, rearkit-NAME, that adds a component, for you to fill in."""
+    """Write a working pip package, rearkit-NAME, with one component to change into your own."""
     from rearkit.cli.new_plugin import write_plugin
 
     write_plugin(name, into)
 
 
 def show_plugins() -> None:
-    """Print every component, its provider, and its settings with defaults; then what failed to load."""
+    """Print every component, its provider, and its settings with defaults; then the plugins that failed to load."""
     from rich.table import Table
 
     from rearkit.registry.plugins import load_plugins
@@ -40,15 +40,19 @@ def show_plugins() -> None:
         table = Table("setting", "default", "meaning", box=None, padding=(0, 2), show_header=False)
         for field in attrs.fields(component.settings):
             default = "required" if field.default is attrs.NOTHING else _default(field.default)
+            # Escaped, since rich takes [noise] for markup and would leave it out.
             table.add_row(f"  {field.name}", default, escape(field.metadata.get("doc", "")))
         if table.row_count:
             console.print(table)
         console.print()
+    # Last, where they are still on the screen: a plugin that fails to load must not go unnoticed.
     for plugin in plugins.broken:
         console.print(f"[red]failed to load:[/red] {escape(plugin.provider)}: {escape(plugin.reason)}")
 
 
 def _default(value: Any) -> str:
+    """Return a default as a recipe would write it; booleans in lower case, as in TOML."""
+    # A factory has no single value to print.
     if isinstance(value, attrs.Factory):  # type: ignore[arg-type]
         return ""
     return escape(str(value).lower() if isinstance(value, bool) else str(value))

@@ -1,4 +1,4 @@
-"""The command line: its exit codes, and how errors are told. The commands are in `rearkit.cli`."""
+"""The command line: exit codes and error messages. The commands themselves are listed in `rearkit.cli`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rearkit.cli import COMMANDS
 from rearkit.system.console import is_main_process, stderr
 from rearkit.system.signals import Terminations
 
+# Seconds that other ranks wait before they report an error: enough for the launcher to stop them after the first has.
 RANK_DELAY_S = 3.0
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -22,14 +23,15 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 @click.group(context_settings=CONTEXT)
 @click.version_option(package_name="rearkit")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-@click.option("--local_rank", hidden=True)  # DeepSpeed's launcher adds it; LOCAL_RANK says the same
+# DeepSpeed's launcher adds --local_rank to the command. It is ignored: the variable LOCAL_RANK has the same value.
+@click.option("--local_rank", hidden=True)
 def cli(debug: bool, local_rank: str | None) -> None:
     """Train visual autoregressive image models that agree with their tokenizer.
 
     \b
-    Exit codes: 0 done; 1 a bug of ours; 2 a recipe, option or file to mend; 3 data that cannot be used;
-    4 a write that failed; 5 training that diverged; 75 stopped by SIGTERM; 130 stopped by Ctrl-C.
-    What was stopped goes on when run again.
+    Exit codes: 0 done; 1 a bug in rearkit; 2 a recipe, option or file to fix; 3 unusable data;
+    4 a failed write; 5 training diverged; 75 stopped by SIGTERM; 130 stopped by Ctrl-C.
+    A stopped command resumes when run again.
     """
 
 
@@ -38,13 +40,16 @@ for _command in COMMANDS:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit; a user's mistake is told without a traceback."""
+    """Run the command line and exit; a user's mistakes are reported without a traceback."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in arguments  # wherever it stands: people add it at the end of the command that failed
+    # Click takes it before the command only, but people add it at the end of the command that failed.
+    debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
+    # What ``--num-gpus`` starts again in each rank.
     ranks_arguments = ["--debug", *arguments] if debug else arguments
     with Terminations() as terminations:
         try:
+            # Before anything asks for the rank: srun sets SLURM's variables, not those that torch reads.
             if "SLURM_STEP_ID" in os.environ:
                 from rearkit.system.distributed import adopt_slurm
 
@@ -63,30 +68,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except errors.RearkitError as error:
             _fail(str(error), error.exit_code, debug)
         except BrokenPipeError:
+            # The reader of a pipe, such as head, has seen enough.
             sys.exit(errors.EXIT_OK)
         except RuntimeError as error:
             if not _tells_of_a_lost_rank(error):
                 raise
-            message = "another rank has ended, or cannot be reached any more; what is wrong with it, it says itself"
+            message = "lost contact with another rank; see that rank's error message"
             _fail(message, errors.EXIT_INTERNAL, debug)
         finally:
-            if "rearkit.system.distributed" in sys.modules:  # no import of torch for a command that needed none
+            # Not imported here: that would import torch, for commands that need none of it.
+            if "rearkit.system.distributed" in sys.modules:
                 sys.modules["rearkit.system.distributed"].leave()
 
 
 def _tells_of_a_lost_rank(error: RuntimeError) -> bool:
-    """Tell whether an error is that of talking to a rank that is gone, as gloo, nccl and torch's store put it."""
+    """Return whether an error means that another rank is gone, by the words of gloo, nccl and torch's store."""
+    # torch raises plain RuntimeErrors here, so only their text distinguishes them from bugs.
     phrases = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "failed to recv")
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(phrase in str(error) for phrase in phrases)
 
 
 def _fail(message: str, code: int, debug: bool) -> None:
+    """Print an error, each line of it in red, and exit with a code."""
     if not is_main_process():
-        # What all ranks meet, the first one tells; its launcher stops the others before they would say it again.
+        # An error of all ranks is reported by the first; the launcher stops the others before they repeat it.
         time.sleep(RANK_DELAY_S)
         message = f"rank {os.environ['RANK']}: {message}"
     if debug:
         traceback.print_exc()
+    # Without markup: square brackets in a message, such as [train], are meant as they stand. Indented lines belong to
+    # the error above them.
     for line in message.splitlines():
         stderr.print(line if line.startswith(" ") else f"error: {line}", style="red", markup=False)
     sys.exit(code)

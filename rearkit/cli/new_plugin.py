@@ -1,4 +1,4 @@
-"""``new-plugin``: write a package that adds a component, from the files in ``templates/plugin``."""
+"""``new-plugin``: write a pip package that adds a component, from the files in ``templates/plugin``."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from rearkit.system.files import replacing
 
 PREFIX = "rearkit-"
 TEMPLATES = Path(__file__).parent / "templates" / "plugin"
+# Templates have a suffix of their own so that pytest, linters and setuptools do not take them for Python files.
 SUFFIX = ".tmpl"
 
 
 def write_plugin(name: str, into: Path) -> Path:
-    """Write a working package ``rearkit-NAME`` with one noise schedule NAME, and say what to do next.
+    """Write a working package ``rearkit-NAME`` with one noise schedule NAME, and print the next steps.
 
     Args:
-        name: lower-case words and numbers joined by hyphens, with or without ``rearkit-`` in front.
-        into: the folder that gets the package's folder.
+        name: lower-case words and numbers joined by hyphens, with or without the prefix ``rearkit-``.
+        into: folder to write the package's folder to.
 
     Returns:
         the package's folder.
@@ -34,18 +35,22 @@ def write_plugin(name: str, into: Path) -> Path:
         raise RearkitError(
             f"{name!r}: a plugin's name is lower-case words and numbers joined by hyphens, like my-noise"
         )
+    # Two components of one name and kind are refused when plugins load, so the new package would not work.
     if name in plugins.registry().names("noise"):
         provider = plugins.find("noise", name).provider
-        raise RearkitError(f"{name!r}: {provider} has a noise of this name already; choose another")
+        raise RearkitError(f"{name!r}: {provider} already has a noise of this name; choose another")
     distribution = PREFIX + name
     module = distribution.replace("-", "_")
     folder = into / distribution
+    # exists() follows links, and is False for one that leads nowhere.
     if folder.exists() or folder.is_symlink():
         raise RearkitError(f"{folder}: exists already; choose another name, or another folder with --into")
+    # ``into`` and its parents are created if missing, which fails if one of them is a file.
     standing = next(path for path in (into.absolute(), *into.absolute().parents) if path.exists())
     if not standing.is_dir():
-        raise RearkitError(f"{standing}: not a folder, so that no package can be written into it")
+        raise RearkitError(f"{standing}: not a folder, so no package can be written into it")
     values = {"name": name, "distribution": distribution, "module": module}
+    # Written aside and renamed at the end, so that an interrupted call leaves no half of a package.
     with replacing(folder) as temporary:
         for template in sorted(TEMPLATES.rglob(f"*{SUFFIX}")):
             path = str(template.relative_to(TEMPLATES)).removesuffix(SUFFIX).replace("package", module)
@@ -57,6 +62,6 @@ def write_plugin(name: str, into: Path) -> Path:
         f"  pip install -e {folder}\n"
         f"  python -m rearkit plugins    # lists noise {name}\n"
         f"  python -m pytest {folder}    # checks its contract\n"
-        f"then make {folder / module} what you need; its __init__.py says how to add the other kinds"
+        f"then change {folder / module} into what you need; its __init__.py says how to add other kinds"
     )
     return folder

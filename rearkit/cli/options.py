@@ -19,8 +19,14 @@ SET = click.option(
 
 
 def recipe_options(command: Callable[..., None], required: bool = True) -> Callable[..., None]:
-    """Give a command a recipe and ``--set``."""
+    """Add the argument RECIPE and the option ``--set`` to a command, which receives the loaded recipe.
 
+    Args:
+        command: called with ``recipe`` (None if left out) and its own options.
+        required: False if RECIPE may be left out.
+    """
+
+    # Loaded here rather than in each command, so that every command checks and reports recipes alike.
     @click.argument("recipe", type=click.Path(path_type=Path), required=required)
     @SET
     @functools.wraps(command)
@@ -33,7 +39,7 @@ def recipe_options(command: Callable[..., None], required: bool = True) -> Calla
 
 
 def optional_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command a recipe that may be left out, ``--set`` and ``--out``."""
+    """Add an optional RECIPE, ``--set`` and ``--out`` to a command."""
     return recipe_options(OUT(command), required=False)
 
 
@@ -41,5 +47,5 @@ OUT = click.option("--out", type=click.Path(path_type=Path), help="Folder of the
 
 
 NUM_GPUS = click.option(
-    "--num-gpus", type=click.IntRange(1), help="Ranks to start on this machine: one a GPU, or processes on a CPU."
+    "--num-gpus", type=click.IntRange(1), help="Ranks to start on this machine: one per GPU, or CPU processes."
 )

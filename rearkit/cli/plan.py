@@ -1,4 +1,4 @@
-"""``plan``: what a recipe will need."""
+"""``plan``: estimate what a recipe's training needs."""
 
 from __future__ import annotations
 
@@ -8,36 +8,37 @@ import click
 
 from rearkit.cli.options import recipe_options
 
+# The defaults below are a usual node for training: eight A100s with 80 GB each.
 POSITIVE = click.FloatRange(0, min_open=True)
 
 
 @click.command()
 @recipe_options
 @click.option("--gpus", type=click.IntRange(1), default=8, show_default=True, help="Accelerators, over all nodes.")
-@click.option("--gpu-memory", type=POSITIVE, default=80.0, show_default=True, help="Memory of each, GiB.")
+@click.option("--gpu-memory", type=POSITIVE, default=80.0, show_default=True, help="Memory of each accelerator, GiB.")
 @click.option(
     "--gpu-tflops",
     type=POSITIVE,
     default=312.0,
     show_default=True,
-    help="Their best in the recipe's precision, TFLOP/s; 312 is an A100's in bf16 (NVIDIA's data sheet).",
+    help="Peak of each in the recipe's precision, TFLOP/s; 312 is an A100 in bf16 (NVIDIA's data sheet).",
 )
 @click.option(
     "--utilisation",
     type=click.FloatRange(0, 1, min_open=True),
     default=0.4,
     show_default=True,
-    help="Share of that which training reaches.",
+    help="Share of the peak that training reaches.",
 )
 @click.option(
     "--reserve",
     type=click.FloatRange(0, 1, max_open=True),
     default=0.1,
     show_default=True,
-    help="Share of the memory to leave to driver, libraries and fragmentation.",
+    help="Share of the memory to keep free for driver, libraries and fragmentation.",
 )
 def plan(recipe: Any, gpus: int, gpu_memory: float, gpu_tflops: float, utilisation: float, reserve: float) -> None:
-    """Plan RECIPE's training: parameters, operations, time, memory, disk. Needs no data, weights or GPU."""
+    """Estimate parameters, operations, time, memory and disk of RECIPE. Needs no data, weights or GPU."""
     from rearkit.planning.plan import Machine, make_plan
     from rearkit.planning.plan_tables import print_plan
     from rearkit.planning.step_memory import GIB

@@ -1,4 +1,4 @@
-"""``sweep``, ``compare``, ``diagnose``: many runs side by side."""
+"""``sweep``, ``compare`` and ``diagnose``: commands for several runs side by side."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 
 from rearkit.cli.options import SET
 
+# Shared by `compare` and `diagnose`.
 RUNS = click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 PAGE = click.option("--page", type=click.Path(path_type=Path), help="Page to write; left out: comparison.html.")
 
@@ -17,11 +18,11 @@ PAGE = click.option("--page", type=click.Path(path_type=Path), help="Page to wri
 @click.argument("sweep", metavar="SWEEP", type=click.Path(path_type=Path))
 @SET
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the sweep; left out: runs/NAME.")
-@click.option("--jobs", type=click.IntRange(1), help="Runs at once; left out: one a GPU, or one a core.")
+@click.option("--jobs", type=click.IntRange(1), help="Runs at once; left out: one per GPU, or one per core.")
 def sweep(sweep: Path, overrides: Sequence[str], out: Path | None, jobs: int | None) -> None:
     """Run all variants and seeds of SWEEP, a TOML file, and compare them in a table and on a page.
 
-    What is finished is not run again; what was cut off goes on. --set changes a key in all runs.
+    Finished runs are skipped and interrupted ones resume. --set changes a key in all runs.
     """
     from rearkit.sweeps.report import sweep_and_report
 
@@ -32,7 +33,7 @@ def sweep(sweep: Path, overrides: Sequence[str], out: Path | None, jobs: int | N
 @RUNS
 @PAGE
 def compare(runs: Sequence[Path], page: Path | None) -> None:
-    """Show the folders RUN... side by side: scores, recipes, curves, samples. A sweep's folder stands for its runs."""
+    """Compare runs, given by their folders: scores, recipes, curves, samples. A sweep's folder means all its runs."""
     from rearkit.reports.compare import compare
 
     compare(runs, page)
@@ -43,7 +44,7 @@ def compare(runs: Sequence[Path], page: Path | None) -> None:
 @PAGE
 @click.option("--images", type=click.IntRange(10), default=1000, show_default=True, help="Images to measure on.")
 def diagnose(runs: Sequence[Path], page: Path | None, images: int) -> None:
-    """Diagnose the trained RUN...: exposure bias, embedding awareness, decode consistency; then compare them."""
+    """Diagnose trained runs (exposure bias, embedding awareness, decode consistency), then compare them."""
     from rearkit.reports.compare import diagnose_and_compare
 
     diagnose_and_compare(runs, page, images)

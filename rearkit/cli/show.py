@@ -1,4 +1,4 @@
-"""``show``: what a recipe amounts to."""
+"""``show``: print a recipe in full, with its sizes."""
 
 from __future__ import annotations
 
@@ -19,15 +19,19 @@ if TYPE_CHECKING:
     "--num-gpus", type=click.IntRange(1), default=1, show_default=True, help="Ranks to configure DeepSpeed for."
 )
 def show(recipe: Any, num_gpus: int) -> None:
-    """Show RECIPE resolved: settings, providers, parameters, steps, epochs, DeepSpeed's configuration."""
+    """Show RECIPE in full: settings, providers, parameters, steps, epochs, DeepSpeed's configuration."""
     show_recipe(recipe, num_gpus)
 
 
 def show_recipe(recipe: Recipe, ranks: int = 1) -> None:
-    """Print a recipe with every default, who provides its components, what they amount to, and DeepSpeed's part.
+    """Print a recipe with all defaults, its components' providers, its sizes, and DeepSpeed's configuration.
+
+    Args:
+        recipe: what to show.
+        ranks: number of ranks that DeepSpeed is configured for.
 
     Raises:
-        RecipeError: its batches don't divide over so many ranks, or DeepSpeed would refuse its configuration.
+        RecipeError: its batches don't divide over the ranks, or DeepSpeed would refuse its configuration.
     """
     import tomli_w
     from rich.markup import escape
@@ -40,6 +44,7 @@ def show_recipe(recipe: Recipe, ranks: int = 1) -> None:
     from rearkit.system.devices import resolve_device
     from rearkit.training.deepspeed_config import check_deepspeed_table, deepspeed_config
 
+    # First, so that a recipe that can't be trained is an error before anything is printed.
     config = deepspeed_config(recipe.train, ranks)
     check_deepspeed_table(recipe.train, resolve_device(recipe.device))
     console.print(escape(tomli_w.dumps(recipe_to_dict(recipe))), end="")

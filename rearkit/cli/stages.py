@@ -1,4 +1,4 @@
-"""``run``, and each stage alone."""
+"""``run``, and a command for each stage alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rearkit.cli.options import NUM_GPUS, OUT, optional_recipe_options, recipe_o
 @NUM_GPUS
 @click.pass_obj
 def run(arguments: list[str], recipe: Any, out: Path | None, num_gpus: int | None) -> None:
-    """Run all stages of RECIPE that are not up to date."""
+    """Run the stages of RECIPE that are not up to date."""
     _run_ranks(arguments, recipe, out, num_gpus)
 
 
@@ -33,32 +33,35 @@ def train(arguments: list[str], recipe: Any, out: Path | None, num_gpus: int | N
 def _run_ranks(
     arguments: list[str], recipe: Any, out: Path | None, num_gpus: int | None, only: str | None = None
 ) -> None:
-    """Run stages in this process, or start as many ranks of the same command as are asked for."""
+    """Run stages in this process, or start ``num_gpus`` ranks that each run the same command."""
     from rearkit import pipeline
     from rearkit.system import distributed
 
+    # In a started rank the same option is given again; there it must not start further ranks.
     if num_gpus in (None, 1) or distributed.world_size() > 1:
         pipeline.run(recipe, out, only)
         return
     from rearkit.system.launch import launch
     from rearkit.training.deepspeed_config import batch_layout
 
+    # Checked once here, or each rank would report the same error.
     pipeline.check_inputs(recipe)
     if only in (None, "train"):
+        # Fails for a batch that does not divide over so many ranks, before they start.
         batch_layout(recipe.train, num_gpus)
     raise click.exceptions.Exit(launch(num_gpus, arguments))
 
 
 @click.command()
 @optional_recipe_options
-@click.option("--from-folder", type=click.Path(path_type=Path), help="Folder or tar of images to turn into shards.")
-@click.option("--to", type=click.Path(path_type=Path), help="Folder for those shards.")
-@click.option("--shard-size", type=click.IntRange(1), default=1000, show_default=True, help="Images in a shard.")
-@click.option("--workers", type=click.IntRange(1), help="Processes; left out, one a core.")
+@click.option("--from-folder", type=click.Path(path_type=Path), help="Folder or tar of images to convert to shards.")
+@click.option("--to", type=click.Path(path_type=Path), help="Folder to write these shards to.")
+@click.option("--shard-size", type=click.IntRange(1), default=1000, show_default=True, help="Images per shard.")
+@click.option("--workers", type=click.IntRange(1), help="Processes; left out: one per core.")
 def data(
     recipe: Any, out: Path | None, from_folder: Path | None, to: Path | None, shard_size: int, workers: int | None
 ) -> None:
-    """Write or find the image shards of RECIPE; or turn a folder of images, one sub-folder a class, into shards."""
+    """Provide the image shards of RECIPE; or convert a folder of images, one sub-folder per class, into shards."""
     if _runs_stage("data", recipe, out, from_folder, to, "--from-folder"):
         return
     from rearkit.data.convert import images_to_shards
@@ -69,10 +72,10 @@ def data(
 
 @click.command()
 @optional_recipe_options
-@click.option("--from-jsonl", type=click.Path(path_type=Path), help="Published token file to turn into token shards.")
-@click.option("--to", type=click.Path(path_type=Path), help="Folder for those shards.")
+@click.option("--from-jsonl", type=click.Path(path_type=Path), help="Published token file to convert to token shards.")
+@click.option("--to", type=click.Path(path_type=Path), help="Folder to write these shards to.")
 def tokens(recipe: Any, out: Path | None, from_jsonl: Path | None, to: Path | None) -> None:
-    """Turn the image shards of RECIPE into token shards and check them; or convert a published token file."""
+    """Tokenize the image shards of RECIPE and check the token shards; or convert a published token file."""
     if _runs_stage("tokens", recipe, out, from_jsonl, to, "--from-jsonl"):
         return
     from rearkit.data.convert import jsonl_to_token_shards
@@ -84,7 +87,11 @@ def tokens(recipe: Any, out: Path | None, from_jsonl: Path | None, to: Path | No
 def _runs_stage(
     name: str, recipe: Any, out: Path | None, source: Path | None, target: Path | None, option: str
 ) -> bool:
-    """Run a stage where a recipe is given; otherwise see that a conversion's two options are."""
+    """Run a stage and return True if a recipe is given; else check a conversion's options and return False.
+
+    Raises:
+        click.UsageError: both forms are given or neither, or the conversion lacks ``--to``.
+    """
     if (recipe is None) == (source is None):
         raise click.UsageError(f"give a RECIPE, or {option} and --to")
     if recipe is None:
@@ -98,6 +105,8 @@ def _runs_stage(
 
 
 def _stage_command(name: str, summary: str) -> click.Command:
+    """Make the command of a stage that has no options of its own."""
+
     @click.command(name, help=summary)
     @recipe_options
     @OUT
@@ -116,9 +125,9 @@ tokenizer = _stage_command("tokenizer", "Fit RECIPE's tokenizer, or load its wei
 @recipe_options
 @OUT
 @NUM_GPUS
-@click.option("--classes", help="Instead of the recipe's set: these classes, by number or name, with commas between.")
-@click.option("--grid", type=click.Path(path_type=Path), help="PNG for their images, a row a class.")
-@click.option("--per-class", type=click.IntRange(1), default=8, show_default=True, help="Images of each of them.")
+@click.option("--classes", help="Sample only these classes, numbers or names with commas between, into --grid.")
+@click.option("--grid", type=click.Path(path_type=Path), help="PNG for the images of --classes, a row per class.")
+@click.option("--per-class", type=click.IntRange(1), default=8, show_default=True, help="Images of each of --classes.")
 @click.pass_obj
 def sample(
     arguments: list[str],
@@ -129,12 +138,13 @@ def sample(
     grid: Path | None,
     per_class: int,
 ) -> None:
-    """Sample images from the trained backbone: RECIPE's set of them, or a few of some classes."""
+    """Sample images from the trained backbone: RECIPE's whole set, or a few images of some classes."""
     if (classes is None) != (grid is None):
-        raise click.UsageError("--classes and --grid go together: which classes, and the picture to write")
+        raise click.UsageError("--classes and --grid go together: the classes, and the picture to write")
     if classes is None or grid is None:
         _run_ranks(arguments, recipe, out, num_gpus, only="sample")
         return
+    # --classes are a few images for a picture, which one process samples.
     if num_gpus not in (None, 1):
         raise click.UsageError("--num-gpus is for the recipe's set; --classes are sampled by one process")
     from rearkit.pipeline import trained_run

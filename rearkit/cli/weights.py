@@ -1,4 +1,4 @@
-"""``convert``: weights from one layout to another."""
+"""``convert``: convert weights from one layout to another."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import click
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--to", type=click.Choice(["rearkit", "published"]), required=True, help="Layout to write.")
 def convert(source: Path, target: Path, to: str) -> None:
-    """Translate weights SOURCE into TARGET, between rearkit's layout and the published one."""
+    """Convert weights SOURCE to TARGET, between rearkit's layout and the published one."""
     from rearkit.registry.plugins import registry
     from rearkit.weights import convert
 
+    # All installed components are tried, plugins' included: the keys of a file say which one it belongs to.
     component = convert(source, target, to, registry().all())
     click.echo(f"{target}: weights of {component.kind} {component.name} in the layout of {to}")

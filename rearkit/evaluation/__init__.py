@@ -1,1 +1,1 @@
-"""The stage ``evaluate``, and the report."""
+"""Scores of samples: feature extraction, fidelity, reconstruction, copies, and checks of the samples."""

@@ -1,7 +1,6 @@
-"""A small classifier trained on a run's own images: a feature space for scores where Inception's weights can't be had.
+"""A small classifier trained on a run's own images: a feature space for scores without Inception's weights.
 
-Scores in its feature space compare runs on one data set with one another. They are not Inception scores, and nothing
-here calls them so.
+Scores in its feature space compare runs on the same data set. They do not compare with Inception scores.
 """
 
 from __future__ import annotations
@@ -24,20 +23,22 @@ from rearkit.system.devices import seed_everything
 from rearkit.weights import fit_state_dict, read_state_dict, write_state_dict
 
 FILE = "classifier.safetensors"
-MAX_SHIFT = 16  # training images are shifted by up to 1/16 of their side
+# As augmentation, training images are shifted by up to 1/16 of their side: 2 pixels of 32.
+MAX_SHIFT = 16
 
 
 class Classifier(nn.Module):
-    """Four strided convolutions, a feature layer, a linear head.
+    """Three convolutions with pooling, a feature layer and a linear head.
 
     Args:
         num_classes: C.
-        channels: of the first convolution; the others have twice as many.
+        channels: output channels of the first convolution; the others have twice as many.
         features: width of the feature layer.
     """
 
     def __init__(self, num_classes: int, channels: int, features: int) -> None:
         super().__init__()
+        # Saved with the weights, so that a file alone is enough to build the network again.
         self.sizes = {"num_classes": num_classes, "channels": channels, "features": features}
         wide = 2 * channels
         self.convolutions = nn.Sequential(
@@ -50,7 +51,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(features, num_classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Float images (B, 3, R, R) in [0, 1] to features (B, features), not negative, and logits (B, C)."""
+        """Turn float images (B, 3, R, R) in [0, 1] into features (B, features) >= 0 and logits (B, C)."""
         features = F.relu(self.features(self.dropout(self.convolutions(images * 2 - 1))))
         return features, self.head(features)
 
@@ -58,7 +59,20 @@ class Classifier(nn.Module):
 def train_classifier(
     images: Tensor, labels: Tensor, num_classes: int, table: ClassifierTable, seed: int, device: torch.device
 ) -> Classifier:
-    """Train a classifier on uint8 images (n, 3, R, R) and labels (n,)."""
+    """Train a classifier on uint8 images (n, 3, R, R) and int64 labels (n,).
+
+    Args:
+        images: to train on.
+        labels: their classes, in [0, C).
+        num_classes: C.
+        table: the classifier's settings.
+        seed: of weights, batches, shifts and dropout.
+        device: where to train.
+
+    Returns:
+        the classifier, in eval mode.
+    """
+    # The same images and settings must give the same feature space, or scores would not compare.
     seed_everything(seed, "classifier")
     classifier = Classifier(num_classes, table.channels, table.features).to(device)
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=table.lr)
@@ -67,6 +81,7 @@ def train_classifier(
     with progress_bar("evaluate: classifier", table.steps) as bar:
         for _ in range(table.steps):
             index = torch.randint(len(images), (table.batch,))
+            # One shift for the whole batch is a single cheap roll, and varies enough over the steps.
             down, right = torch.randint(-shift, shift + 1, (2,)).tolist()
             batch = to_float(images[index].roll((down, right), (2, 3))).to(device)
             loss = F.cross_entropy(classifier(batch)[1], labels[index].to(device))
@@ -80,7 +95,7 @@ def train_classifier(
 
 @torch.no_grad()
 def classify(classifier: Classifier, images: Tensor, batch: int) -> Tensor:
-    """Predict the classes (n,) of uint8 images (n, 3, R, R)."""
+    """Predict the classes (n,) int64 of uint8 images (n, 3, R, R), ``batch`` images at a time."""
     device = next(classifier.parameters()).device
     return torch.cat([classifier(to_float(part).to(device))[1].argmax(-1) for part in images.split(batch)]).cpu()
 
@@ -88,19 +103,20 @@ def classify(classifier: Classifier, images: Tensor, batch: int) -> Tensor:
 def find_classifier(
     folder: Path, images: Tensor, labels: Tensor, table: ClassifierTable, seed: int, device: torch.device
 ) -> Classifier:
-    """Load the classifier that a folder holds of these very images and settings; train and save it where there is none.
+    """Load a folder's classifier if it was trained on these images and settings; else train one and save it there.
 
-    Runs that share it are scored in one feature space.
+    Runs that share a classifier are scored in the same feature space.
 
     Args:
-        folder: where it is, or will be.
+        folder: that has or gets the classifier's file.
         images: (n, 3, R, R) uint8.
         labels: (n,) int64; the largest is C - 1.
-        table: its settings.
+        table: the classifier's settings.
         seed: of its training.
-        device: where it is to be.
+        device: to put the classifier on.
     """
     path = folder / FILE
+    # The images themselves are hashed, not their source: a changed shard then changes the digest too.
     settings = json.dumps([attrs.asdict(table), seed]).encode()  # type: ignore[arg-type]
     digest = hashlib.sha256(settings + images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
     try:
@@ -109,21 +125,26 @@ def find_classifier(
         if same:
             return load_classifier(path).to(device)
     except (OSError, KeyError, TypeError, ValueError, WeightsError, safetensors.SafetensorError):
-        pass  # missing, damaged or of another layout: it is made again
+        # Missing, damaged or of another layout: the classifier can always be trained again.
+        pass
     classifier = train_classifier(images, labels, int(labels.max()) + 1, table, seed, device)
     save_classifier(classifier, path, digest)
     return classifier
 
 
 def save_classifier(classifier: Classifier, path: Path, trained_on: str = "") -> None:
-    """Save weights, with the sizes that they need and a digest of what they were made from."""
-    # A single key, since safetensors writes several in an order that differs from run to run.
+    """Save a classifier's weights, with its sizes and a digest of its images and settings."""
+    # A single key: safetensors writes several keys in an order that differs from run to run.
     about = json.dumps({"sizes": classifier.sizes, "trained_on": trained_on})
     write_state_dict(path, classifier.state_dict(), {"classifier": about})
 
 
 def load_classifier(path: str | Path) -> Classifier:
-    """Load what `save_classifier` saved."""
+    """Load a classifier saved by `save_classifier`, in eval mode.
+
+    Raises:
+        WeightsError: the weights do not fit the sizes saved with them.
+    """
     with safetensors.safe_open(path, "pt") as file:
         sizes = json.loads(file.metadata()["classifier"])["sizes"]
     classifier = Classifier(**sizes)

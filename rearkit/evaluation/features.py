@@ -1,7 +1,7 @@
-"""One pass over a set of images: everything that scores and warnings need to know of it, in little memory.
+"""Extract, in one pass over a set of images and in little memory, all that scores and warnings need.
 
-Kept are the features of the images and the two Gaussians of FID and sFID, summed up in float64 as the pass goes on; of
-the logits only the Inception Score of each split, of the pixels only a hash an image.
+These are the features of the images; the Gaussians of FID and sFID, accumulated in float64; the Inception Score of each
+split instead of the logits; and a hash of each image instead of its pixels.
 """
 
 from __future__ import annotations
@@ -29,17 +29,19 @@ from rearkit.weights import write_state_dict
 
 SPLIT = 5_000  # images in a split of the Inception Score (ADM's evaluator)
 SPATIAL_CHANNELS = 7  # of the convolution for sFID (ADM's evaluator)
+# Rows to collect before they are added to the sums: one large matrix product is much faster than many small ones.
 SUMMED_ROWS = 1024
+# Part of the key of cached features; to be raised whenever what is kept of a set changes.
 CACHE_FORMAT = 1
 
 
 @attrs.frozen(eq=False)
 class Gaussian:
-    """The normal distribution that a Fréchet distance takes features for.
+    """Mean and covariance of features: the normal distribution that a Fréchet distance assumes.
 
     Attributes:
-        mu: (F,) float64.
-        sigma: (F, F) float64, unbiased.
+        mu: mean, (F,) float64.
+        sigma: unbiased covariance, (F, F) float64.
     """
 
     mu: np.ndarray
@@ -48,16 +50,16 @@ class Gaussian:
 
 @attrs.frozen(eq=False)
 class Features:
-    """What a pass over n images found.
+    """What is kept of a set of n images.
 
     Attributes:
         features: (n, F) float32, for precision, recall and nearest neighbours.
         gaussian: of these features.
-        spatial: of the flattened spatial features, row by row, channels last.
-        split_scores: the Inception Score of each split of 5,000 images, in order.
-        hashes: (n, 2) int64, a hash of each image's pixels.
-        lowest: the smallest pixel value.
-        highest: the largest.
+        spatial: Gaussian of the spatial features, flattened row by row with channels last.
+        split_scores: Inception Score of each split of 5,000 images, in order.
+        hashes: (n, 2) int64, a 128-bit hash of each image's pixels.
+        lowest: smallest pixel value, in 0 to 255.
+        highest: largest pixel value, in 0 to 255.
         side: R, in pixels.
     """
 
@@ -75,7 +77,7 @@ class Features:
 
 
 class RunningGaussian:
-    """Mean and covariance of rows that come a batch at a time (Chan, Golub, LeVeque 1979), in float64."""
+    """Mean and covariance of rows added batch by batch, in float64 (Chan, Golub and LeVeque 1979)."""
 
     def __init__(self) -> None:
         self._held: list[Tensor] = []
@@ -84,27 +86,32 @@ class RunningGaussian:
         self.scatter = torch.zeros(0, 0, dtype=torch.float64)
 
     def add(self, rows: Tensor) -> None:
-        """Take in rows (B, F); they are summed up many at a time, which is much faster."""
+        """Add rows (B, F)."""
         self._held.append(rows)
         if sum(map(len, self._held)) >= SUMMED_ROWS:
             self._sum_up()
 
     def _sum_up(self) -> None:
+        # In float64: FID is a small difference of large numbers, so float32 sums over 50,000 rows would show in it.
         rows = torch.cat(self._held).double()
         self._held = []
+        # Only the first rows say how wide they are, and on which device.
         if not self.count:
             width = rows.shape[1]
-            self.mean, self.scatter = rows.new_zeros(width), rows.new_zeros(width, width)
+            self.mean = rows.new_zeros(width)
+            self.scatter = rows.new_zeros(width, width)
         total = self.count + len(rows)
         mean = rows.mean(0)
-        centred, shift = rows - mean, mean - self.mean
+        centred = rows - mean
+        shift = mean - self.mean
+        # Scatters around two means add up to the scatter around the joint mean with an outer product of their shift.
         self.scatter.addmm_(centred.T, centred)
         self.scatter.addr_(shift, shift, alpha=self.count * len(rows) / total)
         self.mean = self.mean + shift * (len(rows) / total)
         self.count = total
 
     def gaussian(self) -> Gaussian:
-        """Return what has been summed up; at least two rows must have come."""
+        """Return the Gaussian of all rows added so far, of which there must be at least two."""
         if self._held:
             self._sum_up()
         return Gaussian(self.mean.cpu().numpy(), (self.scatter / (self.count - 1)).cpu().numpy())
@@ -112,25 +119,28 @@ class RunningGaussian:
 
 @torch.no_grad()
 def extract(images: Images, space: FeatureSpace, batch: int, device: torch.device, label: str = "images") -> Features:
-    """Pass over images with torch-fidelity's extractor.
+    """Extract the features of images with torch-fidelity's extractor, in one pass.
 
     Args:
         images: two or more.
-        space: whose network looks at them.
-        batch: images at once.
-        device: where it computes.
+        space: gives the network.
+        batch: images per batch.
+        device: where the network runs.
         label: what the images are, for the progress bar.
 
     Raises:
         RearkitError: the extractor's weights can't be had, or the images can't be read.
     """
     extractor = space.load(device.type == "cuda")
+    # The spatial layer is not one that torch-fidelity can return, so a hook catches its output.
     held: list[Tensor] = []
     handle = extractor.get_submodule(space.spatial).register_forward_hook(lambda _m, _i, output: held.append(output))
-    rows, done = torch.empty(0), 0
+    rows = torch.empty(0)
+    done = 0
     hashes: list[bytes] = []
     logits = Splits()
-    gaussian, spatial = RunningGaussian(), RunningGaussian()
+    gaussian = RunningGaussian()
+    spatial = RunningGaussian()
     lowest, highest, side = 255, 0, 0
     try:
         with progress_bar(f"evaluate: {label}", len(images)) as bar:
@@ -138,19 +148,23 @@ def extract(images: Images, space: FeatureSpace, batch: int, device: torch.devic
                 features_BF, logits_BC = extractor(part.to(device))
                 spatial.add(_flat(held.pop()))
                 gaussian.add(features_BF)
-                if not done:  # room for all of them at once: gathered at the end, they would be in memory twice
+                # Room for all rows at once: a list concatenated at the end would be in memory twice.
+                if not done:
                     rows = torch.empty(len(images), features_BF.shape[1])
-                if done + len(part) > len(rows):  # more images than were announced
+                # More images came than were announced.
+                if done + len(part) > len(rows):
                     rows = torch.cat([rows[:done], torch.empty(len(part), rows.shape[1])])
                 rows[done : done + len(part)] = features_BF.cpu()
                 done += len(part)
                 logits.add(logits_BC)
                 hashes += [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in _pixels(part)]
-                lowest, highest = min(lowest, int(part.min())), max(highest, int(part.max()))
+                lowest = min(lowest, int(part.min()))
+                highest = max(highest, int(part.max()))
                 side = part.shape[-1]
                 bar.advance(len(part))
     finally:
         handle.remove()
+    # Fewer images may have come than were announced, so rows are cut; bytes are read-only, so hashes are copied.
     return Features(
         features=rows[:done],
         gaussian=gaussian.gaussian(),
@@ -164,56 +178,61 @@ def extract(images: Images, space: FeatureSpace, batch: int, device: torch.devic
 
 
 class Splits:
-    """The Inception Score of each 5,000 images in turn; a rest counts as a split of its own, as in ADM's evaluator."""
+    """The Inception Score of each split of 5,000 images in order; a smaller last split counts, as in ADM's code."""
 
     def __init__(self) -> None:
         self._held: list[Tensor] = []
         self._scores: list[float] = []
 
     def add(self, logits_BC: Tensor) -> None:
-        """Take in logits (B, classes)."""
+        """Add logits (B, classes)."""
+        # In single rows, since batches need not end where splits do.
         self._held += logits_BC.cpu().split(1)
         while len(self._held) >= SPLIT:
             self._close(SPLIT)
 
     def scores(self) -> tuple[float, ...]:
-        """Return the scores of the splits, once all logits have come."""
+        """Return the scores of all splits; call it once, after the last logits."""
         if self._held:
             self._close(len(self._held))
         return tuple(self._scores)
 
     def _close(self, count: int) -> None:
-        logits, self._held = torch.cat(self._held[:count]), self._held[count:]
+        logits = torch.cat(self._held[:count])
+        self._held = self._held[count:]
+        # Not shuffled, as in ADM's evaluator: splits are of the samples in their order.
         self._scores.append(isc_features_to_metric(logits, splits=1, shuffle=False)[KEY_METRIC_ISC_MEAN])
 
 
 def _flat(maps: Tensor) -> Tensor:
-    """The first channels of maps (B, channels, h, w), as TensorFlow flattens them: (B, h·w·7)."""
+    """Flatten the first 7 channels of maps (B, channels, h, w) to (B, h·w·7), channels last as in TensorFlow."""
     return maps[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
 
 
 def _pixels(images: Tensor) -> np.ndarray:
+    """Return images (B, R, R, 3), the layout of an ``.npz``, so that hashes do not depend on where images come from."""
     return np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
 
 
 @attrs.frozen
 class FeatureCache:
-    """Features on the disk, by the content of the images and of the extractor's weights.
+    """Features kept on disk, by the content of the images and of the extractor's weights.
 
     Attributes:
-        folder: a file a set; a file can be removed at any time.
+        folder: holds one file for each set of images; files can be deleted at any time.
     """
 
     folder: Path
 
     @classmethod
     def default(cls) -> FeatureCache:
-        """The user's: ``$REARKIT_CACHE``, or ``rearkit`` in the user's folder for caches."""
+        """Return the user's cache: in ``$REARKIT_CACHE``, else in ``rearkit`` in the user's cache folder."""
         caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         return cls(Path(os.environ.get("REARKIT_CACHE") or Path(caches) / "rearkit") / "features")
 
     def extract(self, images: Images, space: FeatureSpace, batch: int, device: torch.device, label: str) -> Features:
-        """Return the features that are there, or extract and keep them; see `extract` of this module."""
+        """Return the kept features of images, or extract and keep them; see the function `extract`."""
+        # Everything that changes the features. Without weights of our own, torch-fidelity's version decides them.
         weights = None if space.weights is None else sha256(Path(space.weights))
         content = {
             "format": CACHE_FORMAT,
@@ -222,6 +241,7 @@ class FeatureCache:
             "weights": weights,
             "torch-fidelity": version("torch-fidelity"),
         }
+        # 128 bits of the hash are enough to be unique, and make short names.
         path = self.folder / f"{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]}.safetensors"
         if path.is_file():
             try:
@@ -235,6 +255,7 @@ class FeatureCache:
         try:
             write_state_dict(path, _to_tensors(found))
         except StorageError as error:
+            # A full disk or a read-only home folder costs time on the next call, but is no reason to fail.
             say(f"evaluate: the features are not kept for another time ({error})")
         return found
 

@@ -1,11 +1,10 @@
-"""FID, sFID, Inception Score, precision and recall: formulas by torch-fidelity, protocol as in ADM's evaluator.
+"""FID, sFID, Inception Score, precision and recall: formulas by torch-fidelity, protocol of ADM's evaluator.
 
-As in ADM's ``evaluator.py`` (openai/guided-diffusion): the reference's ``mu``, ``sigma``, ``mu_s``, ``sigma_s`` are
-used as they are where it has them; precision and recall are against its images ``arr_0``, with 3 neighbours; the
-Inception Score is the mean over splits of 5,000 in the order of the samples; sFID is of the first seven channels of
-``mixed_6/conv``. What differs: features come from torch-fidelity's port of the network, the trace of the matrix root
-comes from eigenvalues instead of ``sqrtm``, and distances are computed in float32, where ADM's are in float16 as long
-as none overflows.
+As in ADM's ``evaluator.py`` (openai/guided-diffusion): statistics ``mu``, ``sigma``, ``mu_s``, ``sigma_s`` of the
+reference are used as they are; precision and recall compare with its images ``arr_0``, with 3 neighbours; the Inception
+Score is the mean over splits of 5,000 in the order of the samples; sFID uses the first seven channels of
+``mixed_6/conv``. Differences: features come from torch-fidelity's port of the network; the trace of the matrix root
+comes from eigenvalues instead of ``sqrtm``; distances are in float32, where ADM's are in float16 unless one overflows.
 """
 
 from __future__ import annotations
@@ -24,8 +23,9 @@ from rearkit.errors import RearkitError
 from rearkit.evaluation.features import Features, Gaussian
 from rearkit.evaluation.image_streams import ARRAY, DAMAGE, Images, NpzImages
 
-FULL_SET = 50_000  # published scores are of so many samples
-BLOCK = 2**24  # distances held at once, for precision and recall
+FULL_SET = 50_000  # number of samples that published scores are computed from
+# Distances in memory at once, for precision, recall and nearest neighbours: 64 MiB in float32.
+BLOCK = 2**24
 
 
 @attrs.frozen
@@ -34,10 +34,11 @@ class Fidelity:
 
     Attributes:
         fid: Fréchet distance of the feature distributions (Heusel et al. 2017).
-        sfid: the same of spatial features (Nash et al. 2021); None where the reference has no statistics of them.
+        sfid: the same for spatial features (Nash et al. 2021); None if the reference has no statistics of them.
         inception_score: exponential of the mean divergence of the class predictions (Salimans et al. 2016).
-        precision: share of the images within the reference's manifold (Kynkäänniemi et al. 2019).
-        recall: share of the reference within the images' manifold.
+        precision: share of the images within the reference's manifold (Kynkäänniemi et al. 2019); None if the
+            reference has no images.
+        recall: share of the reference within the images' manifold; likewise.
     """
 
     fid: float
@@ -49,13 +50,13 @@ class Fidelity:
 
 @attrs.frozen(eq=False)
 class Reference:
-    """What samples are compared with.
+    """The statistics and features that samples are compared with.
 
     Attributes:
-        gaussian: of its features.
+        gaussian: of the reference's features.
         spatial: of its spatial features, or None.
-        features: (n, F) float32 of its images for precision and recall, or None.
-        name: what to call it in an error.
+        features: (n, F) float32 of its images, for precision and recall, or None.
+        name: what to call the reference in an error.
     """
 
     gaussian: Gaussian
@@ -65,7 +66,7 @@ class Reference:
 
     @classmethod
     def of(cls, found: Features, name: str = "the reference") -> Reference:
-        """Take a set of images as the reference."""
+        """Make a reference from the features of a set of images."""
         return cls(found.gaussian, found.spatial, found.features, name)
 
 
@@ -86,24 +87,29 @@ class ReferenceFile:
     images: NpzImages | None
 
     def resolve(self, extract: Callable[[Images], Features]) -> tuple[Reference, Features | None]:
-        """Compute what it lacks from its images: the reference, and what a pass over its images found."""
+        """Return the reference, and the features of its images (None if the file has no images).
+
+        Args:
+            extract: called with the images to get their features.
+        """
         found = None if self.images is None else extract(self.images)
+        # The file's own statistics come first: published ones may be of more images than the file contains.
         if self.gaussian is not None:
             features = None if found is None else found.features
             return Reference(self.gaussian, self.spatial, features, str(self.path)), found
-        assert found is not None  # `read_reference` sees to it that there is one of the two
+        assert found is not None  # `read_reference` refuses files with neither statistics nor images
         return Reference.of(found, str(self.path)), found
 
 
 def read_reference(path: str | Path, key: str = "[evaluate] reference") -> ReferenceFile:
-    """Read a reference ``.npz``: ``mu``, ``sigma``, ``mu_s``, ``sigma_s`` and images ``arr_0``, or some of them.
+    """Read a reference ``.npz`` with ``mu`` and ``sigma``, ``mu_s`` and ``sigma_s``, images ``arr_0``, or some of them.
 
     Args:
         path: of the archive; its images are not read yet.
-        key: what to call it in an error.
+        key: the option or setting that named the file, for errors.
 
     Raises:
-        RearkitError: it is missing or damaged, or has neither ``mu`` and ``sigma`` nor images.
+        RearkitError: the file is missing or damaged, or has neither ``mu`` and ``sigma`` nor images.
     """
     path = Path(path)
     try:
@@ -116,8 +122,10 @@ def read_reference(path: str | Path, key: str = "[evaluate] reference") -> Refer
                 for mu, sigma in (("mu", "sigma"), ("mu_s", "sigma_s"))
             )
             if gaussian is None and ARRAY not in members:
+                # Caught below, like the other reasons why a file can't be a reference.
                 raise KeyError(f"it holds {', '.join(sorted(members)) or 'nothing'}")
             images = NpzImages.open(path) if ARRAY in members else None
+    # A .npy loads as a plain array, which has neither a context nor files: an AttributeError or a TypeError.
     except (*DAMAGE, AttributeError) as error:
         raise RearkitError(f"{key}: {path}: no .npz with mu and sigma, or with images arr_0 ({error})") from None
     return ReferenceFile(path, gaussian, spatial, images)
@@ -126,10 +134,16 @@ def read_reference(path: str | Path, key: str = "[evaluate] reference") -> Refer
 def score(samples: Features, reference: Reference, nearest_k: int) -> Fidelity:
     """Score images against a reference.
 
+    Args:
+        samples: features of the images to score.
+        reference: what to compare them with.
+        nearest_k: neighbours for precision and recall.
+
     Raises:
         RearkitError: there are too few images, or the reference's statistics are of another feature space.
     """
     real = reference.features
+    # Precision and recall need the k-th neighbour of each image within its own set.
     for name, images in (("the samples", samples.features), (reference.name, real)):
         if images is not None and len(images) <= nearest_k + 1:
             raise RearkitError(
@@ -149,15 +163,15 @@ def score(samples: Features, reference: Reference, nearest_k: int) -> Fidelity:
 
 
 def frechet(first: Gaussian, second: Gaussian, name: str = "the reference") -> float:
-    """Fréchet distance of two normal distributions, ``|mu1-mu2|² + tr(S1 + S2 - 2·(S1·S2)^½)``.
+    """Return the Fréchet distance of two normal distributions, ``|mu1-mu2|² + tr(S1 + S2 - 2·(S1·S2)^½)``.
 
     Args:
-        first: of what is scored.
+        first: of the images to score.
         second: of the reference.
         name: what to call the reference in an error.
 
     Raises:
-        RearkitError: they are of different widths.
+        RearkitError: the two have different numbers of features.
     """
     if first.mu.shape != second.mu.shape:
         raise RearkitError(
@@ -165,25 +179,27 @@ def frechet(first: Gaussian, second: Gaussian, name: str = "the reference") -> f
             "score in the space that they were computed in: [evaluate] feature_weights, or --feature-weights"
         )
     found = fid_statistics_to_metric(attrs.asdict(first), attrs.asdict(second), verbose=False)
-    return max(0.0, float(found[KEY_METRIC_FID]))  # of equal distributions, rounding can make it a little negative
+    # For equal distributions rounding can make the result slightly negative.
+    return max(0.0, float(found[KEY_METRIC_FID]))
 
 
 def precision_recall(samples: Tensor, reference: Tensor, nearest_k: int) -> tuple[float, float]:
-    """Share of samples (n, F) in the manifold of the reference (m, F), and of the reference in that of the samples."""
+    """Return the share of samples (n, F) within the manifold of the reference (m, F), and vice versa."""
+    # Few enough rows to keep a block of distances small, but enough to keep the products fast.
     rows = min(10_000, max(64, BLOCK // max(len(samples), len(reference))))
     found = prc_features_to_metric(
         samples,
         reference,
         prc_neighborhood=nearest_k,
         prc_batch_size=rows,
-        save_cpu_ram=True,  # block by block
+        save_cpu_ram=True,  # computes distances block by block
         verbose=False,
     )
     return found[KEY_METRIC_PRECISION], found[KEY_METRIC_RECALL]
 
 
 def nearest(queries: Tensor, among: Tensor, block: int = 1024) -> tuple[Tensor, Tensor]:
-    """Find the nearest of ``among`` (m, F) to each of ``queries`` (n, F): distances and indices (n,)."""
+    """Return distance and index, (n,) each, of the nearest row of ``among`` (m, F) to each of ``queries`` (n, F)."""
     rows = max(1, min(block, BLOCK // len(among)))
     found = [torch.cdist(part, among).min(1) for part in queries.split(rows)]
     return torch.cat([one.values for one in found]), torch.cat([one.indices for one in found])

@@ -1,6 +1,6 @@
-"""Where the images of an evaluation come from: memory, an ``.npz`` of any size, a run's shards, a tokenizer's output.
+"""Sources of images for an evaluation: memory, an ``.npz`` of any size, a run's shards, a tokenizer's output.
 
-All are read in order, a batch at a time, as often as is needed; none but the first is ever whole in memory.
+All can be read several times, in order and batch by batch; only the first kind is ever in memory as a whole.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from rearkit.system.files import sha256
 
 ARRAY = "arr_0"
 LABELS = "arr_1"
+# What reading a damaged archive raises: numpy, zipfile and zlib do not agree on one error.
 DAMAGE = (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
 
 
@@ -30,15 +31,15 @@ class Images(Protocol):
     """A set of square RGB images."""
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of images."""
         ...
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        """Yield uint8 (B, 3, R, R), B up to ``size``, from the first image on."""
+        """Yield uint8 batches (B, 3, R, R) with B up to ``size``, starting at the first image on each call."""
         ...
 
     def digest(self) -> str:
-        """Return a hash that differs where any image does."""
+        """Return a hash that differs if any image differs."""
         ...
 
 
@@ -57,7 +58,9 @@ class MemoryImages:
 
     def digest(self) -> str:
         """See `Images`."""
+        # The shape is hashed too, since the same bytes could be images of another size.
         digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
+        # In parts, since a permuted tensor has to be copied before its bytes can be read.
         for part in self.images.split(256):
             digest.update(part.contiguous().numpy().tobytes())
         return digest.hexdigest()
@@ -65,7 +68,7 @@ class MemoryImages:
 
 @attrs.frozen
 class NpzImages:
-    """The array ``arr_0`` of an ``.npz`` in the ADM layout, compressed or not, read from the front.
+    """The array ``arr_0`` of an ``.npz`` in the ADM layout, compressed or not, read as a stream.
 
     Attributes:
         path: of the archive.
@@ -77,10 +80,10 @@ class NpzImages:
 
     @classmethod
     def open(cls, path: str | Path) -> NpzImages:
-        """Look at the header of an archive.
+        """Open an archive, reading only the header of its images.
 
         Raises:
-            DataError: there is no such file, or no ``arr_0`` of uint8 images (n, R, R, 3) in it.
+            DataError: the file is missing, or has no ``arr_0`` of uint8 images (n, R, R, 3).
         """
         path = Path(path)
         if not path.is_file():
@@ -110,12 +113,14 @@ class NpzImages:
         Raises:
             DataError: the archive is damaged or ends too early.
         """
+        # np.load would read the whole array, 10 GB for 50,000 images of 256 × 256; zipfile reads it piece by piece.
         row = self.shape[1] * self.shape[2] * self.shape[3]
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(f"{ARRAY}.npy") as member:
                 _header(member)
                 for start in range(0, len(self), size):
                     count = min(size, len(self) - start)
+                    # A bytearray, since torch warns of arrays that cannot be written to.
                     content = bytearray(_exactly(member, count * row))
                     array = np.frombuffer(content, np.uint8).reshape(count, *self.shape[1:])
                     yield torch.from_numpy(array).permute(0, 3, 1, 2)
@@ -123,28 +128,33 @@ class NpzImages:
             raise DataError(f"{self.path}: damaged or truncated ({error})") from None
 
     def digest(self) -> str:
-        """See `Images`: the hash of the archive."""
+        """Return the hash of the whole archive; see `Images`."""
         return sha256(self.path)
 
     def labels(self) -> np.ndarray | None:
-        """Return the classes (n,) int64 in ``arr_1``; None where it has none."""
+        """Return the classes (n,) int64 in ``arr_1``; None if there are none, or none that fit the images.
+
+        Raises:
+            DataError: the archive is damaged.
+        """
         try:
             with np.load(self.path, allow_pickle=False) as archive:
                 found = archive.get(LABELS)
         except DAMAGE as error:
             raise DataError(f"{self.path}: damaged or truncated ({error})") from None
+        # An arr_1 that can't be the classes is ignored, since scores need none.
         whole = found is not None and found.shape == (len(self),) and np.issubdtype(found.dtype, np.integer)
         return found.astype(np.int64) if found is not None and whole else None
 
 
 @attrs.frozen(eq=False)
 class StreamedImages:
-    """Images that a function yields anew each time it is called.
+    """Images that a function yields from the start on each call.
 
     Attributes:
-        count: how many it yields.
-        stream: batch size to batches.
-        name: a hash of what they are made from.
+        count: number of images.
+        stream: called with a batch size, yields batches; see `Images`.
+        name: a hash of what the images are made from.
     """
 
     count: int
@@ -164,11 +174,13 @@ class StreamedImages:
 
 
 def take(images: Images, indices: Sequence[int], batch: int = 64) -> Tensor:
-    """Pick images by their numbers, in the order given: uint8 (k, 3, R, R)."""
+    """Return the images with the given indices, in the given order, uint8 (k, 3, R, R)."""
     found: dict[int, Tensor] = {}
-    wanted, start = set(indices), 0
+    wanted = set(indices)
+    start = 0
     for part in images.batches(batch):
         for index in wanted.intersection(range(start, start + len(part))):
+            # Cloned, or one image would keep its whole batch in memory.
             found[index] = part[index - start].clone()
         start += len(part)
         if len(found) == len(wanted):
@@ -177,13 +189,13 @@ def take(images: Images, indices: Sequence[int], batch: int = 64) -> Tensor:
 
 
 def in_batches(images: Iterator[Tensor], size: int) -> Iterator[Tensor]:
-    """Stack single images into batches of ``size``, the last one smaller."""
+    """Stack single images into batches of ``size``; the last batch may be smaller."""
     while held := list(itertools.islice(images, size)):
         yield torch.stack(held)
 
 
 def _header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Read the header of a ``.npy``: shape, whether in Fortran order, type."""
+    """Read the header of a ``.npy``: shape, whether it is in Fortran order, dtype."""
     version = np.lib.format.read_magic(member)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(member)
@@ -191,6 +203,11 @@ def _header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def _exactly(member: IO[bytes], count: int) -> bytes:
+    """Read exactly ``count`` bytes.
+
+    Raises:
+        EOFError: the file ends too early.
+    """
     content = member.read(count)
     if len(content) != count:
         raise EOFError(f"{count - len(content)} bytes are missing")

@@ -1,4 +1,4 @@
-"""Whether samples are copies: the nearest real image to each, in feature space, and how near held-out images come."""
+"""Check whether samples are copies of real images, by distance in feature space compared with held-out images."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from rearkit.evaluation.features import Features
 from rearkit.evaluation.fidelity import nearest
 from rearkit.evaluation.image_streams import Images, take
 
-SHOWN = 8
+SHOWN = 8  # pairs in each row of the picture, at most
 
 
 @attrs.frozen
 class Nearest:
-    """How near samples come to real images.
+    """How close samples are to real images.
 
     Attributes:
-        among: what the real images are.
+        among: what the real images are, in words.
         distance: median over the samples of the distance to the nearest real image, in feature space.
-        held_out_distance: the same of held-out images, which are no copies; None where there are none.
-        identical: samples that equal a real image pixel by pixel.
-        shown: how many pairs there are in each row of the picture.
+        held_out_distance: the same for held-out images, which are not copies; None if there are none.
+        identical: number of samples that equal a real image in every pixel.
+        shown: number of pairs in each row of the picture.
     """
 
     among: str
@@ -42,26 +42,29 @@ def find_copies(
     images: tuple[Images, Images],
     picture: Path | None,
 ) -> Nearest:
-    """Find the nearest real image of each sample, and show some pairs.
+    """Find the nearest real image of each sample, and save a picture of some pairs.
 
     Args:
-        samples: their features.
-        real: those of the images that they might be copies of.
-        held_out: those of real images that are not among these.
-        among: what the real images are.
-        images: the samples' and the real images' pixels.
-        picture: where pairs are saved, samples above: a row of the first, a row of the nearest of all; None: nowhere.
+        samples: features of the samples.
+        real: features of the images that samples might be copies of.
+        held_out: features of real images that are not among these, or None.
+        among: what the real images are, in words.
+        images: pixels of the samples and of the real images.
+        picture: file for the pairs, samples above: first the first samples, then the nearest of all; None for no file.
     """
     distances, indices = nearest(samples.features, real.features)
     shown = min(SHOWN, len(samples))
     rows = []
+    # The first samples show what is typical; the nearest of all would be the copies, if there are any.
     for chosen in () if picture is None else (range(shown), distances.argsort(stable=True)[:shown].tolist()):
         rows += [take(images[0], chosen), take(images[1], indices[list(chosen)].tolist())]
     if picture is not None:
-        from torchvision.transforms.functional import resize  # here, since it takes seconds to import
+        # Imported here, since it takes seconds.
+        from torchvision.transforms.functional import resize
 
-        # A reference's images may be of another size, which is warned of elsewhere.
+        # A reference's images may have another size, which `sample_checks` warns of.
         save_grid(picture, torch.cat([resize(row, [samples.side], antialias=True) for row in rows]), shown)
+    # Hashes of pixels, not distances: images of distance 0 in feature space may still differ.
     known = set(map(tuple, real.hashes.tolist()))
     return Nearest(
         among=among,

@@ -1,4 +1,4 @@
-"""What a tokenizer keeps of an image, and at what price: rFID, PSNR and SSIM against bits and codes in use."""
+"""Rate and distortion of a tokenizer: bits and codes in use; rFID, PSNR and SSIM of its reconstructions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rearkit.evaluation.fidelity import frechet
 from rearkit.evaluation.image_streams import Images, StreamedImages
 from rearkit.tokenization.quality import usage
 
-SSIM_WINDOW = 11  # pixels, with a standard deviation of 1.5 (Wang et al. 2004)
+SSIM_WINDOW = 11  # side of the Gaussian window in pixels, of standard deviation 1.5 (Wang et al. 2004)
 
 
 @attrs.frozen
@@ -26,12 +26,12 @@ class Reconstruction:
     Attributes:
         rfid: Fréchet distance of decoded images to the originals, in the scores' feature space.
         psnr: mean over images of the peak signal-to-noise ratio, in dB.
-        ssim: mean over images of the structural similarity (Wang et al. 2004), of the RGB channels; 1 is the best.
-        codebook_use: share of the codes that occur.
-        perplexity: exponential of the entropy of the codes: how many equally frequent ones would be as varied.
-        bits_per_pixel: tokens an image times log2 of the codebook's size, over its pixels.
-        num_images: how many images were encoded and decoded.
-        images: what they are.
+        ssim: mean over images of the structural similarity (Wang et al. 2004) of the RGB channels; 1 is the best.
+        codebook_use: share of the codes that occur, in [0, 1].
+        perplexity: exponential of the codes' entropy: the number of equally frequent codes with the same entropy.
+        bits_per_pixel: number of tokens times log2 of the codebook's size, divided by the number of pixels.
+        num_images: number of images encoded and decoded.
+        images: what the images are: "held-out" or "training".
     """
 
     rfid: float
@@ -52,30 +52,33 @@ def measure(
     device: torch.device,
     told: str,
 ) -> Reconstruction:
-    """Encode and decode images once, streaming, and hold them against the originals.
+    """Encode and decode images, batch by batch, and compare the results with the originals.
 
     Args:
         tokenizer: frozen, in eval mode.
         images: of the tokenizer's size.
         real: features of these images.
-        extract: passes over images as it was done for ``real``.
-        device: where the tokenizer computes.
-        told: what the images are.
+        extract: extracts features in the same way as those of ``real``.
+        device: where the tokenizer runs.
+        told: what the images are, in words.
     """
     tokenizer.to(device)
     sums = {"psnr": 0.0, "ssim": 0.0}
     counts = torch.zeros(tokenizer.codebook_size, dtype=torch.int64)
 
+    # All measures are taken while the features are extracted, so that each image is decoded once and never kept.
     @torch.no_grad()
     def decoded(size: int) -> Iterator[Tensor]:
         for part in images.batches(size):
             tokens_BN = tokenizer.encode(to_float(part).to(device))
+            # Rounded to bytes, like images that are saved.
             rebuilt = to_uint8(tokenizer.decode(tokens_BN)).cpu()
             counts.add_(torch.bincount(tokens_BN.flatten().cpu(), minlength=len(counts)))
             sums["psnr"] += psnr(to_float(rebuilt), to_float(part)).sum().item()
             sums["ssim"] += ssim(rebuilt, part).sum().item()
             yield rebuilt
 
+    # The name is no hash of the images: `extract` must not look these features up in a cache.
     found = extract(StreamedImages(len(images), decoded, "decoded"))
     codebook_use, perplexity = usage(counts)
     return Reconstruction(
@@ -91,11 +94,12 @@ def measure(
 
 
 def ssim(images: Tensor, reference: Tensor) -> Tensor:
-    """Structural similarity of each image, (B,) in [-1, 1], of uint8 images (B, 3, R, R); see pytorch-msssim."""
+    """Return the structural similarity (B,) in [-1, 1] of uint8 images (B, 3, R, R), by pytorch-msssim."""
     import pytorch_msssim
 
     side = images.shape[-1]
-    window = min(SSIM_WINDOW, side - 1 + side % 2)  # odd, and within the image
+    # Smaller images need a smaller window, which must be odd.
+    window = min(SSIM_WINDOW, side - 1 + side % 2)
     found: Tensor = pytorch_msssim.ssim(
         images.float(), reference.float(), data_range=255, size_average=False, win_size=window
     )
@@ -103,7 +107,7 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
 
 
 def reconstruction_lines(found: Reconstruction) -> list[str]:
-    """Say it in words."""
+    """Format the measures as lines of text."""
     return [
         f"rFID {found.rfid:.2f}, PSNR {found.psnr:.2f} dB, SSIM {found.ssim:.3f} of {found.num_images} {found.images} "
         "images, decoded from their tokens",

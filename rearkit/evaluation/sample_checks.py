@@ -1,6 +1,6 @@
-"""What is suspicious about a set of samples, told beside its scores.
+"""Warnings about suspicious sets of samples, reported beside their scores.
 
-Most scores that can't be reproduced are of a set that was not what its author took it for.
+Scores that can't be reproduced often come from a set with a mistake: duplicates, another size, other classes.
 """
 
 from __future__ import annotations
@@ -17,24 +17,26 @@ from rearkit.evaluation.features import Features
 from rearkit.evaluation.fidelity import FULL_SET, Fidelity
 from rearkit.sampling.manifest import Manifest
 
+# Looked for in names of files and recipes, to warn if the two sides name different ones.
 DATASETS = ("imagenet", "lsun", "ffhq", "celeba", "cifar", "mnist", "afhq", "coco")
 ADM_NAME = re.compile(r"VIRTUAL_[a-z_]+(\d+)")  # ADM's published references have the side in their names
-NARROW = 128  # photographs and drawings alike span more grey levels than this, in thousands of images
+# Any large set of photographs or drawings spans more grey levels than this.
+NARROW = 128
 
 
 @attrs.frozen(eq=False)
 class Checked:
-    """What is known of an evaluation.
+    """All that is known about an evaluation.
 
     Attributes:
-        samples: what a pass over them found.
-        labels: their classes (n,), or None.
-        manifest: theirs, or None.
-        reference: what a pass over the reference's images found, or None.
-        reference_path: its file; None where it is the run's own training images.
-        reference_manifest: its manifest, or None.
+        samples: features of the samples.
+        labels: classes of the samples (n,), or None.
+        manifest: of the samples, or None.
+        reference: features of the reference's images, or None.
+        reference_path: file of the reference; None if it is the run's own training images.
+        reference_manifest: of the reference, or None.
         fidelity: the scores.
-        published: whether they are in the feature space of published scores.
+        published: True if they are in the feature space of published scores.
     """
 
     samples: Features
@@ -48,7 +50,7 @@ class Checked:
 
 
 def warnings(checked: Checked) -> list[str]:
-    """List what is suspicious, a sentence each."""
+    """Return what is suspicious, one sentence each."""
     return [*_set_warnings(checked), *_reference_warnings(checked)]
 
 
@@ -62,6 +64,7 @@ def _set_warnings(checked: Checked) -> Iterator[str]:
             f"{len(samples) - len(counts):,} of {len(samples):,} images are exact copies of others in the set "
             f"(one occurs {int(counts.max())} times): was a seed used twice?"
         )
+    # Floats in 0 to 1 that were cast to bytes have only the values 0 and 1.
     if samples.highest <= 1:
         yield f"pixel values lie in {samples.lowest} to {samples.highest}: saved without scaling to 0 to 255?"
     elif samples.highest - samples.lowest < NARROW:
@@ -73,9 +76,11 @@ def _class_warnings(checked: Checked) -> Iterator[str]:
     manifest = checked.manifest or {}
     listed = manifest.get("counts_per_class")
     if checked.labels is not None and len(checked.labels):
+        # bincount refuses negative labels.
         counts = np.bincount(checked.labels.clip(min=0), minlength=len(listed or ())).tolist()
     else:
         counts = listed or []
+    # A number of samples that is no multiple of the number of classes gives some classes one more.
     if counts and max(counts) - min(counts) > (sum(counts) % len(counts) > 0):
         yield (
             f"classes are unbalanced: {min(counts):,} to {max(counts):,} samples a class over {len(counts):,} classes"
@@ -90,10 +95,12 @@ def _class_warnings(checked: Checked) -> Iterator[str]:
 
 
 def _reference_warnings(checked: Checked) -> Iterator[str]:
+    # Inception resizes its input, and features of images of different sizes differ by that alone.
     if checked.reference is not None and checked.reference.side != checked.samples.side:
         yield (
             f"samples are of {checked.samples.side} pixels a side, the reference's images of {checked.reference.side}"
         )
+    # A file of statistics alone does not hold the size of its images, but the name may.
     if checked.reference is None and checked.reference_path is not None:
         published = ADM_NAME.match(checked.reference_path.name)
         if published is not None and int(published[1]) != checked.samples.side:
@@ -101,20 +108,25 @@ def _reference_warnings(checked: Checked) -> Iterator[str]:
                 f"samples are of {checked.samples.side} pixels a side, "
                 f"the reference is called {checked.reference_path.name}"
             )
-    ours, theirs = _source(checked.manifest), _source(checked.reference_manifest)
+    ours = _source(checked.manifest)
+    theirs = _source(checked.reference_manifest)
+    # Manifests name datasets exactly; without the reference's, names of files and recipes have to do.
     if ours and theirs:
         if ours != theirs:
             yield (
                 f"another dataset? The samples' model was trained on {_told(ours)}, the reference is of {_told(theirs)}"
             )
     elif ours and checked.reference_path is not None:
-        named, known = _datasets(checked.reference_path.name), _datasets(f"{ours} {_name(checked.manifest)}")
+        named = _datasets(checked.reference_path.name)
+        known = _datasets(f"{ours} {_name(checked.manifest)}")
         if named and known and not named & known:
             yield (
                 f"another dataset? The samples' model was trained on {_told(ours)}, "
                 f"the reference is called {checked.reference_path.name}"
             )
-    precision, recall = checked.fidelity.precision, checked.fidelity.recall
+    precision = checked.fidelity.precision
+    recall = checked.fidelity.recall
+    # Exactly 0 is rare even for poor samples, so it suggests a mistake.
     if precision == 0 and recall == 0:
         yield "samples and reference have no part of their manifolds in common: another dataset, or a fault?"
     elif precision == 0:
@@ -124,6 +136,7 @@ def _reference_warnings(checked: Checked) -> Iterator[str]:
 
 
 def _source(manifest: Manifest | None) -> dict[str, object]:
+    """Return the settings of a manifest's data source; empty if it has none."""
     recipe = (manifest or {}).get("recipe", {})
     source: dict[str, object] = recipe.get("data", {}).get("source", {})
     return source
@@ -134,8 +147,10 @@ def _name(manifest: Manifest | None) -> str:
 
 
 def _datasets(text: str) -> set[str]:
+    """Return the well-known datasets that a text mentions."""
     return {name for name in DATASETS if name in text.lower()}
 
 
 def _told(source: dict[str, object]) -> str:
+    """Return a data source in words."""
     return " ".join(str(source[key]) for key in ("name", "train") if key in source)

@@ -1,4 +1,4 @@
-"""Scores of one ``.npz`` against another, both in the ADM layout, without any recipe."""
+"""Score one ``.npz`` against another, both in the ADM layout, without a recipe."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def evaluate_files(
     device: str = "auto",
     cache: FeatureCache | None = None,
 ) -> Scores:
-    """Score an ``.npz`` of samples against a reference ``.npz``, both in the ADM layout, without any recipe.
+    """Score an ``.npz`` of samples against a reference ``.npz``, both in the ADM layout, without a recipe.
 
     Args:
-        samples: whose ``arr_0`` are uint8 images (n, R, R, 3), and ``arr_1``, if there, their classes.
-        reference: with ``mu``, ``sigma``, ``mu_s``, ``sigma_s`` and ``arr_0``, or some of them.
-        feature_weights: torch-fidelity's Inception weights, which it downloads where this is left out, or a run's
-            ``classifier.safetensors``.
-        batch: images at once.
+        samples: file with uint8 images (n, R, R, 3) in ``arr_0`` and, optionally, their classes in ``arr_1``.
+        reference: file with ``mu``, ``sigma``, ``mu_s``, ``sigma_s`` and ``arr_0``, or some of them.
+        feature_weights: Inception weights for torch-fidelity, or a run's ``classifier.safetensors``; None to let
+            torch-fidelity download the former.
+        batch: images per batch.
         nearest_k: neighbours for precision and recall.
         device: ``auto``, ``cpu`` or ``cuda``.
-        cache: where features are kept; left out, the user's.
+        cache: where to keep features; None for the user's cache.
 
     Raises:
         RearkitError: a file can't be used, or the extractor's weights can't be had.

@@ -1,4 +1,4 @@
-"""From samples and real images to one record of scores."""
+"""Score samples against real images; all results go into one record, `Scores`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from rearkit.sampling.sampler import Samples
 from rearkit.system.devices import resolve_device
 
 Extract = Callable[[Images, str], Features]
-"""A pass over images, which are called something for people."""
+"""Extracts the features of images; the text names the images in progress bars and messages."""
 
 
 @attrs.frozen
@@ -37,22 +37,21 @@ class Scores:
     Attributes:
         fid: of the samples against the reference, in ``feature_space``.
         inception_score: of the samples, from the same network's class predictions.
-        precision: see `rearkit.evaluation.fidelity.Fidelity`; None where the reference has no images.
+        precision: see `rearkit.evaluation.fidelity.Fidelity`; None if the reference has no images.
         recall: likewise.
         fid_floor: of held-out real images against the reference; None without held-out images.
         class_agreement: share of samples that the classifier assigns to the class asked for; None without classifier.
-        feature_space: what the numbers were computed in; only Inception scores compare with published ones.
+        feature_space: description of the feature space; only Inception scores compare with published ones.
         classifier_accuracy: of the classifier, on held-out images.
-        num_samples: how many samples were scored.
-        num_held_out: how many held-out images the floor is from; FID falls with more, so compare equal numbers.
+        num_samples: number of samples scored.
+        num_held_out: number of held-out images for the floor; FID falls with more, so compare equal numbers.
         reference: what the samples were compared with.
-        sfid: see `rearkit.evaluation.fidelity.Fidelity`; None where the reference has no spatial statistics.
+        sfid: see `rearkit.evaluation.fidelity.Fidelity`; None if the reference has no spatial statistics.
         warnings: what is suspicious about the samples or the reference.
-        manifest: what made the samples; None where they don't say.
-        held_out: all the scores of held-out real images against the reference, as `fid_floor`; what perfect samples
-            would reach.
-        nearest: how near the samples come to single real images; None where there are none to compare with.
-        tokenizer: what the tokenizer alone keeps of held-out images; None without tokenizer.
+        manifest: what made the samples; None if they have no manifest.
+        held_out: scores of held-out real images against the reference: what perfect samples would reach.
+        nearest: distance of the samples to single real images; None if there are none to compare with.
+        tokenizer: quality of the tokenizer's reconstructions; None without tokenizer.
     """
 
     fid: float
@@ -80,10 +79,10 @@ class Material:
 
     Attributes:
         samples: to be scored.
-        labels: their classes (n,), or None.
-        manifest: what made them, or None.
-        train: the reference, where no file is.
-        held_out: real images to get the floor from, or None.
+        labels: classes of the samples (n,), or None.
+        manifest: what made the samples, or None.
+        train: training images, the reference unless the recipe names a file.
+        held_out: real images for the floor, or None.
     """
 
     samples: Images
@@ -108,15 +107,15 @@ def evaluate(
     Args:
         recipe: whose table, seed and device are used.
         samples: from `rearkit.sample`.
-        train: the reference, unless ``[evaluate] reference`` names one, and what a classifier is trained on.
-        held_out: real images to get the floor from, and to judge the classifier by.
-        folder: where the classifier is, if it was trained before, and is saved; left out, nowhere.
+        train: training images: the reference, unless ``[evaluate] reference`` names one, and for a classifier.
+        held_out: real images for the floor, and to test the classifier on.
+        folder: folder to load the classifier from and save it to; None to keep none.
         manifest: what made the samples, if they are a run's.
         tokenizer: frozen, to be scored too.
-        picture: where samples beside the nearest real images are saved; left out, nowhere.
+        picture: file for a picture of samples and their nearest real images, or None.
 
     Raises:
-        DataError: the classifier is below ``min_accuracy``.
+        DataError: the classifier's accuracy is below ``min_accuracy``.
         RearkitError: the feature extractor's weights can't be had.
     """
     if folder is None:
@@ -148,8 +147,8 @@ def score_material(
         recipe: whose ``[evaluate]`` table and device are used.
         material: the sets.
         space: the feature space.
-        picture: where samples beside the nearest real images are saved; left out, nowhere.
-        tokenizer: frozen, to be scored too, on the held-out images, or else on the reference of training images.
+        picture: file for a picture of samples and their nearest real images, or None.
+        tokenizer: frozen, to be scored too, on held-out images or, without any, on training images.
     """
     table = recipe.evaluate
     extract = extractor(space, table.batch, recipe.device)
@@ -213,7 +212,7 @@ def score_material(
 
 
 def score_lines(scores: Scores) -> list[str]:
-    """Say the scores in words."""
+    """Format the scores as lines of text."""
     lines = [f"FID {scores.fid:.2f} ({scores.num_samples} samples against {scores.reference})"]
     if scores.sfid is not None:
         lines.append(f"sFID {scores.sfid:.2f}")
@@ -245,14 +244,14 @@ def score_lines(scores: Scores) -> list[str]:
 def extractor(
     space: FeatureSpace, batch: int, device: str, cache: FeatureCache | None = None, keep: bool = True
 ) -> Extract:
-    """How images of an evaluation become features; for Inception, whose weights stay the same, they are kept.
+    """Return a function that extracts features; it keeps them on disk for Inception, whose weights never change.
 
     Args:
         space: the feature space.
-        batch: images at once.
+        batch: images per batch.
         device: ``auto``, ``cpu`` or ``cuda``.
-        cache: where they are kept; left out, in the user's cache, and only of Inception.
-        keep: whether they are kept at all.
+        cache: where to keep features; None for the user's cache, and then only for Inception.
+        keep: False to keep no features in the user's cache.
     """
     place = resolve_device(device)
     if cache is None and space.is_inception and keep:
@@ -265,10 +264,10 @@ def extractor(
 def judge(
     recipe: Recipe, train: ImageSet, held_out: ImageSet | None, folder: Path
 ) -> tuple[Classifier, FeatureSpace, float | None]:
-    """Find or train a classifier in a folder: itself, its feature space, its accuracy on held-out images.
+    """Find or train a classifier in a folder; return it, its feature space and its accuracy on held-out images.
 
     Raises:
-        DataError: it is below ``min_accuracy``.
+        DataError: its accuracy is below ``min_accuracy``.
     """
     table, device = recipe.evaluate, resolve_device(recipe.device)
     classifier = find_classifier(folder, train.images, train.labels, table.classifier, recipe.seed, device)

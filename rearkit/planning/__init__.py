@@ -1,1 +1,1 @@
-"""What a recipe will need, found without data, weights or an accelerator."""
+"""Estimates of what a recipe needs; they take no data, no weights and no accelerator."""

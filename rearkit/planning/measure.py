@@ -1,6 +1,6 @@
-"""What a training step and a sampler need, by running them on tensors without content.
+"""Memory and operations of a training step and of a sampler, measured by running them on meta tensors.
 
-So any plugin's backbone and regularizers are planned alike, from their modules, and nothing is downloaded.
+No downloads: modules, plugins' included, run on tensors that have shapes but no data.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @attrs.frozen
 class StepMemory:
-    """Bytes that live during the forward and backward pass of one micro-batch on one rank, without the weights.
+    """Bytes allocated in the forward and backward pass of one micro-batch on one rank, without the weights.
 
     Attributes:
-        activations: the most at any time, gradients of parameters apart.
+        activations: peak, without the parameters' gradients.
         gradients: all gradients of parameters, in the precision of the step.
-        both: the most of the two together at any time; less than their sum, since the backward pass makes gradients
-            while it lets activations go.
+        both: peak of activations and gradients together. Less than the sum of the two peaks, since the backward pass
+            frees activations while it makes gradients.
     """
 
     activations: int
@@ -43,12 +43,12 @@ class StepMemory:
 
 
 def step_memory(recipe: Recipe, micro_batch: int, cuda: bool) -> StepMemory:
-    """Count what a micro-batch takes.
+    """Measure the memory of one micro-batch's forward and backward pass.
 
     Args:
-        recipe: what to train; its blocks are checkpointed where it says so, and never compiled.
+        recipe: what to train; blocks are checkpointed if the recipe says so, and never compiled.
         micro_batch: B.
-        cuda: whether on an accelerator, with fused attention kernels; else on a CPU.
+        cuda: True for an accelerator with fused attention kernels, False for a CPU.
     """
     with _contentless(recipe, cuda) as model, prepared_blocks(model):
         module = TrainModule(model).train()
@@ -65,9 +65,10 @@ def step_memory(recipe: Recipe, micro_batch: int, cuda: bool) -> StepMemory:
 def step_flops(recipe: Recipe, micro_batch: int) -> int:
     """Count the floating-point operations of a micro-batch's forward and backward pass.
 
-    Two for each multiplication and addition in matrix products and convolutions, as `FlopCounterMode` counts them;
-    attention as if it computed all T × T products, also those that causality leaves out.
+    Counted by `FlopCounterMode`: matrix products and convolutions, two operations for each multiply-add. Attention
+    counts as all T × T products, including those that the causal mask removes.
     """
+    # Attention stays unfused here: the stand-in for fused kernels computes nothing, so the counter would miss it.
     with _contentless(recipe, cuda=True, fused=False) as model, prepared_blocks(model):
         module = TrainModule(model).train()
         batch = _batch(model, micro_batch)
@@ -78,13 +79,12 @@ def step_flops(recipe: Recipe, micro_batch: int) -> int:
 
 @attrs.frozen
 class SamplingMemory:
-    """Bytes of one rank while it samples a batch; guidance doubles the rows.
+    """Bytes of one rank while it samples a batch; guidance doubles the number of rows.
 
     Attributes:
         weights: of tokenizer, backbone and heads, in float32.
-        cache: what lives beside them from token to token: keys and values, and whatever else the backbone keeps.
-        peak: the most that lives beside the weights while a batch is decoded, and one image of the one before it is
-            turned into pixels.
+        cache: what is kept from one token to the next: keys, values and anything else the backbone caches.
+        peak: peak beside the weights, while a batch is sampled and an image of the previous batch is decoded to pixels.
     """
 
     weights: int
@@ -93,17 +93,18 @@ class SamplingMemory:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Weights and peak together, in bytes."""
         return self.weights + self.peak
 
 
 def sampling_memory(recipe: Recipe, cuda: bool) -> SamplingMemory:
-    """Count what sampling takes, in float32, over the first two tokens; every image is of another class.
+    """Measure the memory of sampling in float32, over the first two tokens, with all classes of the batch distinct.
 
     Args:
-        recipe: its batch and guidance.
-        cuda: whether on an accelerator; else on a CPU, where backbones may hold a packed copy of their weights.
+        recipe: gives model, batch size and guidance.
+        cuda: True for an accelerator, False for a CPU, where backbones may hold a packed copy of their weights.
     """
+    # Guidance runs a second, unconditional row for each image; at scale 1 it has no effect and is left out.
     rows = recipe.sample.batch * (1 if recipe.sample.guidance_scale == 1 else 2)
     with _contentless(recipe, cuda) as model, torch.no_grad():
         modules = [model.backbone.eval(), model.tokenizer, model.objective]
@@ -113,32 +114,34 @@ def sampling_memory(recipe: Recipe, cuda: bool) -> SamplingMemory:
         with LiveBytes(model.backbone.parameters()) as decoding:
             classes_B = torch.zeros(rows, dtype=torch.int64)
             logits_BV, cache = model.backbone.start(classes_B)
+            # A second token: its buffers live beside a cache that exists already, as in all later steps.
             if model.space.num_tokens > 1:
                 logits_BV = model.backbone.step(classes_B, cache)
             del logits_BV
-            live = decoding.live
+            live = decoding.live  # with the logits gone, little but the cache is left
         del cache
+        # The sampler decodes one image at a time, while the next batch is being sampled: hence the sum of the peaks.
         with LiveBytes() as pixels:
             model.tokenizer.decode(torch.zeros(1, model.space.num_tokens, dtype=torch.int64))
     return SamplingMemory(weights, live, decoding.peak + pixels.peak)
 
 
 def parameter_counts(recipe: Recipe) -> tuple[int, int]:
-    """Count the parameters of the backbone, and of the regularizers' training-only heads."""
+    """Return the number of parameters of the backbone, and of the regularizers' training-only heads."""
     with _contentless(recipe, cuda=True) as model:
         return num_parameters(model.backbone), num_parameters(model.objective)
 
 
 @contextlib.contextmanager
 def _contentless(recipe: Recipe, cuda: bool, fused: bool = True) -> Iterator[Model]:
-    """Build a recipe's modules without content, and stay where tensors have none.
+    """Build a recipe's modules on meta tensors; new tensors within this context hold no data either.
 
-    For a CPU they claim to lie there, so that torch chooses its kernels as it would; for an accelerator they are meta
-    tensors.
+    For a CPU they are fake tensors that report the device cpu, so that torch chooses the kernels it would choose there.
 
     Raises:
-        RearkitError: a component looks at the content of tensors.
+        RearkitError: a component reads values of tensors.
     """
+    # Weights are not read, since they may not be downloaded yet; and nothing is compiled, since nothing is computed.
     plain: Recipe = attrs.evolve(  # type: ignore[misc]
         recipe,
         backbone=attrs.evolve(recipe.backbone, weights=None),
@@ -146,6 +149,7 @@ def _contentless(recipe: Recipe, cuda: bool, fused: bool = True) -> Iterator[Mod
     )
     with contextlib.ExitStack() as stack:
         try:
+            # Built on meta for CPUs too: `_move_here` later replaces the tensors by ones of the active mode.
             with torch.device("meta"):
                 model = build(plain, build_tokenizer(plain, load=False))
             if cuda:
@@ -158,14 +162,14 @@ def _contentless(recipe: Recipe, cuda: bool, fused: bool = True) -> Iterator[Mod
             yield model
         except (RuntimeError, NotImplementedError) as error:
             raise RearkitError(
-                f"{recipe.name}: cannot be planned, since a component needs the content of tensors, and planning "
-                f"computes with shapes alone ({first_line(error)})"
+                f"{recipe.name}: cannot be planned: a component reads the values of tensors, but planning runs on "
+                f"meta tensors, which have only shapes ({first_line(error)})"
             ) from error
 
 
 def _move_here(module: nn.Module, dtype: torch.dtype) -> None:
-    """Exchange a module's tensors for ones of the mode that is on, floats in a type; shared ones stay shared."""
-    made: dict[int, Tensor] = {}
+    """Replace a module's tensors by empty ones of the active device or mode; floating-point ones get ``dtype``."""
+    made: dict[int, Tensor] = {}  # by the id of the old tensor: tied weights must stay tied, or they count twice
     for part in module.modules():
         for tensors in (part._parameters, part._buffers):
             for name, old in tensors.items():

@@ -1,4 +1,4 @@
-"""``plan``: what a recipe costs on given accelerators, before anything is there to run it on."""
+"""``plan``: estimate a recipe's memory, time and disk on given accelerators, without having them."""
 
 from __future__ import annotations
 
@@ -21,21 +21,23 @@ from rearkit.planning.step_memory import GIB, STAGES, RankMemory, rank_memory
 from rearkit.recipe.tables import VIEWS, Recipe
 from rearkit.training.deepspeed_config import batch_layout, deepspeed_config
 
-MICRO_BATCHES = 8  # of them in the table, at most
-CLASS_BYTES, TOKEN_BYTES = 4, 2  # of a sample of a token shard
+MICRO_BATCHES = 8  # powers of two in the table, at most
+# Token shards hold the class as int32 and each token as uint16.
+CLASS_BYTES = 4
+TOKEN_BYTES = 2
 
 
 @attrs.frozen
 class Machine:
-    """What a plan is for.
+    """The machines that a plan is for.
 
     Attributes:
-        ranks: accelerators, over all nodes.
-        memory: of each, bytes.
-        tflops: of each at its best, 10^12 operations a second in the recipe's precision.
-        utilisation: share of that which training reaches, in (0, 1].
-        reserve: share of the memory that is left to the driver, the libraries and fragmentation.
-        cuda: whether they are accelerators; else CPUs.
+        ranks: number of accelerators, over all nodes.
+        memory: of one accelerator, in bytes.
+        tflops: peak of one accelerator in the recipe's precision, in 10^12 operations a second.
+        utilisation: share of the peak that training reaches, in (0, 1].
+        reserve: share of the memory kept free for driver, libraries and fragmentation, in [0, 1).
+        cuda: True for accelerators, False for CPUs.
     """
 
     ranks: int
@@ -47,28 +49,28 @@ class Machine:
 
     @property
     def usable(self) -> float:
-        """Bytes that training may take."""
+        """Bytes of one accelerator that training may use."""
         return self.memory * (1 - self.reserve)
 
 
 @attrs.frozen
 class Plan:
-    """The figures.
+    """The estimates for one recipe on one `Machine`.
 
     Attributes:
-        backbone_parameters: of the backbone, which sampling needs.
-        head_parameters: of the regularizers' training-only heads.
-        micro_batch, accumulation: as the recipe has them on so many ranks.
-        flops: of one step's forward and backward passes, on all ranks.
-        steps, samples, tokens: of the whole training.
-        epochs: where the number of training images is known.
-        seconds: of the whole training.
-        token_shards: bytes, where the number of training images is known.
-        checkpoint: bytes of one.
-        checkpoints: how many are on the disk at most.
+        backbone_parameters: number of parameters that sampling needs.
+        head_parameters: number of parameters of the regularizers' training-only heads.
+        micro_batch, accumulation: as the recipe has them on the machine's ranks.
+        flops: of one optimizer step, forward and backward, summed over all ranks.
+        steps, samples, tokens: numbers for the whole training.
+        epochs: passes over the training images; None if their number is unknown.
+        seconds: duration of the whole training.
+        token_shards: bytes on disk; None if the number of training images is unknown.
+        checkpoint: bytes of one checkpoint.
+        checkpoints: most checkpoints on disk at a time.
         export: bytes of the exported model.
-        sampling: of one rank.
-        memory: by micro-batch and ZeRO stage.
+        sampling: memory of one rank.
+        memory: training memory of one rank, by micro-batch and then ZeRO stage.
     """
 
     backbone_parameters: int
@@ -90,23 +92,27 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, machine: Machine) -> Plan:
-    """Work a plan out.
+    """Estimate a recipe's training and sampling.
 
     Raises:
-        RecipeError: the batch does not divide over the ranks, or there is nothing to train.
+        RecipeError: the global batch does not divide over the ranks, or the recipe trains for 0 steps.
         RearkitError: a component cannot be planned.
     """
     train = recipe.train
     if train.steps == 0:
         raise RecipeError([f"{recipe.name}: [train] steps: 0, so there is no training to plan"])
+    # First, since it fails for a batch that does not divide over the ranks, and the rest takes a while.
     micro, accumulation = batch_layout(train, machine.ranks)
     backbone, heads = parameter_counts(recipe)
     num_tokens = build_tokenizer(recipe, load=False).num_tokens
     flops = step_flops(recipe, micro) * accumulation * machine.ranks
     samples = train.steps * train.global_batch
-    images, views = train_size(recipe), 0 if recipe.tokens.on_the_fly else VIEWS[recipe.tokens.augment]
+    images = train_size(recipe)
+    # Shards hold each training image once per view of the augmentation, held-out images once.
+    views = 0 if recipe.tokens.on_the_fly else VIEWS[recipe.tokens.augment]
     held_out = 0 if images is None else build_dataset(recipe).size("held-out") or 0
     every = train.steps // train.keep_every if train.keep_every else 0
+    # A checkpoint holds weights, AdamW's two moments and the moving average, all in float32.
     numbers = 3 + (train.ema_decay > 0)
     return Plan(
         backbone_parameters=backbone,
@@ -121,7 +127,9 @@ def make_plan(recipe: Recipe, machine: Machine) -> Plan:
         seconds=train.steps * flops / (machine.ranks * machine.tflops * 1e12 * machine.utilisation),
         token_shards=None if images is None else (images * views + held_out) * (TOKEN_BYTES * num_tokens + CLASS_BYTES),
         checkpoint=4 * numbers * (backbone + heads),
-        checkpoints=train.keep_checkpoints + every + 1,  # one more while it is written
+        # A new checkpoint is written before the oldest is removed.
+        checkpoints=train.keep_checkpoints + every + 1,
+        # Without the heads: sampling does not use them.
         export=4 * backbone,
         sampling=sampling_memory(recipe, machine.cuda),
         memory={
@@ -131,7 +139,8 @@ def make_plan(recipe: Recipe, machine: Machine) -> Plan:
 
 
 def micro_batches(micro: int, accumulation: int) -> list[int]:
-    """The recipe's micro-batch, and powers of two that divide a rank's share, the largest ones first to go."""
+    """Return the recipe's micro-batch and the smallest powers of two that divide a rank's share, in ascending order."""
+    # A rank's share of the global batch: only its divisors are micro-batches that a recipe can have.
     share = micro * accumulation
     powers = [1 << n for n in range(share.bit_length()) if share % (1 << n) == 0]
     return sorted({*powers[:MICRO_BATCHES], micro})
@@ -140,8 +149,10 @@ def micro_batches(micro: int, accumulation: int) -> list[int]:
 def _by_stage(recipe: Recipe, machine: Machine, micro_batch: int, parameters: int) -> dict[int, RankMemory]:
     train = recipe.train
     step = step_memory(recipe, micro_batch, machine.cuda)
+    # As training would configure DeepSpeed, with the recipe's own settings for it.
     zero = deepspeed_config(train, machine.ranks)["zero_optimization"]
-    if not machine.cuda:  # a CPU's own memory is where offloading goes
+    # On a CPU, offloading moves nothing out of the memory that is counted.
+    if not machine.cuda:
         zero = {key: value for key, value in zero.items() if not key.startswith("offload_")}
     options: dict[str, Any] = {
         "value_bytes": DTYPES[train.precision].itemsize,
@@ -153,5 +164,5 @@ def _by_stage(recipe: Recipe, machine: Machine, micro_batch: int, parameters: in
 
 
 def gib(size: float) -> str:
-    """Bytes for people."""
+    """Format bytes as GiB, or as MiB below a tenth of a GiB."""
     return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"

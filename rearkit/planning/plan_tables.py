@@ -1,4 +1,4 @@
-"""A plan as tables for people."""
+"""A plan as tables for the terminal."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from rearkit.system.console import console
 
 
 def print_plan(recipe: Recipe, machine: Machine, plan: Plan) -> None:
-    """Print all of it."""
+    """Print a plan: its figures, the memory of a training rank, and how to read that table."""
     table = Table("what", "value", title=f"Plan of {recipe.name} on {machine.ranks} ranks", title_justify="left")
     for name, value in plan_rows(recipe, machine, plan).items():
         table.add_row(name, value)
     console.print(table)
     console.print(memory_table(recipe, machine, plan))
     console.print(
-        f"a rank has {gib(machine.memory)}, of which {machine.reserve:.0%} are left to driver, libraries and "
-        "fragmentation; what fits is green and has a +, the recipe's own choice is bold"
+        f"a rank has {gib(machine.memory)}; {machine.reserve:.0%} of it stay free for driver, libraries and "
+        "fragmentation; what fits is green and marked +, the recipe's own choice is bold and marked *"
     )
 
 
 def plan_rows(recipe: Recipe, machine: Machine, plan: Plan) -> dict[str, str]:
-    """Return every figure but the memory of a training rank, as text."""
+    """Return every figure except a training rank's memory, as text by name."""
     epochs = "" if plan.epochs is None else f", {plan.epochs:,.1f} epochs"
-    shards = "unknown, since the dataset does not tell how many images it has"
+    shards = "unknown, since the dataset does not say how many images it has"
     return {
         "backbone parameters": f"{plan.backbone_parameters:,}",
         "training-only head parameters": f"{plan.head_parameters:,}",
@@ -47,7 +47,7 @@ def plan_rows(recipe: Recipe, machine: Machine, plan: Plan) -> dict[str, str]:
 
 
 def memory_table(recipe: Recipe, machine: Machine, plan: Plan) -> Table:
-    """Memory of a rank by ZeRO stage and micro-batch, in GiB, and what it is made of."""
+    """Make the table of a training rank's memory by ZeRO stage and micro-batch, with its parts below."""
     stages = [f"ZeRO {stage}" for stage in STAGES]
     table = Table("micro-batch", "activations", *stages, title="Memory of a training rank", title_justify="left")
     for size, by_stage in plan.memory.items():
@@ -55,21 +55,23 @@ def memory_table(recipe: Recipe, machine: Machine, plan: Plan) -> Table:
         for stage, memory in by_stage.items():
             fits = memory.total <= machine.usable
             own = stage == recipe.train.zero_stage and size == plan.micro_batch
+            # Signs as well as colours: output may be piped to a file, and not everybody can tell red from green.
             style = f"{'bold ' if own else ''}{'green' if fits else 'red'}"
             cells.append(f"[{style}]{gib(memory.total)} {'+' if fits else '-'}{' *' if own else ''}[/{style}]")
         table.add_row(str(size), gib(by_stage[STAGES[-1]].activations), *cells)
     table.add_section()
+    # These parts are the same for each micro-batch, so any one of them will do.
     first = next(iter(plan.memory.values()))
     parts = ["weights", "gradients", "optimizer", "buffer"]
     if any(memory.offloaded for memory in first.values()):
-        parts.append("offloaded")  # on top: it is in no sum above
+        parts.append("offloaded")  # on top: not part of the sums above
     for part in parts:
         table.add_row(part, "", *(gib(getattr(first[stage], part)) for stage in STAGES))
     return table
 
 
 def duration(seconds: float) -> str:
-    """Time for people."""
+    """Format seconds in the largest unit that they fill: days, hours, minutes or seconds."""
     for name, size in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
         if seconds >= size:
             return f"{seconds / size:,.1f} {name}"

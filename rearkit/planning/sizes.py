@@ -1,4 +1,4 @@
-"""What a recipe amounts to, as text for people."""
+"""A recipe's sizes as text: parameters, tokens, steps, epochs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from rearkit.recipe.tables import VIEWS, Recipe
 
 
 def recipe_sizes(recipe: Recipe) -> dict[str, str]:
-    """Count a recipe's parameters, tokens, steps and epochs, as text for people."""
+    """Return a recipe's numbers of parameters, tokens, steps and epochs, as text by name."""
+    # Without the tokenizer's weights, which may not be fitted or downloaded yet: sizes depend on settings alone.
     model = build(recipe, build_tokenizer(recipe, load=False))
     heads = num_parameters(model.objective)
     rows = {
@@ -21,6 +22,7 @@ def recipe_sizes(recipe: Recipe) -> dict[str, str]:
         "image tokens seen": f"{recipe.train.steps * recipe.train.global_batch * model.space.num_tokens:,}",
     }
     if (size := train_size(recipe)) is not None:
+        # An epoch is a pass over the images, of which an augmentation's views are further copies.
         views = 1 if recipe.tokens.on_the_fly else VIEWS[recipe.tokens.augment]
         rows["epochs"] = f"{recipe.train.steps * recipe.train.global_batch / size:.1f} of {size:,} training images"
         rows["epochs"] += f", {views} views of each" if views > 1 else ""
@@ -28,8 +30,9 @@ def recipe_sizes(recipe: Recipe) -> dict[str, str]:
 
 
 def train_size(recipe: Recipe) -> int | None:
-    """Number of training images, where the dataset can tell without reading them."""
+    """Return the number of training images, or None if the dataset can't say without reading them."""
     try:
         return build_dataset(recipe).size("train")
-    except RearkitError:  # its files are absent
+    except RearkitError:
+        # The dataset's files are absent. Sizes and plans must work before they are downloaded.
         return None

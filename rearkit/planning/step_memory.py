@@ -1,8 +1,8 @@
-"""Memory of a rank while it trains, by ZeRO stage: weights, gradients, optimizer and activations.
+"""Memory of a training rank by ZeRO stage: weights, gradients, optimizer and activations.
 
-What each stage divides among the ranks is from the article on ZeRO (Rajbhandari et al. 2020, section 5): the
-optimizer's state from stage 1, gradients too from stage 2, weights too at stage 3. What else DeepSpeed holds is from
-its code: in 16 bits, and from stage 1 in any precision, it steps on a float32 copy of the weights.
+What each stage divides among the ranks is from the ZeRO paper (Rajbhandari et al. 2020, section 5): from stage 1 the
+optimizer's state, from stage 2 also gradients, at stage 3 also weights. The rest is from DeepSpeed's code: in 16-bit
+precision, and from stage 1 in any precision, it updates a float32 copy of the weights.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class RankMemory:
 
     Attributes:
         weights: in the precision of the step.
-        gradients: of them.
-        optimizer: AdamW's two moments, the moving average where there is one, and the float32 copy where there is one.
-        activations: what the step needs besides: activations, and whatever lives while they are computed.
-        buffer: where DeepSpeed collects gradients for the other ranks, as large as its reduce_bucket_size says.
-        offloaded: optimizer and weights that lie in the host's memory or on its disk instead, and are not in the sum.
+        gradients: of the weights, in the same precision.
+        optimizer: AdamW's two moments and, if there are any, the moving average and the float32 copy of the weights.
+        activations: activations and temporary tensors of the step.
+        buffer: DeepSpeed's buffer for exchanging gradients, sized by reduce_bucket_size.
+        offloaded: optimizer state and weights kept in the host's memory or on its disk; not part of the total.
     """
 
     weights: int
@@ -41,7 +41,7 @@ class RankMemory:
 
     @property
     def total(self) -> int:
-        """The sum."""
+        """All bytes on the accelerator: the sum without what is offloaded."""
         return self.weights + self.gradients + self.optimizer + self.activations + self.buffer
 
 
@@ -56,30 +56,33 @@ def rank_memory(
     averages: bool,
     zero: Mapping[str, Any],
 ) -> RankMemory:
-    """Put a rank's memory together.
+    """Compute a rank's memory from that of one micro-batch.
 
     Args:
-        step: of one micro-batch.
-        parameters: of backbone and heads, all of them.
-        stage: ZeRO's.
-        ranks: how many.
-        value_bytes: of a number in the precision of the step: 4 or 2.
-        accumulates: whether gradients are there already when a forward pass begins.
-        averages: whether a moving average of the weights is kept.
-        zero: DeepSpeed's ``zero_optimization``, for the size of its bucket and what it offloads.
+        step: memory of one micro-batch.
+        parameters: number of parameters of backbone and heads.
+        stage: ZeRO stage, 0 to 3.
+        ranks: number of ranks.
+        value_bytes: size of a number in the precision of the step, 4 or 2.
+        accumulates: True if a step has several micro-batches, so that gradients exist when a forward pass begins.
+        averages: True if a moving average of the weights is kept.
+        zero: DeepSpeed's ``zero_optimization``: bucket size and offloading.
     """
 
     def share(size: int, first_divided: int) -> int:
+        # Rounded up: DeepSpeed pads what it divides, so that all ranks hold equally much.
         return -(-size // ranks) if stage >= first_divided else size
 
     copies = stage >= 1 or value_bytes < 4
-    numbers = 2 + averages + copies
+    numbers = 2 + averages + copies  # per parameter: two moments, average, copy
     gradients = share(step.gradients, 2)
-    # A backward pass frees activations while it makes gradients, so that the two need less than their sum, unless the
-    # gradients are there before (accumulation), or are not all kept (stages 2 and 3).
+    # A backward pass frees activations while it makes gradients, so the two together need less than their sum. Not so
+    # if the gradients exist before (accumulation) or are not all kept (stages 2 and 3).
     activations = step.activations if accumulates or stage >= 2 else step.both - step.gradients
     bucket = int(zero.get("reduce_bucket_size", BUCKET)) if stage >= 1 else 0
-    weights, optimizer = share(parameters * value_bytes, 3), share(numbers * 4 * parameters, 1)
+    weights = share(parameters * value_bytes, 3)
+    optimizer = share(numbers * 4 * parameters, 1)
+    # What is offloaded leaves the accelerator, but still needs room on the host, so it is reported separately.
     offloaded = 0
     if stage >= 1 and "offload_optimizer" in zero:
         optimizer, offloaded = 0, optimizer
@@ -90,7 +93,9 @@ def rank_memory(
         gradients=gradients,
         optimizer=optimizer,
         activations=activations,
-        buffer=step.gradients  # stage 0 puts all of them into one tensor, for the other ranks
+        # Stage 0 flattens all gradients into one tensor. Later stages send them bucket by bucket, stage 1 in float32,
+        # and overlapping communication with computation needs a second bucket.
+        buffer=step.gradients
         if stage == 0
         else bucket * (4 if stage == 1 else value_bytes) * (2 if zero.get("overlap_comm") else 1),
         offloaded=offloaded,

@@ -1,4 +1,4 @@
-"""Memory of a computation, counted on tensors without content."""
+"""Counting the memory of a computation that runs on meta tensors."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors made within this context while they live, gradients of parameters apart.
+    """Counts the bytes of all tensors made within this context, from creation until they are freed.
 
-    It sees each operator's results when they are made and when nothing holds them any more, so that it counts what
-    autograd keeps, in whatever way (saved tensors, checkpoints, functions of one's own), and what lives but briefly.
+    It sees the results of each operator, so it counts temporary tensors and all that autograd keeps: saved tensors,
+    checkpoints, custom autograd functions. Gradients of parameters are counted separately.
 
     Args:
-        parameters: tensors that become gradients of these are counted apart.
+        parameters: whose gradients are counted separately.
 
     Attributes:
         live: bytes alive now, without gradients.
-        peak: the most of them at any time.
-        peak_with_gradients: the most of them and gradients together.
+        peak: highest value of ``live``.
+        peak_with_gradients: highest sum of ``live`` and gradients.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter] = ()) -> None:
@@ -34,9 +34,11 @@ class LiveBytes(TorchDispatchMode):
         self.live = self.peak = self.gradients = self.peak_with_gradients = 0
         self._kinds: dict[int, str] = {}
         self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        # Storages, not tensors: views of a parameter share its storage and take no memory of their own.
         self._known = {parameter.untyped_storage()._cdata for parameter in self._parameters}
 
     def __enter__(self) -> LiveBytes:
+        # A gradient is an ordinary tensor until autograd assigns it, so only these hooks can recognise one.
         self._hooks = [
             parameter.register_post_accumulate_grad_hook(self._is_gradient) for parameter in self._parameters
         ]
@@ -52,15 +54,18 @@ class LiveBytes(TorchDispatchMode):
         inputs = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in inputs:  # else a view, or in place
+            # A result in an input's storage is a view or was computed in place: no new memory.
+            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in inputs:
                 self._made(leaf.untyped_storage())
         return out
 
     def _made(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
+        key = storage._cdata
+        size = storage.nbytes()
         if key in self._kinds or key in self._known or not size:
             return
         self._kinds[key] = "live"
+        # Called when the last tensor of this storage is gone, whoever held it.
         weakref.finalize(storage, self._freed, key, size)
         self.live += size
         self._look()
@@ -85,10 +90,14 @@ class LiveBytes(TorchDispatchMode):
 
 
 class StandIns(TorchDispatchMode):
-    """Within this context, operators work that torch has only for tensors with content: packing a matrix for oneDNN,
-    `torch.unique`, which finds all values different and in order, and `torch.equal`, which finds none unequal."""
+    """Within this context, some operators that torch can't run on meta tensors return results of a plausible shape.
+
+    These are oneDNN's packing of a matrix; `torch.unique`, which finds all values distinct and sorted; and
+    `torch.equal`, which finds all values equal.
+    """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # All distinct is the worst case: backbones that compute once for each class then compute for each row.
         if func is torch.ops.aten._unique2.default:
             return args[0].clone(), torch.zeros_like(args[0]), args[0].new_empty(0)
         if func is torch.ops.aten.equal.default:
@@ -99,23 +108,27 @@ class StandIns(TorchDispatchMode):
 
 
 class FusedAttention(TorchFunctionMode):
-    """Within this context, attention keeps what the fused kernels of an accelerator keep: its inputs, its output, and
-    a float a query; torch would take a tensor without content for one that needs the whole matrix of weights."""
+    """Within this context, attention keeps what an accelerator's fused kernels keep: inputs, output, a float a query.
+
+    On meta tensors torch itself would fall back to plain attention, which keeps the whole T × T matrix.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
+        # Masks, dropout and scale are ignored: they do not change what the fused kernels keep.
         named = dict(zip(("query", "key", "value"), args[:3], strict=False)) | kwargs
         return _FusedAttention.apply(named["query"], named["key"], named["value"])
 
 
 class _FusedAttention(torch.autograd.Function):
-    """Shapes and arithmetic only: two products forward, five backward (FlashAttention, algorithms 1 and 4)."""
+    """Attention by shapes alone, which computes nothing (kept tensors as in FlashAttention, algorithms 1 and 4)."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         out = torch.empty_like(query[..., :1].expand(*query.shape[:-1], value.shape[-1]))
+        # One float32 a query, from which the backward pass recomputes the attention weights.
         logsumexp = query.new_empty(query.shape[:-1], dtype=torch.float32)
         ctx.save_for_backward(query, key, value, out, logsumexp)
         return out

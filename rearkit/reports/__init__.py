@@ -1,1 +1,1 @@
-"""What people read: the page of a run, the page of a comparison, diagnoses, charts."""
+"""Reports for people: the page of a run, the page of a comparison, diagnoses, charts."""

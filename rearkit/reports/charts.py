@@ -1,7 +1,7 @@
-"""The report's charts: from log lines to small SVG drawings that take their colours from the page.
+"""The report's charts: log lines become small SVG drawings that take their colours from the page.
 
-Charts are drawn in placeholder colours, which become CSS variables (``--series-1``, …) and ``currentColor`` in the SVG:
-one drawing is readable on a light and on a dark page.
+Charts are drawn in placeholder colours, which are then replaced by CSS variables (``--series-1``, …) and
+``currentColor``, so that one drawing is readable on a light and on a dark page.
 """
 
 from __future__ import annotations
@@ -13,30 +13,33 @@ from typing import Any
 
 import attrs
 
-POINTS = 300  # longer curves are averaged down to about so many points
-SERIES = 6
+# Longer curves are averaged down to about so many points: more would not show at this size, and make pages slow.
+POINTS = 300
+SERIES = 6  # colours that page.css.j2 defines; further series start again at the first
 STEPS = (1, 2, 2.5, 5, 10)  # between ticks, times a power of ten
-SPARSE = 25  # curves of so few points have them marked
+SPARSE = 25  # curves with at most so many points have each of them marked
 SIZE = (3.7, 2.2)  # inches, at 72 dots each; the page scales it
+# Placeholder colours: any values do that matplotlib puts nowhere else, since they are replaced in the SVG's text.
 INK = "#010203"
 COLOURS = tuple(f"#0a0b{index:02x}" for index in range(1, SERIES + 1))
 
-NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # one run draws the same page twice
+# Left out of the SVG, so that drawing the same run twice gives the same bytes.
+NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 Lines = Sequence[Mapping[str, float]]
 
 WORDS = {
-    "loss": ("Total loss", "nats and regularizers’ terms, weighted"),
+    "loss": ("Total loss", "nats plus weighted regularizer terms"),
     "cross_entropy": ("Cross-entropy", "nats per token"),
     "accuracy": ("Accuracy", "share of tokens whose likeliest code is right"),
     "noise_level": ("Noise level", "mean probability that a context token is replaced"),
     "lr": ("Learning rate", "AdamW’s step size"),
-    "grad_norm": ("Gradient norm", "Euclidean, before clipping"),
+    "grad_norm": ("Gradient norm", "L2, before clipping"),
     "samples_per_second": ("Throughput", "samples per second, since start or resumption"),
 }
 FIT_WORDS = {
-    "loss": ("Total loss", "reconstruction and commitment, weighted"),
-    "reconstruction": ("Reconstruction error", "squared plus absolute, pixels in 0 to 1"),
+    "loss": ("Total loss", "weighted sum of reconstruction and commitment"),
+    "reconstruction": ("Reconstruction error", "squared plus absolute error, pixels in 0 to 1"),
     "commitment": ("Commitment", "squared distance of features to their codes"),
     "codes_used": ("Codes in use", "share of the codebook"),
 }
@@ -48,11 +51,11 @@ class Series:
     """One curve: values at steps.
 
     Attributes:
-        name: what its legend says.
+        name: shown in the legend.
         steps: ascending.
-        values: one a step.
-        averaged: log lines that a value is the mean of, at most.
-        left_out: values that were infinite or not a number.
+        values: one for each step.
+        averaged: most log lines that one value is the mean of.
+        left_out: number of values left out because they were infinite or NaN.
     """
 
     name: str
@@ -64,15 +67,15 @@ class Series:
 
 @attrs.frozen
 class Chart:
-    """Some curves over optimizer steps, or over something else.
+    """Curves over optimizer steps, or over another quantity.
 
     Attributes:
         title: in plain words.
         unit: of the values.
-        series: the curves; one that has no points keeps its place, and so the colours of the others.
-        share: whether the values are shares, shown in percent.
-        over: what the curves are over.
-        over_share: whether that is a share, too.
+        series: the curves. One without points stays in the list, so that the others keep their colours.
+        share: True if the values are shares, shown in percent.
+        over: what the x axis shows.
+        over_share: True if that is a share too.
     """
 
     title: str
@@ -84,17 +87,17 @@ class Chart:
 
     @property
     def averaged(self) -> int:
-        """Log lines that a point is the mean of, at most."""
+        """Most log lines that one point is the mean of."""
         return max(series.averaged for series in self.series)
 
     @property
     def left_out(self) -> int:
-        """How many values were infinite or not a number."""
+        """Number of values left out because they were infinite or NaN."""
         return sum(series.left_out for series in self.series)
 
     @property
     def alt(self) -> str:
-        """The chart in words."""
+        """The chart in words, for screen readers: first and last value of each curve."""
         told = (
             f"{s.name} from {_number(s.values[0], self.share)} at {self._where(s.steps[0])} "
             f"to {_number(s.values[-1], self.share)} at {self._where(s.steps[-1])}"
@@ -108,7 +111,7 @@ class Chart:
 
 
 def training_charts(log: Lines) -> list[Chart]:
-    """Make the charts of a training log, one a measurement; held-out values share the chart of their training twin."""
+    """Make the charts of a training log, one for each measurement; held-out values share the chart of training's."""
     names = list(dict.fromkeys(name for line in log for name in line))
     charts = []
     for key, (title, unit) in WORDS.items():
@@ -119,6 +122,7 @@ def training_charts(log: Lines) -> list[Chart]:
         if name.startswith("regularizer/"):
             regularizer, _, term = name.removeprefix("regularizer/").rpartition("/")
             terms.setdefault(regularizer, []).append((name, term))
+    # After total loss and cross-entropy, the first two of WORDS: the terms are parts of the loss.
     for index, (regularizer, pairs) in enumerate(terms.items()):
         charts.insert(2 + index, _chart(log, f"Regularizer {regularizer}", "loss terms, before weighting", pairs))
     return [chart for chart in charts if chart.series]
@@ -126,6 +130,7 @@ def training_charts(log: Lines) -> list[Chart]:
 
 def fit_charts(history: Lines) -> list[Chart]:
     """Make the charts of a tokenizer's fit: one for each number that it logged."""
+    # Tokenizers of plugins may log numbers that are not in FIT_WORDS; they get a title made from their name.
     names = [name for name in dict.fromkeys(name for line in history for name in line) if name != "step"]
     charts = []
     for name in names:
@@ -135,19 +140,22 @@ def fit_charts(history: Lines) -> list[Chart]:
 
 
 def drawn(charts: Iterable[Chart]) -> list[dict[str, Any]]:
-    """Draw charts for a page's template."""
+    """Draw charts for a page's template: for each its ``chart`` and its ``svg``."""
     return [{"chart": chart, "svg": draw(chart)} for chart in charts]
 
 
 def draw(chart: Chart) -> str:
     """Draw a chart as an ``<svg>`` element."""
+    # Imported here, since matplotlib takes long to import. pyplot is avoided: it keeps global state.
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
     style = {
+        # Text stays text: it takes the page's font and can be searched.
         "svg.fonttype": "none",
+        # A fixed salt makes ids, which are random otherwise, the same in every drawing of the same chart.
         "svg.hashsalt": "rearkit",
         "font.size": 10,
         "axes.edgecolor": INK,
@@ -167,8 +175,10 @@ def draw(chart: Chart) -> str:
         axes.tick_params(axis="x", width=0.6, length=3)
         for series, colour in zip(chart.series, COLOURS * len(chart.series), strict=False):
             marker = "o" if len(series.steps) <= SPARSE else None
+            # Not clipped: a marker at the edge would be cut in half.
             axes.plot(series.steps, series.values, color=colour, marker=marker, markersize=2.6, clip_on=False)
         if chart.share:
+            # matplotlib's margins would reach below 0% and above 100%.
             low, high = axes.get_ylim()
             axes.set_ylim(max(low, 0.0), min(high, 1.0))
         axes.set_xlabel(chart.over)
@@ -183,7 +193,7 @@ def draw(chart: Chart) -> str:
 
 
 def _of_the_page(svg: str) -> str:
-    """Cut the XML prologue off, and put the page's colours in."""
+    """Turn a whole SVG file into an element of the page: without XML prologue, in the page's colours."""
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     for index, colour in enumerate(COLOURS, start=1):
         svg = svg.replace(colour, f"var(--series-{index})")
@@ -196,12 +206,14 @@ def _chart(log: Lines, title: str, unit: str, pairs: Sequence[tuple[str, str]], 
 
 
 def _series(log: Lines, key: str, name: str) -> Series | None:
-    """The values of a key, one a step (the last that was logged), averaged down where there are many."""
+    """Return a key's values, one for each step, averaged down to about `POINTS`; None if no finite value was logged."""
+    # A resumed training repeats the steps since its checkpoint; of a step logged twice the later line counts.
     logged = {line["step"]: float(line[key]) for line in log if key in line}
     points = {step: value for step, value in logged.items() if math.isfinite(value)}
     if not points:
         return None
     steps = sorted(points)
+    # Means of equal groups rather than every n-th point, which would hide spikes between them.
     size = math.ceil(len(steps) / POINTS)
     groups = [steps[start : start + size] for start in range(0, len(steps), size)]
     return Series(

@@ -1,4 +1,4 @@
-"""``compare`` and ``diagnose``: from folders to tables on the screen and a page."""
+"""The commands ``compare`` and ``diagnose``: write tables to the screen, and a page, from runs' folders."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def compare(paths: Sequence[Path], page: Path | None = None) -> None:
 
     Args:
         paths: folders of runs and of sweeps.
-        page: to write; left out, in the folder that they lie in.
+        page: file to write; left out, ``comparison.html`` in the folder that contains them.
 
     Raises:
         RearkitError: a folder is neither a run nor a sweep.
@@ -30,12 +30,18 @@ def compare(paths: Sequence[Path], page: Path | None = None) -> None:
 
 
 def diagnose_and_compare(paths: Sequence[Path], page: Path | None = None, max_images: int = 1000) -> None:
-    """Diagnose runs, add that to their reports, and show them side by side.
+    """Diagnose runs, add the diagnoses to their reports, and show the runs side by side.
+
+    Args:
+        paths: folders of runs and of sweeps.
+        page: file to write; left out, ``comparison.html`` in the folder that contains them.
+        max_images: images to measure on, for each run.
 
     Raises:
         RearkitError: a folder is neither a run nor a sweep, or holds nothing to diagnose.
     """
     groups = find_groups(paths)
+    # All runs are diagnosed before any report is written, so that an error leaves the reports as they were.
     found = {group.name: [diagnose(folder, max_images) for folder in group.folders] for group in groups}
     for group in groups:
         for folder in group.folders:

@@ -25,6 +25,7 @@ from rearkit.system.files import write_text
 from rearkit.training.logs import read_log
 
 PAGE = "comparison.html"
+# Held-out values only: training's depend on each run's own noise and dropout, so they do not compare.
 CURVES = (
     ("held_out/cross_entropy", "Held-out cross-entropy", "nats per token, clean context", False),
     ("held_out/accuracy", "Held-out accuracy", "share of tokens whose likeliest code is right", True),
@@ -32,17 +33,18 @@ CURVES = (
 
 
 def write_page(groups: Sequence[Group], path: Path, title: str, published_as: str = "published") -> Table:
-    """Write the page of groups of runs, and return its table of scores.
+    """Write the page that compares groups of runs, and return its table of scores.
 
     Args:
         groups: in the order to show them.
         path: of the page.
         title: of the page.
-        published_as: what the groups' published figures are.
+        published_as: heading of the groups' published figures.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("rearkit", "reports"),
         autoescape=True,
+        # A misspelt name in the template is an error, not an empty string.
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -54,7 +56,7 @@ def write_page(groups: Sequence[Group], path: Path, title: str, published_as: st
 
 
 def gather(groups: Sequence[Group], table: Table, title: str) -> dict[str, Any]:
-    """Collect what the template shows; a part that no run has is empty."""
+    """Return the template's variables; parts that no run has are empty."""
     diagnoses = {group.name: [d for f in group.folders if (d := read_diagnosis(f)) is not None] for group in groups}
     diagnosed = any(diagnoses.values())
     return {
@@ -66,6 +68,7 @@ def gather(groups: Sequence[Group], table: Table, title: str) -> dict[str, Any]:
         "table": table,
         "differences": differences(groups),
         "curves": drawn(_curves(groups)),
+        # Of a group's first run alone: the runs of a group differ by seed only, and the page stays small.
         "samples": [
             {"label": group.name, "picture": picture}
             for group in groups
@@ -77,35 +80,38 @@ def gather(groups: Sequence[Group], table: Table, title: str) -> dict[str, Any]:
 
 
 def outdated(groups: Sequence[Group]) -> list[str]:
-    """Which results of runs are not of their present recipe and inputs, such as scores of earlier weights."""
+    """Return a note for each run with results of another recipe or other inputs, such as scores of earlier weights."""
     told = []
     for folder in (folder for group in groups for folder in group.folders):
         rows = stage_rows(load_recipe(folder.recipe), folder, STAGES)
         if names := [row["name"] for row in rows if row["state"] == OUT_OF_DATE]:
             told.append(
-                f"{folder.path}: out of date, since made with another recipe or other inputs: {', '.join(names)}; "
+                f"{folder.path}: out of date, made with another recipe or other inputs: {', '.join(names)}; "
                 f"run: python -m rearkit run RECIPE --out {folder.path}"
             )
     return told
 
 
 def differences(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
-    """The recipes' keys that differ between groups, with the value of each; seeds, names and places aside."""
+    """Return the recipe keys that differ between groups, with each group's value; seeds and names are left out."""
     firsts = [group.folders[0] if group.folders else None for group in groups]
     plain = [{} if one is None else recipe_to_dict(load_recipe(one.recipe)) for one in firsts]
+    # As text, since the page shows text, and lists do not hash.
     recipes = [{key: str(value) for key, value in flat(recipe)} for recipe in plain]
     keys = list(dict.fromkeys(key for recipe in recipes for key in recipe))
     own = ("name", "train.seed", "sample.seed")
     told = [(key, [recipe.get(key, ABSENT) for recipe in recipes]) for key in keys if key not in own]
+    # Groups without a run have no recipe: they show dashes, but make no difference.
     return [(key, values) for key, values in told if len({v for v, one in zip(values, firsts, strict=True) if one}) > 1]
 
 
 def _curves(groups: Sequence[Group]) -> list[Chart]:
-    """Training curves, means over each group's runs at the steps that all of them logged."""
+    """Return held-out curves: the mean over each group's runs, at the steps that all of them logged."""
     found = []
     for key, title, unit, share in CURVES:
         series = []
         for group in groups:
+            # Groups without values get an empty series, so that all charts use the same colour for a group.
             logs = [_logged(folder, key) for folder in group.folders]
             steps = sorted(set.intersection(*(set(log) for log in logs))) if logs else []
             means = tuple(statistics.fmean(log[step] for log in logs) for step in steps)

@@ -1,4 +1,4 @@
-"""Diagnoses side by side: tables for the terminal, charts for a page."""
+"""Diagnoses of runs side by side: tables for the terminal, charts for a page."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from rearkit.analysis.diagnose import Diagnosis
 from rearkit.reports.charts import Chart, Series
 
 Named = Mapping[str, Sequence[Diagnosis]]
-"""The diagnoses of groups of runs (the seeds of a variant, say), by the group's name; a group may be a single run."""
+"""Diagnoses by the name of their group of runs, such as the seeds of a variant; a group may be a single run."""
 
 
 def screen_tables(named: Named) -> list[ScreenTable]:
-    """Three tables: exposure bias; embedding awareness and decode consistency; probes. Means over each group."""
+    """Return three tables of means over each group: exposure bias; awareness and decode consistency; probes."""
     return [_exposure(named), _summary(named), _probes(named)]
 
 
 def summary(named: Named) -> list[tuple[str, list[str]]]:
-    """The figures that are one number a run: what each is, and its mean ± standard deviation in each group."""
+    """Return the measures that are one number a run: name, and mean ± standard deviation for each group."""
     measures: list[tuple[str, Callable[[Diagnosis], float | None], bool]] = [
         ("held-out cross-entropy, clean context", lambda d: d.random_codes[0].cross_entropy, False),
         ("… half of the context random codes", lambda d: d.random_codes[-1].cross_entropy, False),
@@ -33,13 +33,14 @@ def summary(named: Named) -> list[tuple[str, list[str]]]:
     ]
     rows = []
     for what, read, share in measures:
+        # Some are None: where no prediction is wrong, or the run has no samples.
         found = [[value for one in members if (value := read(one)) is not None] for members in named.values()]
         rows.append((what, [_spread(values, share) for values in found]))
     return rows
 
 
 def charts(named: Named) -> list[Chart]:
-    """The curves: prediction over the share of the context that is replaced, probes over the blocks."""
+    """Return the charts: prediction over the share of the context that is replaced, probes over the blocks."""
     found = []
     for words, kind in (("random codes", "random_codes"), ("the model’s own draws", "own_draws")):
         for measure, unit, share in (
@@ -63,6 +64,7 @@ def charts(named: Named) -> list[Chart]:
 
 
 def _exposure(named: Named) -> ScreenTable:
+    # The shares are the same in all runs. Own draws have one more, 100%: the column "all".
     first = next(iter(named.values()))[0]
     shares = [f"{p.replaced:.0%}" for p in first.random_codes]
     table = ScreenTable("", "context", *shares, "all", title="cross-entropy (nats a token), accuracy; context replaced")
@@ -82,6 +84,7 @@ def _summary(named: Named) -> ScreenTable:
 
 
 def _probes(named: Named) -> ScreenTable:
+    # Backbones may have different depths. The deepest gives the columns, and the others' rows end earlier.
     deepest = max((one.probes for members in named.values() for one in members), key=len)
     blocks = [str(probe.layer) for probe in deepest]
     table = ScreenTable("", "embedding of", *blocks, title="R² of linear probes, by block")
@@ -98,7 +101,8 @@ def _mean(column: Sequence[object], measure: str) -> float:
 
 
 def _mean_series(name: str, curves: Sequence[Sequence[tuple[float, float]]]) -> Series:
-    """The mean of curves over the same places."""
+    """Return the mean of curves that have the same x values."""
+    # Not strict: if a run has fewer points than the others, the mean ends with it.
     columns = list(zip(*curves, strict=False))
     places = tuple(column[0][0] for column in columns)
     return Series(name, places, tuple(statistics.fmean(value for _, value in column) for column in columns))
@@ -107,5 +111,6 @@ def _mean_series(name: str, curves: Sequence[Sequence[tuple[float, float]]]) -> 
 def _spread(values: Sequence[float], share: bool) -> str:
     if not values:
         return "–"
+    # A single run has no standard deviation.
     show = (lambda x: f"{x:.1%}") if share else (lambda x: f"{x:.3f}")
     return show(statistics.fmean(values)) + (f" ± {show(statistics.stdev(values))}" if len(values) > 1 else "")

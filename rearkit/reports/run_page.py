@@ -1,4 +1,4 @@
-"""``report.html``: one self-contained page that shows a run, whichever of its stages have run."""
+"""``report.html``: one self-contained page about a run, at any time: not all stages need to have run."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from rearkit.training.logs import read_log
 
 DONE = "done"
 OUT_OF_DATE = "out of date"
-PADDING = 2  # pixels between the cells of a saved grid
-CELL = 130  # pixels; larger cells are scaled down
+PADDING = 2  # pixels between the cells of a saved grid, as `save_grid` leaves them
+CELL = 130  # pixels; larger cells are scaled down, so that the page stays small
 
 Results = Mapping[str, Mapping[str, Any] | None]
-"""What each finished stage returned, by its name."""
+"""Each stage's result by the stage's name; None if it has not finished."""
 
 WORK = {
     "data": "image shards",
@@ -48,11 +48,11 @@ WORK = {
 
 
 def write_report(recipe: Recipe, folder: RunFolder, stages: Sequence[Stage]) -> None:
-    """Write ``report.html`` into the run folder, from what its stages have left there.
+    """Write ``report.html`` into the run folder, from the files of its stages.
 
     Args:
-        recipe: the run's; results of an earlier one are shown as out of date.
-        folder: the run's folder; no stage need have run.
+        recipe: of the run; results of another recipe are shown as out of date.
+        folder: the run's folder, in any state.
         stages: the stages of a run, in order.
     """
     environment = jinja2.Environment(
@@ -67,7 +67,7 @@ def write_report(recipe: Recipe, folder: RunFolder, stages: Sequence[Stage]) -> 
 
 
 def gather(recipe: Recipe, folder: RunFolder, flow: Sequence[Stage]) -> dict[str, Any]:
-    """Collect what the template shows; a part whose stage has not run is None or empty."""
+    """Return the template's variables; those of a stage that has not run are None or empty."""
     stages = stage_rows(recipe, folder, flow)
     results = {row["name"]: row["result"] for row in stages}
     diagnosis = read_diagnosis(folder)
@@ -94,7 +94,7 @@ def gather(recipe: Recipe, folder: RunFolder, flow: Sequence[Stage]) -> dict[str
 
 
 def summary(recipe: Recipe, results: Results) -> str:
-    """Say in a sentence what the run is and how far it got."""
+    """Describe the run and how far it got, in a sentence."""
     trained, scores = results["train"], results["evaluate"]
     backbone = f"A {recipe.backbone.name} backbone"
     if trained is not None:
@@ -116,23 +116,25 @@ def summary(recipe: Recipe, results: Results) -> str:
 
 
 def is_inception(scores: Mapping[str, Any]) -> bool:
-    """Whether scores are in the feature space that published ones are in."""
+    """Return whether scores are in the feature space of published scores."""
     return str(scores["feature_space"]).startswith("Inception")
 
 
 def score_cards(scores: Mapping[str, Any] | None) -> list[dict[str, str]]:
-    """Scores as name, number, what held-out real images reach, and what it means."""
+    """Return each score's name, value, floor (what held-out real images reach) and meaning."""
     if scores is None:
         return []
+    # The floor of FID may be there without the other scores of held-out images.
     real = {"fid": scores["fid_floor"], **(scores.get("held_out") or {})}
     cards = []
     for key, name, digits, meaning in (
         ("fid", "FID", 2, f"of {scores['num_samples']:,} samples, in this feature space; lower is better"),
-        ("sfid", "sFID", 2, "FID of features that know where in the image they are"),
-        ("inception_score", "Inception Score", 2, "higher is better; 1 is the least"),
+        ("sfid", "sFID", 2, "FID of features that keep their position in the image"),
+        ("inception_score", "Inception Score", 2, "higher is better; the minimum is 1"),
         ("precision", "Precision", 3, "share of samples that lie among real images"),
         ("recall", "Recall", 3, "share of real images that lie among samples"),
     ):
+        # Scores that this reference does not allow, such as sFID without spatial statistics, are None.
         if scores.get(key) is not None:
             floor = "" if real.get(key) is None else f"{real[key]:.{digits}f}"
             cards.append({"name": name, "value": f"{scores[key]:.{digits}f}", "floor": floor, "meaning": meaning})
@@ -143,38 +145,39 @@ def score_cards(scores: Mapping[str, Any] | None) -> list[dict[str, str]]:
                 "name": "Class agreement",
                 "value": f"{scores['class_agreement']:.1%}",
                 "floor": "" if accuracy is None else f"{accuracy:.1%}",
-                "meaning": "samples that the classifier takes for the class asked for",
+                "meaning": "share of samples that the classifier assigns to the class asked for",
             }
         )
     return cards
 
 
 def score_notes(scores: Mapping[str, Any] | None) -> list[str]:
-    """What must be known before the scores are compared with others."""
+    """Return what readers need to know before they compare the scores with others."""
     if scores is None:
         return []
-    notes = [f"All against {scores['reference']}."]
+    notes = [f"All compared with {scores['reference']}."]
     samples, held_out = scores["num_samples"], scores["num_held_out"]
     if scores["fid_floor"] is not None:
         notes.append(
-            f"“Real images” is what {held_out:,} held-out real images reach: the floor of FID, and what perfect "
-            "samples would come to."
+            f"“Real images” are the scores of {held_out:,} held-out real images: the floor of FID, and what perfect "
+            "samples would reach."
         )
     if scores["fid_floor"] is None:
         notes.append("There are no held-out images to compute a floor from.")
     elif samples != held_out:
         notes.append(
-            f"FID falls with more images: that of {samples:,} samples and a floor of {held_out:,} images "
+            f"FID falls with more images: the FID of {samples:,} samples and a floor from {held_out:,} images "
             "compare only roughly."
         )
     if is_inception(scores) and samples < FULL_SET:
-        notes.append(f"Published scores are of {FULL_SET:,} samples; FID is higher with fewer.")
+        notes.append(f"Published scores are computed from {FULL_SET:,} samples; FID is higher with fewer.")
     return notes
 
 
 def stage_rows(recipe: Recipe, folder: RunFolder, stages: Sequence[Stage]) -> list[dict[str, Any]]:
-    """Each stage with its state, seconds and result; out of date is also what comes after one that is."""
+    """Return each stage's name, state, seconds and result; a stage is also out of date if one of its inputs is."""
     rows: dict[str, dict[str, Any]] = {}
+    # In order, since a stage's state depends on those of its inputs.
     for stage in stages:
         done = folder.done(stage.name) or {}
         inputs_hold = all(rows[name]["state"] == DONE for name in stage.inputs)
@@ -191,16 +194,18 @@ def stage_rows(recipe: Recipe, folder: RunFolder, stages: Sequence[Stage]) -> li
 def _state(stage: Stage, recipe: Recipe, folder: RunFolder, inputs_hold: bool) -> str:
     done = folder.done(stage.name)
     if done is None:
+        # The key is written when a stage starts.
         return "unfinished" if folder.key(stage.name).is_file() else "not run"
     try:
         holds = inputs_hold and done["key"] == stage_key(stage, recipe, folder)
-    except (RearkitError, OSError):  # a file that only this stage reads may be gone by now
+    except (RearkitError, OSError):
+        # A file that the key depends on may be gone by now; the finished results are still good.
         holds = inputs_hold
     return DONE if holds else OUT_OF_DATE
 
 
 def _reconstructions(folder: RunFolder, result: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Pictures of originals above what they decode to; of decoded tokens alone, where there are no images."""
+    """Return pictures of originals above their reconstructions, or of decoded tokens if there are no images."""
     if result is None:
         return []
     high = 2 if "psnr" in result or result["train_views"] > GRID_IMAGES else 1
@@ -208,7 +213,7 @@ def _reconstructions(folder: RunFolder, result: Mapping[str, Any] | None) -> lis
 
 
 def _copies(folder: RunFolder, scores: Mapping[str, Any] | None) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Pictures of samples above the real images nearest to them: of the first samples, and of the nearest of all."""
+    """Return pictures of samples above their nearest real images: the first samples, then the nearest of all."""
     if scores is None or scores.get("nearest") is None:
         return []
     rows = _strips(folder.nearest, rows=2, high=2, columns=4)
@@ -216,17 +221,19 @@ def _copies(folder: RunFolder, scores: Mapping[str, Any] | None) -> list[tuple[s
 
 
 def _sample_rows(folder: RunFolder, result: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """The rows of the sample grid: a class's name and its pictures."""
+    """Return the rows of the sample grid: for each class its name and pictures."""
     if result is None:
         return []
     count = result["grid_classes"]
     pictures = _strips(folder.sample_grid, rows=count, high=1, columns=5)
+    # Not strict: the grid shows the first classes only.
     return [{"label": label, "pictures": row} for label, row in zip(run_classes(folder).titles, pictures, strict=False)]
 
 
 def sample_grid(folder: RunFolder) -> dict[str, Any] | None:
-    """The picture of a run's samples, a class a row, as a whole; None where there is none."""
-    path, done = folder.sample_grid, folder.done("sample")
+    """Return the whole sample grid of a run as one picture, a class a row; None if there is none."""
+    path = folder.sample_grid
+    done = folder.done("sample")
     if done is None or not path.is_file():
         return None
     with Image.open(path) as opened:
@@ -235,18 +242,19 @@ def sample_grid(folder: RunFolder) -> dict[str, Any] | None:
 
 
 def _strips(path: Path, rows: int, high: int, columns: int) -> list[list[dict[str, Any]]]:
-    """Cut a saved grid into pictures that a narrow page can wrap.
+    """Cut a saved grid into pictures that wrap on a narrow page.
 
     Args:
-        path: of the grid; there may be none.
+        path: of the grid's file, which may be missing.
         rows: rows of pictures.
-        high: rows of the grid in each.
-        columns: columns of the grid in each, at most.
+        high: rows of the grid in each picture.
+        columns: most columns of the grid in each picture.
     """
     if not path.is_file():
         return []
     with Image.open(path) as opened:
         grid = opened.convert("RGB")
+    # A pitch is a cell with its padding on one side; the grid has padding once more at the far edge.
     pitch = (grid.height - PADDING) // (rows * high)
     total = max(1, (grid.width - PADDING) // pitch)
     return [
@@ -259,12 +267,13 @@ def _strips(path: Path, rows: int, high: int, columns: int) -> list[list[dict[st
 
 
 def _cut(grid: Image.Image, pitch: int, row: int, high: int, left: int, right: int) -> Image.Image:
-    """Cells of a grid without the padding around: ``high`` rows from ``row`` on, columns ``left`` to ``right``."""
+    """Cut out ``high`` rows of cells from ``row`` on, columns ``left`` to ``right``, without the padding around."""
     return grid.crop((PADDING + left * pitch, PADDING + row * pitch, right * pitch, (row + high) * pitch))
 
 
 def _picture(image: Image.Image, pitch: int) -> dict[str, Any]:
-    """A data URI with its size in CSS pixels: PNG for enlarged small images, JPEG for photographs."""
+    """Return an image as a data URI with its size in CSS pixels; larger cells become JPEG, others PNG."""
+    # JPEG would blur the pixels of small images, which are saved enlarged; PNG of photographs would be much larger.
     form = "PNG"
     if pitch > CELL:
         form = "JPEG"

@@ -1,1 +1,1 @@
-"""Sweeps: many runs of one recipe with other keys and seeds, and their table."""
+"""Sweeps: many runs of one recipe with different keys and seeds, and a table that compares them."""

@@ -1,4 +1,4 @@
-"""Runs a sweep: each run in a process of its own, some at once; what is finished is kept, what was cut off goes on."""
+"""Run a sweep: each run in its own process, several at once. Finished runs are skipped, interrupted ones resume."""
 
 from __future__ import annotations
 
@@ -24,21 +24,22 @@ from rearkit.system.files import read_json, write_json
 from rearkit.system.locks import try_lock
 
 LOG = "run.log"
+# Seconds between looks at the processes: short beside any run, long enough to cost no processor time.
 POLL_S = 0.5
 
 
 @attrs.define(eq=False)
 class Job:
-    """A run of the sweep on its way.
+    """The state of one run of the sweep.
 
     Attributes:
-        run: the plan.
-        folder: its own.
-        shared: where its stages before training are.
-        leader: an earlier job that trains the very same model, or None.
-        process: while it works.
-        started: when, by the monotonic clock.
-        over: finished, or failed.
+        run: what to run.
+        folder: the run's own folder.
+        shared: the folder with its stages before training.
+        leader: an earlier job that trains the same model, or None.
+        process: its process; None before it starts.
+        started: when the process started, in seconds of the monotonic clock.
+        over: True once the run has finished or failed.
         trouble: why it failed, or None.
     """
 
@@ -57,20 +58,21 @@ def run_sweep(sweep: Sweep, root: Path, num_jobs: int | None = None) -> dict[str
 
     Args:
         sweep: from `load_sweep`.
-        root: its folder.
-        num_jobs: processes at once; left out, one a GPU, or one a core.
+        root: the sweep's folder.
+        num_jobs: processes at once; None for one a GPU, or one a core without GPUs.
 
     Returns:
-        by variant, the folders of its finished runs.
+        the folders of the finished runs, by variant.
 
     Raises:
-        RearkitError: some runs failed (the others were finished first), or the folder holds something else.
+        RearkitError: some runs failed (after all others have finished), or the folder holds something else.
     """
     _claim(sweep, root)
     jobs = _jobs(sweep, root)
     gpus = visible_gpus(sweep.runs[0].recipe)
     width = num_jobs or len(gpus) or (os.cpu_count() or 1)
     _work(jobs, root, min(width, len(jobs)), gpus)
+    # One failed run stops no other: all that can finish has done so before the error is raised.
     failed = [job for job in jobs if job.trouble is not None]
     if failed:
         told = [f"{job.run.name}: {job.trouble}; see {job.folder.path / LOG}" for job in failed]
@@ -81,7 +83,7 @@ def run_sweep(sweep: Sweep, root: Path, num_jobs: int | None = None) -> dict[str
 
 
 def finished(sweep: Sweep, root: Path) -> dict[str, list[RunFolder]]:
-    """By variant, the folders of those runs that have been scored."""
+    """Return the folders of the runs whose stages are all up to date, by variant."""
     found: dict[str, list[RunFolder]] = {variant: [] for variant in sweep.variants}
     for run in sweep.runs:
         folder = RunFolder(root / run.name)
@@ -91,7 +93,7 @@ def finished(sweep: Sweep, root: Path) -> dict[str, list[RunFolder]]:
 
 
 def visible_gpus(recipe: Recipe) -> list[str]:
-    """The GPUs that runs may be spread over, as CUDA_VISIBLE_DEVICES would name them."""
+    """Return the GPUs to spread runs over, as CUDA_VISIBLE_DEVICES names them; empty for a recipe on the CPU."""
     if recipe.device == "cpu" or not torch.cuda.is_available():
         return []
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -99,6 +101,11 @@ def visible_gpus(recipe: Recipe) -> list[str]:
 
 
 def _claim(sweep: Sweep, root: Path) -> None:
+    """Mark a folder as this sweep's, or raise if it holds something else.
+
+    Raises:
+        RearkitError: the folder holds another sweep, or files that are not a sweep's.
+    """
     about = read_json(root / ABOUT)
     if root.exists() and (not root.is_dir() or (about is None and any(root.iterdir()))):
         raise RearkitError(f"{root}: not empty and not a sweep; choose another folder with --out")
@@ -106,12 +113,15 @@ def _claim(sweep: Sweep, root: Path) -> None:
         raise RearkitError(f"{root}: holds another sweep, {about.get('sweep')!r}; choose another folder with --out")
     runs = {name: [run.name for run in sweep.runs if run.variant == name] for name in sweep.variants}
     told = {"sweep": sweep.name, "runs": runs, "published": sweep.published, "published_as": sweep.published_as}
+    # Variants and seeds may have been added since; the runs of the others stay.
     if about != told:
         write_json(root / ABOUT, told)
 
 
 def _jobs(sweep: Sweep, root: Path) -> list[Job]:
+    """Return a job for each run; the stages before training are run here, since several runs share them."""
     shared = prepare_common((run.recipe for run in sweep.runs), root)
+    # Runs that differ only after training (in sampling, say) have the same key up to there: the first one trains.
     leaders: dict[str, Job] = {}
     jobs = []
     for run, common in zip(sweep.runs, shared, strict=True):
@@ -123,9 +133,11 @@ def _jobs(sweep: Sweep, root: Path) -> list[Job]:
 
 
 def _work(jobs: list[Job], root: Path, width: int, gpus: list[str]) -> None:
-    """Keep ``width`` processes at work until no job is left."""
+    """Keep up to ``width`` processes running until no job is left."""
+    # A slot is one process at a time on one GPU, so that the runs spread evenly over the GPUs.
     slots: list[Job | None] = [None] * width
-    started, waiting = time.monotonic(), False
+    started = time.monotonic()
+    waiting = False
     try:
         while not all(job.over for job in jobs):
             for slot, job in enumerate(slots):
@@ -136,9 +148,10 @@ def _work(jobs: list[Job], root: Path, width: int, gpus: list[str]) -> None:
                     slots[slot] = _start_next(jobs, root, width, gpus[slot % len(gpus)] if gpus else None)
             if not any(slots) and not waiting and not all(job.over for job in jobs):
                 waiting = True
-                say("waiting for runs that another process is at")
+                say("waiting for runs that another process is working on")
             time.sleep(POLL_S)
     finally:
+        # All are told to stop before any is waited for, so that they save their checkpoints at the same time.
         working = [job.process for job in jobs if job.process is not None and job.process.poll() is None]
         for process in working:
             process.terminate()  # it saves a checkpoint
@@ -147,10 +160,12 @@ def _work(jobs: list[Job], root: Path, width: int, gpus: list[str]) -> None:
 
 
 def _start_next(jobs: list[Job], root: Path, width: int, gpu: str | None) -> Job | None:
-    """Start the first job that can be; jobs that turn out to be finished are marked so on the way."""
+    """Start the first job that is ready and return it; mark jobs that need no work as over on the way."""
     for job in jobs:
+        # A job with a leader waits for it, to take over its trained model.
         if job.over or job.process is not None or (job.leader is not None and not job.leader.over):
             continue
+        # Another process may work on the same sweep; a lock says which runs are taken.
         lock = try_lock(root / "locks" / f"{job.run.name}.lock")
         if lock is None:
             continue
@@ -160,22 +175,25 @@ def _start_next(jobs: list[Job], root: Path, width: int, gpu: str | None) -> Job
             link(job.shared, job.folder, (*COMMON, "classifier"))
             if job.leader is not None:
                 link(job.leader.folder, job.folder, ("train",))
+            # Only now, with the lock held and the links made: another process may have finished the run meanwhile.
             if up_to_date(STAGES, job.run.recipe, job.folder):
                 job.over = True
                 continue
             _start(job, width, gpu, lock)
             return job
         finally:
-            os.close(lock)  # the process that was started holds it on
+            os.close(lock)  # a started process inherited it, and holds it until its end
     return None
 
 
 def _start(job: Job, width: int, gpu: str | None, lock: int) -> None:
     environment = dict(os.environ)
+    # By default each process would start a thread for every core, and the runs would slow each other down.
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // width)))
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu
-    recipe, out = str(job.folder.recipe), str(job.folder.path)
+    recipe = str(job.folder.recipe)
+    out = str(job.folder.path)
     with (job.folder.path / LOG).open("wb") as log:
         job.process = subprocess.Popen(
             [sys.executable, "-m", "rearkit", "run", recipe, "--out", out],
@@ -184,13 +202,14 @@ def _start(job: Job, width: int, gpu: str | None, lock: int) -> None:
             stderr=subprocess.STDOUT,
             env=environment,
             pass_fds=(lock,),
-            start_new_session=True,  # Ctrl-C is for the sweep, which then stops its runs by SIGTERM
+            # In a session of its own Ctrl-C does not reach the run: the sweep gets it, and stops its runs by SIGTERM.
+            start_new_session=True,
         )
     job.started = time.monotonic()
 
 
 def _end(job: Job, jobs: list[Job], started: float) -> None:
-    """Note how a process ended, and tell."""
+    """Record how a job's process ended, and report it."""
     assert job.process is not None
     job.over = True
     if job.process.returncode:
@@ -199,6 +218,7 @@ def _end(job: Job, jobs: list[Job], started: float) -> None:
         return
     left = [other for other in jobs if not other.over]
     ended = sum(other.over and other.process is not None for other in jobs)
+    # From the jobs that this call ran: those found finished took no time, and would make the estimate too low.
     minutes = (time.monotonic() - started) / ended * len(left) / 60
     fid = job.folder.result("evaluate")["fid"]
     seconds = time.monotonic() - job.started
@@ -206,7 +226,7 @@ def _end(job: Job, jobs: list[Job], started: float) -> None:
 
 
 def _last_words(log: Path, code: int) -> str:
-    """The error that a process ended with, in a line."""
+    """Return the first error line in a run's log, else its last line, else its exit code."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return next(iter(told), lines[-1] if lines else f"exit code {code}")

@@ -1,7 +1,7 @@
-"""What the runs of a sweep have in common is computed once, and linked into each run's folder.
+"""Stages that the runs of a sweep have in common are run once, and hard-linked into each run's folder.
 
-Hard links make each run whole: it can be moved, continued or looked at alone, and what is written later takes a link's
-place instead of changing the file that others see.
+With hard links each run's folder is complete: it can be moved, resumed or looked at alone. Later writes replace the
+link and leave the other runs' file unchanged.
 """
 
 from __future__ import annotations
@@ -26,20 +26,22 @@ COMMON = ("data", "tokenizer", "tokens")
 
 
 def prepare_common(recipes: Iterable[Recipe], root: Path) -> list[RunFolder]:
-    """Return for each recipe a folder with its stages before training and its classifier; make what is not there.
+    """Return, for each recipe, a folder with its stages before training and its classifier; run them if needed.
 
     Args:
-        recipes: those that agree so far get the same folder.
+        recipes: those with the same keys for these stages get the same folder.
         root: the sweep's folder.
     """
     folders: dict[str, RunFolder] = {}
     wanted = []
     for recipe in recipes:
+        # The key of the last shared stage covers all earlier ones, so equal digests mean equal shared stages.
         digest = expected_keys(STAGES, recipe)[COMMON[-1]][:12]
         wanted.append(digest)
         if digest not in folders:
             folder = RunFolder(root / "shared" / digest)
             with locked(root / "locks" / f"{digest}.lock"):
+                # Named after the digest: several runs use the folder, and it should not carry the name of one of them.
                 nameless: Recipe = attrs.evolve(recipe, name=f"shared-{digest}")  # type: ignore[misc]
                 _prepare(nameless, folder, list(folders.values()))
             folders[digest] = folder
@@ -47,34 +49,37 @@ def prepare_common(recipes: Iterable[Recipe], root: Path) -> list[RunFolder]:
 
 
 def _prepare(recipe: Recipe, folder: RunFolder, others: list[RunFolder]) -> None:
+    """Run the shared stages of a recipe in a folder, and provide the classifier that its samples are scored with."""
     check_inputs(recipe)
     folder.claim(recipe.name)
     save_resolved_recipe(recipe, folder)
     for stage in STAGES:
         if stage.name in COMMON:
             run_stage(stage, recipe, folder)
-    # Scores compare in one feature space only: where images and settings agree, the classifier of the others is taken.
+    # Scores compare in one feature space only, so the first folder's classifier is reused. If images or settings differ
+    # after all, `prepare_classifier` trains a new one.
     if others and not folder.classifier.exists():
         link(others[0], folder, (folder.classifier.name,))
     prepare_classifier(recipe, folder)
 
 
 def link(source: RunFolder, target: RunFolder, names: Iterable[str]) -> None:
-    """Give a run folder the finished stages of another, as hard links; copies, where the file system has none.
+    """Give a run folder the finished stages of another, as hard links, or as copies if hard links are not possible.
 
-    A stage that the target has with the same key is left as it is.
+    A stage that the target has already, with the same key, is left as it is.
     """
     for name in names:
         old = source.stage(name)
         new = target.stage(name)
         if not old.is_dir() or (new.is_dir() and _content(source, name) == _content(target, name)):
             continue
+        # Swapped in whole: if this is cut off, the target keeps its old stage.
         with replacing(new) as temporary:
             shutil.copytree(old, temporary, copy_function=_link_or_copy)
 
 
 def _content(folder: RunFolder, name: str) -> bytes:
-    """What distinguishes one content of a run's folder from another: a stage's key, or the classifier itself."""
+    """Return what identifies the content of a run's folder: a stage's key, or else (the classifier) the files."""
     path = folder.key(name)
     return path.read_bytes() if path.is_file() else b"".join(p.read_bytes() for p in sorted(path.parent.iterdir()))
 
@@ -83,4 +88,5 @@ def _link_or_copy(old: str, new: str) -> None:
     try:
         os.link(old, new)
     except OSError:
+        # Another file system, one without hard links, or too many links to one file.
         shutil.copy2(old, new)

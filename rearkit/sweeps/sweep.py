@@ -1,4 +1,4 @@
-"""What a sweep is: a file that lays variants, a grid and seeds over a recipe, and the runs that follow from it.
+"""Sweep files: variants, a grid and seeds on top of one recipe, and the runs that follow from them.
 
 name = "weights"
 recipe = "base.toml"                            # beside this file
@@ -27,6 +27,7 @@ from rearkit.recipe.loading import Change, load_recipe, parse_override, read_tom
 from rearkit.recipe.settings import setting, settings
 from rearkit.recipe.tables import Recipe
 
+# Names of sweeps and variants become parts of folder names.
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -37,7 +38,7 @@ class SweepTable:
     name: str = setting("name of the sweep; its files go to runs/NAME", min_len=1)
     recipe: str = setting("the recipe that all runs start from, relative to this file")
     seeds: tuple[int, ...] = setting(
-        "each variant is trained and sampled once with each", default=(0,), ge=0, min_len=1
+        "each variant is trained and sampled once with each seed", default=(0,), ge=0, min_len=1
     )
     variants: dict[str, Any] = setting("named sets of keys", default=attrs.Factory(dict))
     grid: dict[str, Any] = setting("lists of values of keys", default=attrs.Factory(dict))
@@ -50,8 +51,8 @@ class PlannedRun:
     """One run of a sweep.
 
     Attributes:
-        name: also its folder, below the sweep's.
-        variant: what it has in common with the runs of other seeds.
+        name: of the run and of its folder in the sweep's folder.
+        variant: name of the variant; its runs differ by their seed only.
         recipe: what to run.
     """
 
@@ -65,11 +66,11 @@ class Sweep:
     """A sweep, read and checked.
 
     Attributes:
-        name: the sweep's.
-        variants: in the file's order.
-        runs: a seed after the other, so that what is finished compares all variants.
-        published: somebody else's figures by variant.
-        published_as: what those are.
+        name: of the sweep.
+        variants: names, in the file's order.
+        runs: all variants with the first seed, then with the next, so that an unfinished sweep compares all variants.
+        published: somebody else's figures, by variant.
+        published_as: what those figures are.
     """
 
     name: str
@@ -84,10 +85,10 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
 
     Args:
         path: of the TOML file.
-        overrides: ``key=value`` each, for all runs; variants and grid come on top.
+        overrides: ``key=value`` each, for all runs; variants and grid are applied on top.
 
     Raises:
-        RecipeError: everything that is wrong with the first run that cannot be.
+        RecipeError: the file is wrong, or the recipe of a run is; lists all errors of the first such run.
     """
     table = structure(read_toml(path, "sweep"), SweepTable, str(path), {})
     common = [parse_override(text) for text in overrides]
@@ -100,37 +101,47 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
             known = ", ".join(names)
             raise RecipeError([f"{path}: [published] {variant}: expected a number for one of the variants: {known}"])
     runs = []
+    # Each recipe is loaded, and so checked, before anything runs: the last run must not fail after days on a typo.
     for seed, (variant, changes) in itertools.product(table.seeds, variants):
         name = f"{re.sub(r'[^A-Za-z0-9._=-]+', '_', variant)}-s{seed}"
         said = f"{path}: run {name}"
+        # Not the recipe's own seed: that is the seed of data, tokenizer and classifier, which all runs share.
         own = {("name",): f"{table.name}-{name}", ("train", "seed"): seed, ("sample", "seed"): seed}
         recipe = load_recipe(path.parent / table.recipe, [*common, *_as_changes({**changes, **own}, said)])
         runs.append(PlannedRun(name, variant, recipe))
+    # Equal names would mean one folder for two runs.
     if len({run.name for run in runs}) < len(runs):
         raise RecipeError([f"{path}: seeds, [grid]: a value is listed twice"])
     return Sweep(table.name, names, tuple(runs), table.published, table.published_as)
 
 
 def _variants(table: SweepTable, path: Path) -> Iterator[tuple[str, dict[KeyPath, Any]]]:
-    """Each variant's name and keys: named ones times all combinations of the grid."""
+    """Yield each variant's name and keys: every named variant with every combination of the grid.
+
+    Raises:
+        RecipeError: a grid entry is not a list, or a variant is not a table.
+    """
     axes: list[list[tuple[KeyPath, Any]]] = []
     for keys, values in _flat(table.grid):
         if not isinstance(values, list) or not values:
             raise RecipeError([f"{path}: [grid] {'.'.join(keys)}: expected a list of values, got {values!r}"])
         axes.append([(keys, value) for value in values])
+    # Without named variants, the grid alone: one variant without a name and without keys of its own.
     named: dict[str, Any] = table.variants or {"": {}}
     for name, changes in named.items():
         if not isinstance(changes, dict):
             raise RecipeError([f"{path}: [variants] {name}: expected a table of keys, got {changes!r}"])
         for point in itertools.product(*axes):
             words = [name, *(f"{_short(keys, axes)}={_word(value)}" for keys, value in point)]
+            # The grid's value comes last, so it wins over the same key in a named variant.
             yield ", ".join(filter(None, words)) or "all", dict(_flat(changes)) | dict(point)
 
 
 def _flat(table: Mapping[str, Any], prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
-    """The keys of nested tables as paths; a quoted key with dots is a path, too."""
+    """Yield the keys of nested tables as paths, with their values; a quoted key with dots is a path too."""
     for key, value in table.items():
         keys = (*prefix, *key.split("."))
+        # An empty table is a value: it has no keys that could stand for it.
         if isinstance(value, dict) and value:
             yield from _flat(value, keys)
         else:
@@ -138,15 +149,16 @@ def _flat(table: Mapping[str, Any], prefix: KeyPath = ()) -> Iterator[tuple[KeyP
 
 
 def _short(keys: KeyPath, axes: Sequence[Sequence[tuple[KeyPath, Any]]]) -> str:
-    """The last part of a key, where no other axis ends so."""
+    """Return the last part of a key, or all of it if another axis of the grid ends in the same part."""
     alike = sum(axis[0][0][-1] == keys[-1] for axis in axes)
     return keys[-1] if alike == 1 else ".".join(keys)
 
 
 def _word(value: Any) -> str:
-    """A value as a part of a name: short where that says it all, since two values must not share a name."""
+    """Return a value as part of a name: floats in short form, unless that form would lose digits."""
     if not isinstance(value, float):
         return str(value)
+    # Two values must not get the same name, and so the same folder.
     short = f"{value:g}"
     return short if float(short) == value else repr(value)
 

@@ -69,4 +69,4 @@ def test_the_floor_is_told_and_what_does_not_compare(groups: list[Group], tmp_pa
     assert "1,000 samples" in make_table(groups).notes[0]
     assert "500 held-out real images likewise, is 1.5." in make_table(groups).notes[0]
     odd = Group("odd", [run(tmp_path / "odd", feature_space="others", fid_floor=3.0)])
-    assert "not scored alike" in make_table([*groups, odd]).notes[-1]
+    assert "scored differently" in make_table([*groups, odd]).notes[-1]

@@ -65,7 +65,7 @@ def test_a_name_that_cannot_be_one_is_refused(name: str, tmp_path: Path) -> None
 
 
 def test_the_name_of_a_noise_that_exists_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RearkitError, match=r"'linear': rearkit .* has a noise of this name already"):
+    with pytest.raises(RearkitError, match=r"'linear': rearkit .* already has a noise of this name"):
         write_plugin("linear", tmp_path)
 
 

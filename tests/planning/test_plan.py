@@ -91,7 +91,7 @@ def test_a_component_that_needs_content_is_an_error_that_says_so(
     monkeypatch.setattr(
         measure, "build", lambda recipe, tokenizer: attrs.evolve(build(recipe, tokenizer), backbone=Peeking())
     )
-    with pytest.raises(RearkitError, match="needs the content of tensors"):
+    with pytest.raises(RearkitError, match="reads the values of tensors, but planning runs on meta tensors"):
         step_flops(tiny(), 2)
 
 

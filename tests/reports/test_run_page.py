@@ -154,8 +154,8 @@ def test_a_whole_run_shows_every_part(whole: RunFolder, tiny: Any) -> None:
         "FID 4.62 real images 1.12",
         "sFID 5.50 real images 2.25", "Precision 0.625 real images 0.750",
         "6 of 12 images are exact copies",
-        "rFID of 30 held-out images 3.25", "SSIM of these 0.875", "Bits a pixel 0.438",
-        "Median distance of a sample to the nearest 1.5 The same of held-out images 1.75",
+        "rFID of 30 held-out images 3.25", "SSIM of these 0.875", "Bits per pixel 0.438",
+        "Median distance of a sample to the nearest image 1.5 The same for held-out images 1.75",
         "Feature space: 9 features of a classifier; not Inception, so not comparable.",
         "23.46 dB", "75.0% of 12", "8.5",  # tokenizer
         "12,345 parameters", "linear context noise", "codebook-embedding regularization",
@@ -306,7 +306,7 @@ def test_notes_say_what_scores_compare_with() -> None:
     equal = score_notes(SCORES | {"num_held_out": 12})
     assert "roughly" not in " ".join(equal) and "Published" not in " ".join(equal)
     inception = SCORES | {"feature_space": "Inception-v3 (a port)", "fid_floor": None}
-    assert "Published scores are of 50,000 samples" in " ".join(score_notes(inception))
+    assert "Published scores are computed from 50,000 samples" in " ".join(score_notes(inception))
     assert "no held-out images" in " ".join(score_notes(inception))
     assert "Published" not in " ".join(score_notes(inception | {"num_samples": 50_000}))
 
