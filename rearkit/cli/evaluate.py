@@ -101,7 +101,7 @@ def _evaluate_files(
 
     from rearkit.evaluation.features import FeatureCache
     from rearkit.evaluation.score_files import evaluate_files
-    from rearkit.evaluation.scores import score_lines
+    from rearkit.evaluation.score_record import score_lines
     from rearkit.sampling.manifest import manifest_lines
     from rearkit.system.files import write_json
 

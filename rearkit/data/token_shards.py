@@ -25,7 +25,7 @@ from rearkit.data.image_shards import BadSamples
 from rearkit.data.training_data import Samples
 from rearkit.errors import DataError
 from rearkit.system.console import progress_bar, say
-from rearkit.system.files import replacing, sha256
+from rearkit.system.files import read_npy_header, replacing, sha256
 
 MAX_CODES = 2**16
 TOKENS, CLASSES = np.dtype("<u2"), np.dtype("<i4")
@@ -241,9 +241,7 @@ def _find_array(path: Path, member: tarfile.TarInfo, dtype: np.dtype[Any], dimen
     """Find the rows of a .npy that lies inside a tar."""
     with path.open("rb") as file:
         file.seek(member.offset_data)
-        version = np.lib.format.read_magic(file)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, by_columns, found = read_header(file)
+        shape, by_columns, found = read_npy_header(file)
         start = file.tell()
     size = start - member.offset_data + math.prod(shape) * dtype.itemsize
     if (found, by_columns, len(shape), size) != (dtype, False, dimensions, member.size):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rearkit.errors import DataError
-from rearkit.system.files import sha256
+from rearkit.system.files import read_npy_header, sha256
 
 ARRAY = "arr_0"
 LABELS = "arr_1"
@@ -90,7 +90,7 @@ class NpzImages:
             raise DataError(f"{path}: no such file")
         try:
             with zipfile.ZipFile(path) as archive, archive.open(f"{ARRAY}.npy") as member:
-                shape, fortran, dtype = _header(member)
+                shape, fortran, dtype = read_npy_header(member)
         except DAMAGE as error:
             raise DataError(f"{path}: no .npz with images in {ARRAY} ({error})") from None
         if len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2]:
@@ -117,7 +117,7 @@ class NpzImages:
         row = self.shape[1] * self.shape[2] * self.shape[3]
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(f"{ARRAY}.npy") as member:
-                _header(member)
+                read_npy_header(member)
                 for start in range(0, len(self), size):
                     count = min(size, len(self) - start)
                     # A bytearray, since torch warns of arrays that cannot be written to.
@@ -192,14 +192,6 @@ def in_batches(images: Iterator[Tensor], size: int) -> Iterator[Tensor]:
     """Stack single images into batches of ``size``; the last batch may be smaller."""
     while held := list(itertools.islice(images, size)):
         yield torch.stack(held)
-
-
-def _header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Read the header of a ``.npy``: shape, whether it is in Fortran order, dtype."""
-    version = np.lib.format.read_magic(member)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(member)
-    return shape, fortran, dtype
 
 
 def _exactly(member: IO[bytes], count: int) -> bytes:

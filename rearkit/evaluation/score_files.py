@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import attrs
-
 from rearkit.evaluation.feature_spaces import space_of_file
 from rearkit.evaluation.features import FeatureCache
-from rearkit.evaluation.fidelity import read_reference, score
+from rearkit.evaluation.fidelity import read_reference
 from rearkit.evaluation.image_streams import NpzImages
-from rearkit.evaluation.sample_checks import Checked, warnings
-from rearkit.evaluation.scores import Scores, extractor
+from rearkit.evaluation.score_record import Scores
+from rearkit.evaluation.scores import Material, Scorer
 from rearkit.sampling.manifest import read_manifest
 
 
@@ -39,24 +37,13 @@ def evaluate_files(
     Raises:
         RearkitError: a file can't be used, or the extractor's weights can't be had.
     """
+    images = NpzImages.open(samples)
+    material = Material(
+        samples=images,
+        labels=images.labels(),
+        manifest=read_manifest(samples),
+        reference=read_reference(reference, "--reference"),
+        copies=False,
+    )
     space = space_of_file(feature_weights)
-    extract = extractor(space, batch, device, cache or FeatureCache.default())
-    images, target = NpzImages.open(samples), read_reference(reference, "--reference")
-    found = extract(images, "samples")
-    against, real = target.resolve(lambda images: extract(images, "reference images"))
-    fidelity, manifest = score(found, against, nearest_k), read_manifest(samples)
-    checked = Checked(
-        found, images.labels(), manifest, real, target.path, read_manifest(reference), fidelity, space.is_inception
-    )
-    return Scores(
-        **attrs.asdict(fidelity),
-        fid_floor=None,
-        class_agreement=None,
-        feature_space=space.description,
-        classifier_accuracy=None,
-        num_samples=len(found),
-        num_held_out=0,
-        reference=target.path.name,
-        warnings=warnings(checked),
-        manifest=manifest,
-    )
+    return Scorer(space, batch, nearest_k, device, cache or FeatureCache.default()).score(material)

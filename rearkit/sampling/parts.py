@@ -95,9 +95,3 @@ def _add(archive: zipfile.ZipFile, name: str, count: int, rows: Iterator[np.ndar
 def _chain(first: np.ndarray, rest: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     yield first
     yield from rest
-
-
-def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read images (n, R, R, 3) uint8 and, where they are there, classes (n,) of an ``.npz`` in the ADM layout."""
-    with np.load(path, allow_pickle=False) as archive:
-        return archive["arr_0"], archive.get("arr_1")

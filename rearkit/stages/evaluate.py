@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -16,8 +15,6 @@ from rearkit.data.image_sets import ImageSet
 from rearkit.model import build_tokenizer
 from rearkit.recipe.tables import Recipe
 from rearkit.sampling.manifest import manifest_lines, read_manifest
-from rearkit.sampling.parts import read_npz
-from rearkit.sampling.sampler import Samples
 from rearkit.stages.data import open_split
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.stage import Outcome, Stage, hash_of
@@ -29,31 +26,46 @@ from rearkit.system.files import write_json
 if TYPE_CHECKING:
     from rearkit.evaluation.image_streams import StreamedImages
     from rearkit.evaluation.reconstruction import Reconstruction
-    from rearkit.evaluation.scores import Scores
+    from rearkit.evaluation.score_record import Scores
 
 
 def run(recipe: Recipe, folder: RunFolder) -> Outcome:
     """Score the run's samples."""
     # Here, since torch-fidelity takes seconds to import.
-    from rearkit.evaluation.scores import evaluate, score_lines
+    from rearkit.evaluation.score_record import score_lines
 
-    npz = folder.samples
-    if recipe.evaluate.features == "inception":
-        scores = _streamed(recipe, folder, npz)
-    else:
-        images, classes = read_npz(npz)
-        assert classes is not None  # the sample stage writes them
-        train, held_out = (_images(recipe, folder, split, images.shape[1]) for split in SPLITS)
-        samples = Samples(images, classes, images[:0])
-        tokenizer = fitted_tokenizer(recipe, folder)
-        home, manifest = folder.classifier, read_manifest(npz)
-        scores = evaluate(recipe, samples, train, held_out, home, manifest, tokenizer, folder.nearest)
+    scores = _scores(recipe, folder)
     write_json(folder.scores, attrs.asdict(scores))
     told = ["no manifest in them"] if scores.manifest is None else manifest_lines(scores.manifest)
     for line in [*(f"samples: {line}" for line in told), *score_lines(scores)]:
         say(f"evaluate: {line}")
     outputs = (folder.scores.name,) if scores.nearest is None else (folder.scores.name, folder.nearest.name)
     return Outcome(attrs.asdict(scores), outputs)
+
+
+def _scores(recipe: Recipe, folder: RunFolder) -> Scores:
+    """Score by the run's classifier; or in Inception's space, with no set of images whole in memory."""
+    from rearkit.evaluation.feature_spaces import inception_space
+    from rearkit.evaluation.image_streams import MemoryImages, NpzImages
+    from rearkit.evaluation.scores import Material, Scorer, reference_of, score_by_classifier
+
+    samples = NpzImages.open(folder.samples)
+    side = samples.shape[1]
+    material = Material(
+        samples=samples,
+        labels=samples.labels(),
+        manifest=read_manifest(folder.samples),
+        reference=reference_of(recipe),
+        tokenizer=fitted_tokenizer(recipe, folder),
+        picture=folder.nearest,
+    )
+    if recipe.evaluate.features == "inception":
+        train, held_out = (split_images(recipe, folder, split, side) for split in SPLITS)
+        material = attrs.evolve(material, train=train, held_out=held_out if len(held_out) else None)
+        return Scorer.of(recipe, inception_space(recipe.evaluate.feature_weights)).score(material)
+    known, unseen = (_images(recipe, folder, split, side) for split in SPLITS)
+    material = attrs.evolve(material, train=MemoryImages(known.images), held_out=MemoryImages(unseen.images))
+    return score_by_classifier(recipe, material, known, unseen, folder.classifier)
 
 
 def prepare_classifier(recipe: Recipe, folder: RunFolder) -> None:
@@ -75,34 +87,20 @@ def _images(recipe: Recipe, folder: RunFolder, split: str, size: int, stage: str
 def score_tokenizer(recipe: Recipe, folder: RunFolder) -> Reconstruction:
     """Score a run's tokenizer alone, on held-out images or, without any, on training images."""
     from rearkit.evaluation.feature_spaces import inception_space
-    from rearkit.evaluation.reconstruction import measure
-    from rearkit.evaluation.scores import extractor, judge
+    from rearkit.evaluation.scores import Scorer, judge
 
-    tokenizer, device = fitted_tokenizer(recipe, folder), resolve_device(recipe.device)
-    splits = {split: split_images(recipe, folder, split, tokenizer.image_size) for split in SPLITS}
-    told = SPLITS[1] if len(splits[SPLITS[1]]) else SPLITS[0]
+    tokenizer = fitted_tokenizer(recipe, folder)
+    side = tokenizer.image_size
+    splits = {split: split_images(recipe, folder, split, side) for split in SPLITS}
+    chosen = SPLITS[1] if len(splits[SPLITS[1]]) else SPLITS[0]
     if recipe.evaluate.features == "inception":
         space = inception_space(recipe.evaluate.feature_weights)
     else:
-        train, held_out = (_images(recipe, folder, split, tokenizer.image_size, "classifier") for split in SPLITS)
+        train, held_out = (_images(recipe, folder, split, side, "classifier") for split in SPLITS)
         _, space, _ = judge(recipe, train, held_out, folder.classifier)
-    extract = extractor(space, recipe.evaluate.batch, recipe.device)
-    plain = extractor(space, recipe.evaluate.batch, recipe.device, keep=False)
-    real = extract(splits[told], f"{told} images")
-    return measure(tokenizer, splits[told], real, lambda images: plain(images, "decoded images"), device, told)
-
-
-def _streamed(recipe: Recipe, folder: RunFolder, npz: Path) -> Scores:
-    """Score in Inception's space, with no set of images whole in memory."""
-    from rearkit.evaluation.feature_spaces import inception_space
-    from rearkit.evaluation.image_streams import NpzImages
-    from rearkit.evaluation.scores import Material, score_material
-
-    samples = NpzImages.open(npz)
-    train, held_out = (split_images(recipe, folder, split, samples.shape[1]) for split in SPLITS)
-    material = Material(samples, samples.labels(), read_manifest(npz), train, held_out if len(held_out) else None)
-    space = inception_space(recipe.evaluate.feature_weights)
-    return score_material(recipe, material, space, folder.nearest, fitted_tokenizer(recipe, folder))
+    scorer = Scorer.of(recipe, space)
+    real = scorer.extract(splits[chosen], f"{chosen} images")
+    return scorer.rebuild(tokenizer, splits[chosen], real, chosen)
 
 
 def split_images(recipe: Recipe, folder: RunFolder, split: str, side: int) -> StreamedImages:
