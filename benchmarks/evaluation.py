@@ -59,6 +59,7 @@ def main() -> None:
     from rearkit.evaluation import feature_spaces as spaces
     from rearkit.evaluation.features import FeatureCache
     from rearkit.evaluation.score_files import evaluate_files
+    from rearkit.evaluation.scores import Scorer
 
     spaces.create_feature_extractor = lambda *given, **more: StandIn()
     with tempfile.TemporaryDirectory() as name:
@@ -66,8 +67,8 @@ def main() -> None:
         write(folder / "samples.npz", arguments.samples, 0)
         write(folder / "reference.npz", arguments.references, 1)
         started = time.perf_counter()
-        cache = FeatureCache(folder / "cache")
-        scores = evaluate_files(folder / "samples.npz", folder / "reference.npz", cache=cache, device="cpu")
+        scorer = Scorer(spaces.space_of_file(None), 64, 3, "cpu", FeatureCache(folder / "cache"))
+        scores = evaluate_files(folder / "samples.npz", folder / "reference.npz", scorer)
         seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     counts = f"{arguments.samples} samples, {arguments.references} references"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +65,8 @@ def difference_lines(first: Described, second: Described) -> list[str]:
     """List what differs, a line each: settings, weights, software and counts first, then the scores."""
     lines = [f"{one.path}: no manifest, so its settings are unknown" for one in (first, second) if not one.manifest]
     if not lines:
-        a = dict(flat(first.manifest or {}))
-        b = dict(flat(second.manifest or {}))
-        changed = [key for key in dict.fromkeys((*a, *b)) if a.get(key, ABSENT) != b.get(key, ABSENT)]
-        lines = [f"{key}: {_told(a.get(key, ABSENT))} → {_told(b.get(key, ABSENT))}" for key in changed]
+        changed = differing([first.manifest or {}, second.manifest or {}])
+        lines = [f"{key}: {_told(a)} → {_told(b)}" for key, (a, b) in changed]
         lines = lines or ["no setting differs: the same weights, recipe, seed, counts and versions"]
     for key in (*CONDITIONS, *NUMBERS):
         one = first.scores.get(key)
@@ -76,6 +74,15 @@ def difference_lines(first: Described, second: Described) -> list[str]:
         if one is not None and other is not None and (key in NUMBERS or one != other):
             lines.append(f"scores.{key}: {_told(one)} → {_told(other)}")
     return lines
+
+
+def differing(tables: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
+    """Return the keys in which nested tables differ, each with the value of every table; `ABSENT` where it has none."""
+    leaves = [dict(flat(table)) for table in tables]
+    rows = [
+        (key, [one.get(key, ABSENT) for one in leaves]) for key in dict.fromkeys(key for one in leaves for key in one)
+    ]
+    return [(key, values) for key, values in rows if any(value != values[0] for value in values)]
 
 
 def flat(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:

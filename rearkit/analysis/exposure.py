@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 
 import attrs
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rearkit.contracts import Backbone
 from rearkit.system.devices import derive_seed
+from rearkit.training.validation import Totals
 
 # Shares of context tokens to replace. Summaries rely on the first being 0 (clean context) and the last one half.
 REPLACED = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
@@ -51,16 +51,16 @@ def under_random_codes(
         shares: of context tokens to replace, each in [0, 1].
         seed: of the replaced positions and codes.
     """
-    totals = [_Total(share) for share in shares]
+    totals = {share: Totals() for share in shares}
     for index, (tokens_BN, classes_B) in enumerate(batches):
         # On the CPU, so that all devices draw the same numbers; seeded by batch, so that all models are measured alike.
         generator = torch.Generator().manual_seed(derive_seed(seed, "replaced", index))
         threshold_BN = torch.rand(tokens_BN.shape, generator=generator).to(tokens_BN.device)
         random_BN = torch.randint(codebook_size, tokens_BN.shape, generator=generator).to(tokens_BN.device)
-        for total in totals:
-            context_BN = torch.where(threshold_BN < total.replaced, random_BN, tokens_BN)
+        for share, total in totals.items():
+            context_BN = torch.where(threshold_BN < share, random_BN, tokens_BN)
             total.add(backbone, context_BN, tokens_BN, classes_B)
-    return [total.mean() for total in totals]
+    return [Prediction(share, *total.means()) for share, total in totals.items()]
 
 
 @torch.no_grad()
@@ -79,7 +79,7 @@ def under_own_draws(
         shares: of context tokens to replace, each in [0, 1].
         seed: of the replaced positions and the draws.
     """
-    totals = [_Total(share) for share in shares]
+    totals = {share: Totals() for share in shares}
     for index, (tokens_BN, classes_B) in enumerate(batches):
         generator = torch.Generator().manual_seed(derive_seed(seed, "drawn", index))
         threshold_BN = torch.rand(tokens_BN.shape, generator=generator).to(tokens_BN.device)
@@ -89,28 +89,7 @@ def under_own_draws(
         # it would be past the last code.
         cumulative_BNV = logits[:, : tokens_BN.shape[1]].float().softmax(-1).cumsum(-1)
         drawn_BN = (cumulative_BNV < uniform_BN[..., None] * cumulative_BNV[..., -1:]).sum(-1)
-        for total in totals:
-            context_BN = torch.where(threshold_BN < total.replaced, drawn_BN, tokens_BN)
+        for share, total in totals.items():
+            context_BN = torch.where(threshold_BN < share, drawn_BN, tokens_BN)
             total.add(backbone, context_BN, tokens_BN, classes_B)
-    return [total.mean() for total in totals]
-
-
-@attrs.define
-class _Total:
-    """Sums over batches for one share of replaced tokens."""
-
-    replaced: float
-    nats: float = 0.0
-    right: float = 0.0
-    count: int = 0
-
-    def add(self, backbone: Backbone, context_BN: Tensor, tokens_BN: Tensor, classes_B: Tensor) -> None:
-        logits, _ = backbone.forward(context_BN, classes_B)
-        # In float32, also if the backbone computes in 16 bits: sums over thousands of tokens need the digits.
-        logits_BNV = logits[:, : tokens_BN.shape[1]].float()
-        self.nats += F.cross_entropy(logits_BNV.flatten(0, 1), tokens_BN.flatten(), reduction="sum").item()
-        self.right += (logits_BNV.argmax(-1) == tokens_BN).sum().item()
-        self.count += tokens_BN.numel()
-
-    def mean(self) -> Prediction:
-        return Prediction(self.replaced, self.nats / self.count, self.right / self.count)
+    return [Prediction(share, *total.means()) for share, total in totals.items()]

@@ -71,6 +71,20 @@ class Group:
     published: float | None = None
 
 
+def spread(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Return mean and standard deviation (divisor n - 1); None where there are too few values."""
+    mean = statistics.fmean(values) if values else None
+    return mean, statistics.stdev(values) if len(values) > 1 else None
+
+
+def mean_and_deviation(values: Sequence[float], show: Callable[[float], str]) -> str:
+    """Write a mean ± its standard deviation; a dash for no values."""
+    mean, deviation = spread(values)
+    if mean is None:
+        return "–"
+    return show(mean) + ("" if deviation is None else f" ± {show(deviation)}")
+
+
 @attrs.frozen
 class Cell:
     """The values of one measure for the runs of a group; runs without a value are left out."""
@@ -78,21 +92,8 @@ class Cell:
     measure: Measure
     values: tuple[float, ...]
 
-    @property
-    def mean(self) -> float | None:
-        """Mean of the values; None if there are none."""
-        return statistics.fmean(self.values) if self.values else None
-
-    @property
-    def deviation(self) -> float | None:
-        """Standard deviation of the values (divisor n - 1); None for fewer than two."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
-
     def __str__(self) -> str:
-        if self.mean is None:
-            return "–"
-        spread = "" if self.deviation is None else f" ± {self.measure.show(self.deviation)}"
-        return self.measure.show(self.mean) + spread
+        return mean_and_deviation(self.values, self.measure.show)
 
 
 @attrs.frozen
@@ -146,7 +147,7 @@ class Table:
         columns = [f"{name}_{part}" for name in names for part in ("mean", "sd")]
         writer.writerow(["name", "runs", *columns, "published"])
         for row in self.rows:
-            values = [value for cell in row.cells for value in (cell.mean, cell.deviation)]
+            values = [value for cell in row.cells for value in spread(cell.values)]
             writer.writerow(
                 [row.name, row.runs, *("" if value is None else value for value in (*values, row.published))]
             )

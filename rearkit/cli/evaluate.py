@@ -96,17 +96,19 @@ def _refuse_others(form: str) -> None:
 def _evaluate_files(
     samples: Path, reference: Path, feature_weights: Path | None, cache: Path | None, to: Path | None, **options: Any
 ) -> None:
-    """Score one ``.npz`` against another, print the scores, and write them to ``to`` if it is given."""
     import attrs
 
+    from rearkit.evaluation.feature_spaces import space_of_file
     from rearkit.evaluation.features import FeatureCache
     from rearkit.evaluation.score_files import evaluate_files
     from rearkit.evaluation.score_record import score_lines
+    from rearkit.evaluation.scores import Scorer
     from rearkit.sampling.manifest import manifest_lines
     from rearkit.system.files import write_json
 
-    weights = None if feature_weights is None else str(feature_weights)
-    found = evaluate_files(samples, reference, weights, cache=None if cache is None else FeatureCache(cache), **options)
+    space = space_of_file(None if feature_weights is None else str(feature_weights))
+    scorer = Scorer(space, cache=FeatureCache.default() if cache is None else FeatureCache(cache), **options)
+    found = evaluate_files(samples, reference, scorer)
     told = ["no manifest in it"] if found.manifest is None else manifest_lines(found.manifest)
     for line in [f"{samples}: {line}" for line in told] + score_lines(found):
         click.echo(line)

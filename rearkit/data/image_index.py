@@ -18,8 +18,9 @@ import attrs
 import numpy as np
 from webdataset.tariterators import base_plus_ext
 
+from rearkit.data.bad_samples import LOST, PATIENCE, UNFETCHED, BadSamples
 from rearkit.data.fetching import FetchError, Retry, ShardCache, local_copy
-from rearkit.data.image_shards import IMAGE_SUFFIXES, LOST, PATIENCE, UNFETCHED, BadSamples, checked_label
+from rearkit.data.image_shards import IMAGE_SUFFIXES, checked_label
 from rearkit.errors import DataError
 from rearkit.system.console import progress_bar, say
 from rearkit.system.files import replacing

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rearkit.data.bad_samples import BadSamples
 from rearkit.data.fetching import Retry
-from rearkit.data.image_shards import DEFAULT_RETRY, BadSamples, ReadImage, read_images
+from rearkit.data.image_shards import DEFAULT_RETRY, ReadImage, read_images
 from rearkit.data.pixels import to_float
 from rearkit.errors import DataError
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 import tarfile
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,65 +21,14 @@ from PIL import Image
 from torch import Tensor
 
 from rearkit.contracts import ImageSample
+from rearkit.data.bad_samples import LOST, PATIENCE, UNFETCHED, BadSamples
 from rearkit.data.fetching import FetchError, Retry, local_copy
 from rearkit.errors import DataError
 from rearkit.system.console import say
-from rearkit.system.files import replacing, storage_errors
+from rearkit.system.files import replacing
 
 IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
-PATIENCE = 100  # bad samples are judged against at least so many, so that one early one does not stop a run
 DEFAULT_RETRY = Retry()
-LOST, UNFETCHED = "lost with a damaged, truncated or empty shard", "lost with a shard that could not be fetched"
-
-
-class BadSamples:
-    """Counts what had to be skipped.
-
-    Args:
-        max_share: largest share of ``expected`` samples that may be skipped.
-        expected: how many samples the shards should hold; 0 where nobody knows.
-        log: file to which each skip is appended as a JSON line, once however often the shard is read.
-    """
-
-    def __init__(self, max_share: float, expected: int, log: Path | None = None) -> None:
-        self.max_share, self.expected, self.log = max_share, expected, log
-        self.reasons: Counter[str] = Counter()
-        self.good = 0
-        self._logged: set[str] = set()
-        if log is not None and log.is_file():
-            self._logged.update(log.read_text(encoding="utf-8").splitlines())
-
-    @property
-    def count(self) -> int:
-        """How many samples were skipped."""
-        return sum(self.reasons.values())
-
-    def skip(self, where: str, reason: str, samples: int = 1) -> None:
-        """Count ``samples`` as skipped.
-
-        Raises:
-            DataError: that is more than the limit.
-        """
-        if samples < 1:
-            return
-        self.reasons[reason] += samples
-        self._note(json.dumps({"where": where, "reason": reason, "samples": samples}))
-        limit = self.max_share * max(self.expected, self.good + self.count, PATIENCE)
-        if self.count > limit:
-            listed = ", ".join(f"{count} × {text}" for text, count in self.reasons.most_common())
-            raise DataError(
-                f"{where}: {reason}; {self.count} samples skipped ({listed}), more than the {self.max_share:.1%} that "
-                f"[data] max_bad_share allows" + (f"; all are listed in {self.log}" if self.log else "")
-            )
-
-    def _note(self, line: str) -> None:
-        if self.log is None or line in self._logged:
-            return
-        self._logged.add(line)
-        with storage_errors(self.log):
-            self.log.parent.mkdir(parents=True, exist_ok=True)
-            with self.log.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
 
 
 @attrs.frozen(eq=False)

@@ -21,7 +21,7 @@ import torch
 import webdataset
 from torch import Tensor
 
-from rearkit.data.image_shards import BadSamples
+from rearkit.data.bad_samples import BadSamples
 from rearkit.data.training_data import Samples
 from rearkit.errors import DataError
 from rearkit.system.console import progress_bar, say

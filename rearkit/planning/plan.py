@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import attrs
 
 from rearkit.errors import RecipeError
@@ -17,7 +15,7 @@ from rearkit.planning.measure import (
     step_memory,
 )
 from rearkit.planning.sizes import train_size
-from rearkit.planning.step_memory import GIB, STAGES, RankMemory, rank_memory
+from rearkit.planning.step_memory import GIB, STAGES, RankMemory, Settings, rank_memory
 from rearkit.recipe.tables import VIEWS, Recipe
 from rearkit.training.deepspeed_config import batch_layout, deepspeed_config
 
@@ -154,13 +152,13 @@ def _by_stage(recipe: Recipe, machine: Machine, micro_batch: int, parameters: in
     # On a CPU, offloading moves nothing out of the memory that is counted.
     if not machine.cuda:
         zero = {key: value for key, value in zero.items() if not key.startswith("offload_")}
-    options: dict[str, Any] = {
-        "value_bytes": DTYPES[train.precision].itemsize,
-        "accumulates": train.global_batch // machine.ranks > micro_batch,
-        "averages": train.ema_decay > 0,
-        "zero": zero,
-    }
-    return {stage: rank_memory(step, parameters, stage, machine.ranks, **options) for stage in STAGES}
+    settings = Settings(
+        value_bytes=DTYPES[train.precision].itemsize,
+        accumulates=train.global_batch // machine.ranks > micro_batch,
+        averages=train.ema_decay > 0,
+        zero=zero,
+    )
+    return {stage: rank_memory(step, parameters, stage, machine.ranks, settings) for stage in STAGES}
 
 
 def gib(size: float) -> str:

@@ -45,17 +45,24 @@ class RankMemory:
         return self.weights + self.gradients + self.optimizer + self.activations + self.buffer
 
 
-def rank_memory(
-    step: StepMemory,
-    parameters: int,
-    stage: int,
-    ranks: int,
-    *,
-    value_bytes: int,
-    accumulates: bool,
-    averages: bool,
-    zero: Mapping[str, Any],
-) -> RankMemory:
+@attrs.frozen
+class Settings:
+    """What of a recipe's training decides memory.
+
+    Attributes:
+        value_bytes: size of a number in the precision of the step, 4 or 2.
+        accumulates: True if a step has several micro-batches, so that gradients exist when a forward pass begins.
+        averages: True if a moving average of the weights is kept.
+        zero: DeepSpeed's ``zero_optimization``: bucket size and offloading.
+    """
+
+    value_bytes: int
+    accumulates: bool
+    averages: bool
+    zero: Mapping[str, Any]
+
+
+def rank_memory(step: StepMemory, parameters: int, stage: int, ranks: int, settings: Settings) -> RankMemory:
     """Compute a rank's memory from that of one micro-batch.
 
     Args:
@@ -63,22 +70,21 @@ def rank_memory(
         parameters: number of parameters of backbone and heads.
         stage: ZeRO stage, 0 to 3.
         ranks: number of ranks.
-        value_bytes: size of a number in the precision of the step, 4 or 2.
-        accumulates: True if a step has several micro-batches, so that gradients exist when a forward pass begins.
-        averages: True if a moving average of the weights is kept.
-        zero: DeepSpeed's ``zero_optimization``: bucket size and offloading.
+        settings: the recipe's.
     """
+    value_bytes = settings.value_bytes
+    zero = settings.zero
 
     def share(size: int, first_divided: int) -> int:
         # Rounded up: DeepSpeed pads what it divides, so that all ranks hold equally much.
         return -(-size // ranks) if stage >= first_divided else size
 
     copies = stage >= 1 or value_bytes < 4
-    numbers = 2 + averages + copies  # per parameter: two moments, average, copy
+    numbers = 2 + settings.averages + copies  # per parameter: two moments, average, copy
     gradients = share(step.gradients, 2)
     # A backward pass frees activations while it makes gradients, so the two together need less than their sum. Not so
     # if the gradients exist before (accumulation) or are not all kept (stages 2 and 3).
-    activations = step.activations if accumulates or stage >= 2 else step.both - step.gradients
+    activations = step.activations if settings.accumulates or stage >= 2 else step.both - step.gradients
     bucket = int(zero.get("reduce_bucket_size", BUCKET)) if stage >= 1 else 0
     weights = share(parameters * value_bytes, 3)
     optimizer = share(numbers * 4 * parameters, 1)

@@ -12,7 +12,7 @@ import attrs
 import jinja2
 
 from rearkit.analysis.diagnose import read_diagnosis
-from rearkit.analysis.differences import ABSENT, flat
+from rearkit.analysis.differences import ABSENT, differing
 from rearkit.analysis.table import Group, Table, make_table
 from rearkit.recipe.loading import load_recipe, recipe_to_dict
 from rearkit.reports.charts import Chart, Series, drawn
@@ -94,15 +94,16 @@ def outdated(groups: Sequence[Group]) -> list[str]:
 
 def differences(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
     """Return the recipe keys that differ between groups, with each group's value; seeds and names are left out."""
-    firsts = [group.folders[0] if group.folders else None for group in groups]
-    plain = [{} if one is None else recipe_to_dict(load_recipe(one.recipe)) for one in firsts]
-    # As text, since the page shows text, and lists do not hash.
-    recipes = [{key: str(value) for key, value in flat(recipe)} for recipe in plain]
-    keys = list(dict.fromkeys(key for recipe in recipes for key in recipe))
-    own = ("name", "train.seed", "sample.seed")
-    told = [(key, [recipe.get(key, ABSENT) for recipe in recipes]) for key in keys if key not in own]
     # Groups without a run have no recipe: they show dashes, but make no difference.
-    return [(key, values) for key, values in told if len({v for v, one in zip(values, firsts, strict=True) if one}) > 1]
+    firsts = [group.folders[0] if group.folders else None for group in groups]
+    found = differing([recipe_to_dict(load_recipe(one.recipe)) for one in firsts if one is not None])
+    own = ("name", "train.seed", "sample.seed")
+    rows = []
+    for key, values in found:
+        if key not in own:
+            told = iter(map(str, values))
+            rows.append((key, [ABSENT if one is None else next(told) for one in firsts]))
+    return rows
 
 
 def _curves(groups: Sequence[Group]) -> list[Chart]:

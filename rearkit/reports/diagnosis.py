@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from rich.table import Table as ScreenTable
 
 from rearkit.analysis.diagnose import Diagnosis
+from rearkit.analysis.table import mean_and_deviation
 from rearkit.reports.charts import Chart, Series
 
 Named = Mapping[str, Sequence[Diagnosis]]
@@ -109,8 +110,4 @@ def _mean_series(name: str, curves: Sequence[Sequence[tuple[float, float]]]) -> 
 
 
 def _spread(values: Sequence[float], share: bool) -> str:
-    if not values:
-        return "–"
-    # A single run has no standard deviation.
-    show = (lambda x: f"{x:.1%}") if share else (lambda x: f"{x:.3f}")
-    return show(statistics.fmean(values)) + (f" ± {show(statistics.stdev(values))}" if len(values) > 1 else "")
+    return mean_and_deviation(values, (lambda x: f"{x:.1%}") if share else (lambda x: f"{x:.3f}"))

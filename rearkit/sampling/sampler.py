@@ -110,7 +110,6 @@ def sample_tokens(
     num_classes: int,
     table: SampleTable,
     scale_B: Tensor | None = None,
-    stop: threading.Event | None = None,
 ) -> Tensor:
     """Sample the tokens of a batch, (B, N) int64.
 
@@ -121,10 +120,6 @@ def sample_tokens(
         num_classes: C, the id of "no label".
         table: guidance, temperature, top-k and top-p.
         scale_B: (B,) float64, guidance of each sample; left out, the table's.
-        stop: when it is set, by another thread, the rest is given up.
-
-    Raises:
-        InterruptedError: it was set.
     """
     B, N = uniform_BN.shape
     if scale_B is None:
@@ -137,8 +132,6 @@ def sample_tokens(
     scale_BN = torch.tensor(schedules, dtype=torch.float32, device=logits.device)
     tokens: list[Tensor] = []
     for i in range(N):
-        if stop is not None and stop.is_set():
-            raise InterruptedError
         if guided:
             conditional_BV, unconditional_BV = logits.float().chunk(2)
             scale_B1 = scale_BN[:, i : i + 1]
@@ -150,6 +143,22 @@ def sample_tokens(
         if i + 1 < N:
             logits = backbone.step(torch.cat([token_B, token_B]) if guided else token_B, cache)
     return torch.stack(tokens, dim=1)
+
+
+@attrs.frozen
+class _Stoppable:
+    """A decoder that gives up before a step once another thread has set an event."""
+
+    decoder: Decoder
+    stop: threading.Event
+
+    def start(self, classes_B: Tensor) -> tuple[Tensor, Any]:
+        return self.decoder.start(classes_B)
+
+    def step(self, tokens_B: Tensor, cache: Any) -> Tensor:
+        if self.stop.is_set():
+            raise InterruptedError
+        return self.decoder.step(tokens_B, cache)
 
 
 class Sampler:
@@ -236,13 +245,12 @@ class Sampler:
         uniform_BN = torch.from_numpy(np.stack([sample_uniforms(self.seed, n, space.num_tokens) for n in numbers]))
         classes_B, scale_B = torch.tensor(classes, dtype=torch.int64), torch.tensor(scales, dtype=torch.float64)
         tokens_BN = sample_tokens(
-            self.decoder,
+            _Stoppable(self.decoder, stop),
             classes_B.to(self.device),
             uniform_BN.to(self.device),
             space.num_classes,
             self.table,
             scale_B,
-            stop,
         )
         return tokens_BN[:count]
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from rearkit.contracts import Tokenizer
+from rearkit.data.bad_samples import BadSamples
 from rearkit.data.fetching import ShardCache
 from rearkit.data.image_index import ImageIndex, ImageReader
-from rearkit.data.image_shards import BadSamples, decoded
+from rearkit.data.image_shards import decoded
 from rearkit.data.pixels import to_float
 from rearkit.data.training_data import Samples
 from rearkit.errors import DataError

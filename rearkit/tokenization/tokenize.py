@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from rearkit.contracts import Tokenizer
+from rearkit.data.bad_samples import BadSamples
 from rearkit.data.image_sets import ImageSet, Split
-from rearkit.data.image_shards import BadSamples
 from rearkit.data.pixels import to_float
 from rearkit.data.token_shards import TokenData, write_token_shard
 from rearkit.tokenization.quality import module_device

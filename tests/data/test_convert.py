@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rearkit.data.bad_samples import BadSamples
 from rearkit.data.convert import CLASSES, images_to_shards, jsonl_to_token_shards, list_images
-from rearkit.data.image_shards import BadSamples, read_images
+from rearkit.data.image_shards import read_images
 from rearkit.data.token_shards import TokenData
 from rearkit.errors import DataError
 

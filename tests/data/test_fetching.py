@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rearkit.data.bad_samples import BadSamples
 from rearkit.data.fetching import FetchError, Retry, fetch, is_remote, local_copy
-from rearkit.data.image_shards import BadSamples, read_images
+from rearkit.data.image_shards import read_images
 from rearkit.errors import DataError
 
 QUICK = Retry(tries=4, wait=0.01)

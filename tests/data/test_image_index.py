@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rearkit.data.bad_samples import LOST, UNFETCHED, BadSamples
 from rearkit.data.fetching import Retry, ShardCache
 from rearkit.data.image_index import OPEN_FILES, ROW, ImageIndex, ImageReader, write_index
-from rearkit.data.image_shards import LOST, UNFETCHED, BadSamples, decoded, read_images
+from rearkit.data.image_shards import decoded, read_images
 from rearkit.errors import DataError
 
 ONCE = Retry(tries=1)

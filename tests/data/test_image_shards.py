@@ -15,15 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rearkit.contracts import ImageSample
-from rearkit.data.image_shards import (
-    PATIENCE,
-    BadSamples,
-    ReadImage,
-    center_crop,
-    read_headers,
-    read_images,
-    write_shards,
-)
+from rearkit.data.bad_samples import PATIENCE, BadSamples
+from rearkit.data.image_shards import ReadImage, center_crop, read_headers, read_images, write_shards
 from rearkit.errors import DataError
 
 LOST = "lost with a damaged, truncated or empty shard"

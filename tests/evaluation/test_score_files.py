@@ -22,10 +22,18 @@ from rearkit.evaluation.classifier import Classifier, save_classifier
 from rearkit.evaluation.feature_spaces import inception_space, space_of_file
 from rearkit.evaluation.features import FeatureCache, extract
 from rearkit.evaluation.image_streams import MemoryImages, NpzImages
-from rearkit.evaluation.score_files import evaluate_files
+from rearkit.evaluation.score_files import evaluate_files as evaluate_by
+from rearkit.evaluation.scores import Scorer
 from rearkit.sampling.manifest import MEMBER, read_manifest
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.toml"
+
+
+def evaluate_files(samples: Path, reference: Path, weights: str, cache: FeatureCache | None = None, k: int = 3) -> Any:
+    scorer = Scorer(space_of_file(weights), 64, k, "auto", cache or FeatureCache.default())
+    return evaluate_by(samples, reference, scorer)
+
+
 MANIFEST: dict[str, Any] = {
     "format": 1,
     "weights": {"backbone": "ab" * 32, "tokenizer": "cd" * 32},
@@ -250,7 +258,7 @@ def test_inception_gives_what_adms_evaluator_takes(inception: Path, tmp_path: Pa
 
 def test_scores_in_inceptions_space_say_so_and_warn_of_their_number(inception: Path, tmp_path: Path) -> None:
     samples, reference = save(tmp_path / "x.npz", 1, count=6), save(tmp_path / "y.npz", 2, count=6)
-    found = evaluate_files(samples, reference, str(inception), nearest_k=1, cache=FeatureCache(tmp_path / "cache"))
+    found = evaluate_files(samples, reference, str(inception), FeatureCache(tmp_path / "cache"), 1)
     assert found.feature_space.startswith("Inception-v3")
     assert any("6 samples, where published scores are of 50,000" in line for line in found.warnings)
 

@@ -12,7 +12,7 @@ import pytest
 
 from rearkit.planning.measure import StepMemory
 from rearkit.planning.plan import Machine, make_plan
-from rearkit.planning.step_memory import GIB, rank_memory
+from rearkit.planning.step_memory import GIB, Settings, rank_memory
 from rearkit.recipe.loading import load_recipe
 
 MEASURE = Path(__file__).parents[1] / "helpers" / "measured.py"
@@ -79,7 +79,7 @@ def test_a_plan_agrees_with_what_sampling_on_a_cpu_takes(
 
 
 def test_each_stage_divides_what_the_article_says() -> None:
-    stages = [rank_memory(STEP, 100, stage, 4, **OPTIONS) for stage in range(4)]
+    stages = [rank_memory(STEP, 100, stage, 4, Settings(**OPTIONS)) for stage in range(4)]
     assert [memory.optimizer for memory in stages] == [1200, 300, 300, 300]
     assert [memory.gradients for memory in stages] == [400, 400, 100, 100]
     assert [memory.weights for memory in stages] == [200, 200, 200, 50]
@@ -88,15 +88,16 @@ def test_each_stage_divides_what_the_article_says() -> None:
 
 
 def test_gradients_that_are_there_before_a_pass_come_on_top_of_activations() -> None:
-    before = rank_memory(STEP, 100, 0, 1, **OPTIONS)
-    after = rank_memory(STEP, 100, 0, 1, **(OPTIONS | {"accumulates": True}))
+    before = rank_memory(STEP, 100, 0, 1, Settings(**OPTIONS))
+    after = rank_memory(STEP, 100, 0, 1, Settings(**(OPTIONS | {"accumulates": True})))
     assert (before.activations, after.activations) == (700, 1000)
 
 
 def test_what_is_offloaded_is_not_on_the_accelerator() -> None:
     zero = OPTIONS["zero"] | {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
     here, there = (
-        [rank_memory(STEP, 100, n, 4, **(OPTIONS | {"zero": z})) for n in range(4)] for z in (OPTIONS["zero"], zero)
+        [rank_memory(STEP, 100, n, 4, Settings(**(OPTIONS | {"zero": z}))) for n in range(4)]
+        for z in (OPTIONS["zero"], zero)
     )
     assert [memory.offloaded for memory in there] == [0, 300, 300, 350]
     assert [a.total - b.total for a, b in zip(here, there, strict=True)] == [0, 300, 300, 350]
@@ -104,6 +105,6 @@ def test_what_is_offloaded_is_not_on_the_accelerator() -> None:
 
 def test_in_float32_only_division_makes_a_copy_and_an_average_is_one_more() -> None:
     single = OPTIONS | {"value_bytes": 4}
-    assert rank_memory(STEP, 100, 0, 1, **single).optimizer == 800
-    assert rank_memory(STEP, 100, 1, 1, **single).optimizer == 1200
-    assert rank_memory(STEP, 100, 0, 1, **(single | {"averages": True})).optimizer == 1200
+    assert rank_memory(STEP, 100, 0, 1, Settings(**single)).optimizer == 800
+    assert rank_memory(STEP, 100, 1, 1, Settings(**single)).optimizer == 1200
+    assert rank_memory(STEP, 100, 0, 1, Settings(**(single | {"averages": True}))).optimizer == 1200

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from rearkit.components.noise.schedules import NoNoise
+from rearkit.data.bad_samples import BadSamples
 from rearkit.data.fetching import Retry, ShardCache
 from rearkit.data.image_index import ImageIndex, write_index
-from rearkit.data.image_shards import BadSamples
 from rearkit.errors import DataError, RecipeError
 from rearkit.model import build, build_tokenizer
 from rearkit.recipe.tables import Recipe, TokensTable

@@ -14,17 +14,14 @@ Shapes: R rows (B, padded), T positions, D width, H heads, h = D/H, V codes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rearkit import PackedLinear, attend_to_cache, cache_length
-
-if TYPE_CHECKING:
-    from rearkit_alitok.backbone import AliTokAR
-    from rearkit_alitok.blocks import Attention, Block
+from rearkit_alitok.blocks import Attention, Block
 
 
 class Decoder:
@@ -39,7 +36,7 @@ class Decoder:
         values: likewise.
     """
 
-    def __init__(self, backbone: AliTokAR, batch: int) -> None:
+    def __init__(self, backbone: Any, batch: int) -> None:
         self.batch = batch
         self.rows = batch + batch % 2
         self.length = 0

@@ -17,18 +17,15 @@ Shapes: R rows (B, padded), U distinct classes among them, P positions ahead; th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rearkit.components.backbones.dit_ar_blocks import Block
 from rearkit.layers.cached_attention import attend_to_cache, cache_length
 from rearkit.layers.packed_linear import PackedLinear
-
-if TYPE_CHECKING:
-    from rearkit.components.backbones.dit_ar import DiTAR
-    from rearkit.components.backbones.dit_ar_blocks import Block
 
 # Rows in one product of modulations: enough for an efficient product, and 190 MB at the published S size.
 MODULATION_ROWS = 512
@@ -47,7 +44,7 @@ class Decoder:
         values: likewise, as they come.
     """
 
-    def __init__(self, backbone: DiTAR, classes_B: Tensor) -> None:
+    def __init__(self, backbone: Any, classes_B: Tensor) -> None:
         self.batch = len(classes_B)
         self.rows = len(classes_B) + len(classes_B) % 2
         self.heads = backbone.num_heads
@@ -55,7 +52,7 @@ class Decoder:
         table_TD = (backbone.pos_embed + backbone.target_table())[0].detach()
         self.place_TD = table_TD
         places = len(table_TD)
-        self.blocks = [DecodingBlock(block, self.rows) for block in backbone.blocks]  # type: ignore[arg-type]
+        self.blocks = [DecodingBlock(block, self.rows) for block in backbone.blocks]
         self.final_eps = backbone.adaln_before_head.norm_final.eps
         self.head = PackedLinear(backbone.lm_head, self.rows)
         self.modulations = Modulations(backbone, self._padded(classes_B))
@@ -133,7 +130,7 @@ class Modulations:
     would make the device wait.
     """
 
-    def __init__(self, backbone: DiTAR, classes_R: Tensor) -> None:
+    def __init__(self, backbone: Any, classes_R: Tensor) -> None:
         classes_U = classes_R
         self.row_R = None
         if classes_R.device.type == "cpu":
