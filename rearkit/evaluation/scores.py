@@ -109,7 +109,7 @@ class Scorer:
         if material.held_out is not None and len(material.held_out) > self.nearest_k + 1:
             held_out = self.extract(material.held_out, "held-out images")
             floor = score(held_out, reference, self.nearest_k)
-        told = f"{len(material.train or ())} training images" if file is None else file.path.name
+        told = f"{len(found or ())} {kind}" if file is None else file.path.name
         copies: Nearest | None = None
         if material.copies and found is not None and real is not None:
             copies = find_copies(samples, found, held_out, kind, (material.samples, real), material.picture)
