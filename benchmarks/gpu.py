@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from rearkit.components.backbones import dit_ar
+from rearkit.components.backbones import dit_ar_blocks
 from rearkit.components.backbones.dit_ar import DiTAR
 from rearkit.components.backbones.dit_ar_blocks import DiTARSettings
 from rearkit.contracts import TokenSpace
@@ -186,7 +186,7 @@ def right(report: Report) -> None:
     ids, classes = torch.randint(256, (6, 64)), torch.randint(11, (6,))
     forward_and_backward(report, ids, classes)
     block = small_backbone().cuda().eval().blocks[0]
-    condition = dit_ar.Condition(torch.randn(6, 66, 192, device="cuda"), None)
+    condition = dit_ar_blocks.Condition(torch.randn(6, 66, 192, device="cuda"), None)
     x = torch.randn(6, 66, 192, device="cuda")
     report.judge(
         "compiled block against eager", distance(torch.compile(block.forward)(x, condition), block(x, condition)), 1e-5
@@ -358,23 +358,23 @@ def train_speed(report: Report, name: str, size: str, micro: int, settings: dict
 
 def plain(report: Report) -> None:
     """What one writes first: the same network of plain layers, autocast, torch's AdamW, no DeepSpeed."""
-    kept = dit_ar.is_lean, lean.is_lean, dit_ar.dropout, dit_ar.MLP.forward
+    kept = dit_ar_blocks.is_lean, lean.is_lean, dit_ar_blocks.dropout, dit_ar_blocks.MLP.forward
 
     def mlp(self: Any, x: Tensor, shift: Tensor, scale: Tensor, norm: nn.LayerNorm) -> Tensor:
-        hidden = F.gelu(dit_ar.behind_norm(self.fc1, norm, x, shift, scale))
+        hidden = F.gelu(dit_ar_blocks.behind_norm(self.fc1, norm, x, shift, scale))
         out = self.fc2(F.dropout(hidden, self.dropout, self.training))
         return F.dropout(out, self.dropout, self.training)
 
-    dit_ar.is_lean = lean.is_lean = lambda: False
-    dit_ar.dropout = lambda x, rate, on: F.dropout(x, rate, on)
-    dit_ar.MLP.forward = mlp
+    dit_ar_blocks.is_lean = lean.is_lean = lambda: False
+    dit_ar_blocks.dropout = lambda x, rate, on: F.dropout(x, rate, on)
+    dit_ar_blocks.MLP.forward = mlp
     try:
         for compiled in (False, True):
             torch._dynamo.reset()
             plain_step(report, compiled)
             torch.cuda.empty_cache()
     finally:
-        dit_ar.is_lean, lean.is_lean, dit_ar.dropout, dit_ar.MLP.forward = kept
+        dit_ar_blocks.is_lean, lean.is_lean, dit_ar_blocks.dropout, dit_ar_blocks.MLP.forward = kept
 
 
 def plain_step(report: Report, compiled: bool) -> None:
