@@ -39,9 +39,7 @@ def run(recipe: Recipe, out: str | Path | None = None, only: str | None = None) 
     """
     folder = RunFolder(Path(out) if out is not None else DEFAULT_ROOT / recipe.name)
     started = time.monotonic()
-    check_inputs(recipe)
-    if only in (None, training.STAGE.name) and recipe.train.steps:
-        batch_layout(recipe.train, distributed.world_size())
+    check_inputs(recipe, distributed.world_size() if only in (None, training.STAGE.name) else None)
     if distributed.world_size() > 1:
         distributed.start(distributed.local_device(resolve_device(recipe.device)))
     with contextlib.ExitStack() as claim:
@@ -100,12 +98,18 @@ def show_results(folder: RunFolder) -> None:
                 shutil.copyfile(source, temporary)
 
 
-def check_inputs(recipe: Recipe) -> None:
-    """Look for what a recipe needs, and at what it passes on to DeepSpeed, before anything is built.
+def check_inputs(recipe: Recipe, ranks: int | None = None) -> None:
+    """Check, before anything is built, that what a recipe needs is there, and what it passes on to DeepSpeed.
+
+    Args:
+        recipe: to be run.
+        ranks: over how many its batches must divide; None where it is not trained.
 
     Raises:
         RearkitError: what is missing, all of it, where it comes from, and what to do.
     """
+    if ranks is not None and recipe.train.steps:
+        batch_layout(recipe.train, ranks)
     check_deepspeed_table(recipe.train, resolve_device(recipe.device))
     check_trackers(recipe.train.trackers)
     problems = []

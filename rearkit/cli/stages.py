@@ -42,13 +42,9 @@ def _run_ranks(
         pipeline.run(recipe, out, only)
         return
     from rearkit.system.launch import launch
-    from rearkit.training.deepspeed_config import batch_layout
 
     # Checked once here, or each rank would report the same error.
-    pipeline.check_inputs(recipe)
-    if only in (None, "train"):
-        # Fails for a batch that does not divide over so many ranks, before they start.
-        batch_layout(recipe.train, num_gpus)
+    pipeline.check_inputs(recipe, num_gpus if only in (None, "train") else None)
     raise click.exceptions.Exit(launch(num_gpus, arguments))
 
 

@@ -23,7 +23,7 @@ from rearkit.stages.tokens import token_data, training_data
 from rearkit.system import distributed
 from rearkit.system.console import say
 from rearkit.system.files import remove
-from rearkit.training.loop import train
+from rearkit.training.loop import train_checked
 from rearkit.weights import load_weights, read_metadata, write_state_dict
 
 
@@ -31,7 +31,7 @@ def run(recipe: Recipe, folder: RunFolder) -> Outcome:
     """Train, and save the backbone and, apart, the training-only heads."""
     model = build(recipe, fitted_tokenizer(recipe, folder), run_classes(folder))
     data = training_data(recipe, folder, model.tokenizer)
-    result = train(model, data, token_data(folder, "held-out"), folder.stage("train"))
+    result = train_checked(model, data, token_data(folder, "held-out"), folder.stage("train"))
     say(f"train: {result.summary()}")
     names: tuple[str, ...] = ()
     if distributed.rank() == 0:

@@ -71,13 +71,20 @@ def train(
         DivergedError: too many losses were NaN or infinite.
         Interrupted: Ctrl-C or SIGTERM came; with a folder, a checkpoint was saved first.
     """
+    check_deepspeed_table(model.recipe.train, resolve_device(model.recipe.device))
+    return train_checked(model, data, held_out, folder)
+
+
+def train_checked(
+    model: Model, data: TrainingData, held_out: TokenData | None, folder: str | Path | None
+) -> TrainResult:
+    """Train as `train` does, by a recipe that was checked when its run began."""
     steps = model.recipe.train.steps
     device = distributed.local_device(resolve_device(model.recipe.device))
     _check_tokens(model, data)
     if steps == 0:
         model.backbone.to(device).eval()
         return _result(model, 0.0, {} if held_out is None else validate(model, held_out, device))
-    check_deepspeed_table(model.recipe.train, device)
     trainer = Trainer(model, data, held_out, None if folder is None else Path(folder))
     started = time.monotonic()
     with trainer, StopRequest() as stop, progress_bar("train", steps, trainer.done) as bar:
