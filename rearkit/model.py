@@ -46,6 +46,11 @@ class Model:
     objective: Objective
 
     @property
+    def num_classes(self) -> int:
+        """C."""
+        return self.classes.number
+
+    @property
     def space(self) -> TokenSpace:
         """What the backbone predicts."""
         return TokenSpace(self.tokenizer.num_tokens, self.tokenizer.codebook_size, self.classes.number)
