@@ -1,7 +1,7 @@
 """rearkit: train visual autoregressive image models that agree with their tokenizer.
 
-The names below are the public API; they are imported on first use, so that ``import rearkit`` is quick and a plugin
-can be written against it without loading what it does not need.
+The names below are the public API. They are imported on first use, so that ``import rearkit`` is quick, and a plugin
+that uses it loads only what it needs.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+# The module of each public name, within rearkit.
 _HOME = {
     "Component": "registry.component",
     "hookimpl": "registry.hookspecs",
@@ -43,6 +44,7 @@ _HOME = {
     "cache_length": "layers.cached_attention",
 }
 
+# The same names once more, since type checkers and editors do not follow `__getattr__`.
 if TYPE_CHECKING:
     from rearkit.components.tokenizers.maskgit_vqgan import MaskGITVQGANDecoder
     from rearkit.components.tokenizers.quantizer import VectorQuantizer

@@ -1,9 +1,9 @@
-"""What a component must do; the stages rely on nothing else.
+"""What each kind of component must do. The stages rely on nothing else.
 
 Tokenizers, backbones and regularizers are modules: they inherit from the classes here, which are `nn.Module`. Datasets
-and noise schedules are plain objects that have the methods named here.
+and noise schedules are plain objects with the methods named here.
 
-Shape letters, here and throughout: B batch, N image tokens, T places of the transformer's sequence, D hidden width,
+Shape letters, in all of rearkit: B batch, N image tokens, T positions in the transformer's sequence, D hidden width,
 V codes in the codebook, Z embedding width of a code, C classes, R image side. Images are float32 in [0, 1] or uint8 in
 [0, 255], channels first; tokens and classes are int64. ``rearkit.testing`` checks a component against its contract.
 
@@ -17,10 +17,10 @@ noise          ``build(settings) -> NoiseSchedule``
 regularizer    ``build(settings, context: RegularizerContext) -> Regularizer``
 =============  ======================================================================================
 
-Modules have four things in common. In eval mode their output is a function of the input, row by
-row. Their state dict holds all that it depends on, as tensors, so that a second instance can take it over. Each
-parameter that is trained takes part in the loss. And where they make a tensor on the way, it has their parameters'
-device and dtype, since bf16 training casts parameters and buffers.
+Modules have four rules in common. In eval mode, their output depends only on the input, row by row. Their state dict
+contains, as tensors, everything that the output depends on, so that a second instance can load it. Every trained
+parameter contributes to the loss. Tensors that they create have their parameters' device and dtype, since bf16
+training casts parameters and buffers.
 """
 
 from __future__ import annotations
@@ -34,16 +34,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+# Held-out images are never trained on: tokenizers, backbones and classifiers are measured on them.
 SPLITS = ("train", "held-out")
 
 
 @attrs.frozen
 class TokenSpace:
-    """What a backbone has to predict.
+    """The sizes of what a backbone predicts.
 
     Attributes:
-        num_tokens: N, tokens of an image.
-        codebook_size: V, values of a token.
+        num_tokens: N, tokens per image.
+        codebook_size: V, possible values of a token.
         num_classes: C, labels; the id C stands for "no label" (dropped, or the unconditional half of guidance).
     """
 
@@ -58,7 +59,7 @@ class Classes:
 
     Attributes:
         number: C.
-        names: C names for people to read; None where the dataset has none.
+        names: C names for people to read; None if the dataset has none.
     """
 
     number: int
@@ -66,24 +67,25 @@ class Classes:
 
     @property
     def titles(self) -> tuple[str, ...]:
-        """Names of the classes; their numbers where they have none."""
+        """The names of the classes, or their numbers if they have none."""
         return self.names or tuple(map(str, range(self.number)))
 
     @classmethod
     def of(cls, dataset: Dataset) -> Classes:
-        """Ask a dataset for its classes."""
+        """Return the classes of a dataset."""
         names = dataset.class_names()
         return cls(dataset.num_classes, None if names is None else tuple(names))
 
 
+# Without `==`, since comparing tensors gives a tensor and no single truth value.
 @attrs.frozen(eq=False)
 class RegularizerContext:
-    """What a regularizer can size itself by.
+    """The sizes that a regularizer is built for.
 
     Attributes:
         hidden_size: D of the backbone.
-        num_layers: its number of blocks.
-        codebook_VZ: (V, Z) float32, the embeddings that the tokenizer's decoder is fed with.
+        num_layers: the backbone's number of blocks.
+        codebook_VZ: (V, Z) float32, the embeddings that the tokenizer's decoder receives.
     """
 
     hidden_size: int
@@ -95,7 +97,7 @@ class RegularizerContext:
 class ImageSample:
     """One image of a dataset: a unique key, (height, width, 3) uint8 pixels or an image file, a class in [0, C).
 
-    A key has no dot in its last part, since a dot ends it in a WebDataset shard.
+    The last part of a key must have no dot, since a dot ends the key in a WebDataset shard.
     """
 
     key: str
@@ -105,20 +107,20 @@ class ImageSample:
 
 @runtime_checkable
 class Dataset(Protocol):
-    """Where images come from."""
+    """A source of images with classes."""
 
     num_classes: int
 
     def class_names(self) -> Sequence[str] | None:
-        """Return C names for people to read, or None where there are none."""
+        """Return C names for people to read, or None if there are none."""
         ...
 
     def size(self, split: str) -> int | None:
-        """Return how many images a split (``"train"`` or ``"held-out"``) has; None where only reading would tell."""
+        """Return the number of images in a split (``"train"`` or ``"held-out"``); None if only reading shows it."""
         ...
 
     def shards(self, split: str) -> Sequence[str] | None:
-        """Return the WebDataset shards (paths or URLs) of a split that exist already; None: write them from `images`.
+        """Return a split's existing WebDataset shards (paths or URLs); None to have them written from `images`.
 
         Args:
             split: ``"train"`` or ``"held-out"``.
@@ -131,7 +133,7 @@ class Dataset(Protocol):
 
 
 class Tokenizer(nn.Module):
-    """Turns images into tokens and back. Frozen while the backbone trains."""
+    """Turns images into tokens and back. It is frozen while the backbone trains."""
 
     num_tokens: int
     codebook_size: int
@@ -139,25 +141,25 @@ class Tokenizer(nn.Module):
     image_size: int
 
     def encode(self, images_B3RR: Tensor) -> Tensor:
-        """(B, 3, R, R) float32 in [0, 1] to (B, N) int64 in [0, V)."""
+        """Turn images (B, 3, R, R) float32 in [0, 1] into tokens (B, N) int64 in [0, V)."""
         raise NotImplementedError
 
     def decode(self, tokens_BN: Tensor) -> Tensor:
-        """(B, N) int64 in [0, V) to (B, 3, R, R) float32 in [0, 1]."""
+        """Turn tokens (B, N) int64 in [0, V) into images (B, 3, R, R) float32 in [0, 1]."""
         raise NotImplementedError
 
     def codebook(self) -> Tensor:
-        """(V, Z) float32: row v is what the decoder is fed for token v (normalised, where the tokenizer does)."""
+        """Return (V, Z) float32; row v is what the decoder receives for token v (normalised, if the tokenizer does)."""
         raise NotImplementedError
 
 
 class FittableTokenizer(Tokenizer):
-    """A tokenizer that the tokenizer stage can fit; without this, its weights must be given."""
+    """A tokenizer that the tokenizer stage can fit. For any other tokenizer, the recipe must name weights."""
 
     def fit_loss(self, images_B3RR: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss to minimise, a scalar, and named parts of it for the log.
 
-        Called once a step in training mode; the tokenizer does here whatever else its fit needs (moving averages,
+        It is called once per step in training mode, and also does whatever else the fit needs (moving averages,
         restarts of dead codes).
 
         Args:
@@ -169,16 +171,17 @@ class FittableTokenizer(Tokenizer):
 class Backbone(nn.Module):
     """Predicts each token from those before it and the class.
 
-    The sequence that its blocks see has `prefix_length` places P before token 0's own place (class token, condition,
-    …), so token i stands at place P + i, and the place that predicts it is the one before, P + i - 1.
+    The sequence in its blocks has `prefix_length` positions P before token 0 (class token, condition, …). So token i is
+    at position P + i, and the position that predicts it is the one before, P + i - 1.
 
-    `start` and `step` copy nothing from the host and look at no tensor's content (CUDA graphs record them). So a table
-    that they read is a parameter or a buffer.
+    `start` and `step` must neither copy from the host nor read the content of tensors, since CUDA graphs record them.
+    So a table that they read must be a parameter or a buffer.
 
-    It may set ``blocks``: its `num_layers` blocks in order, modules that `forward` calls as modules, once each. With
-    them, activation checkpointing can be switched on, and compilation takes one block's time.
+    It may set ``blocks``: its `num_layers` blocks in order, each a module that `forward` calls once, as a module. This
+    makes activation checkpointing possible, and compilation compiles one block instead of all.
     """
 
+    # Only declared: a backbone that does not set it has no such attribute.
     blocks: nn.ModuleList
     prefix_length: int
     hidden_size: int
@@ -192,34 +195,34 @@ class Backbone(nn.Module):
         Args:
             tokens_BN: (B, N) int64 in [0, V), the context.
             classes_B: (B,) int64 in [0, C]; C is "no label".
-            layers: blocks, counted from 0, whose outputs are wanted.
+            layers: the blocks, counted from 0, whose outputs to return.
 
         Returns:
-            logits (B, N+1, V), where place i predicts token i and the last has no target; and for each of ``layers``
-            its output, (B, T, D) with T = P + N.
+            logits (B, N+1, V), where position i predicts token i and the last has no target; and the output of each of
+            ``layers``, (B, T, D) with T = P + N.
         """
         raise NotImplementedError
 
     def start(self, classes_B: Tensor) -> tuple[Tensor, Any]:
-        """Begin cached decoding, by the weights as they are now: return the logits of token 0, (B, V), and a cache."""
+        """Begin cached decoding with the current weights; return the logits of token 0, (B, V), and a cache."""
         raise NotImplementedError
 
     def step(self, tokens_B: Tensor, cache: Any) -> Tensor:
-        """Append one token, (B,) int64, to each row of the cache, in place; return the next token's logits, (B, V)."""
+        """Append one token, (B,) int64, to each row of the cache in place; return the next token's logits, (B, V)."""
         raise NotImplementedError
 
 
 @runtime_checkable
 class NoiseSchedule(Protocol):
-    """How much of the context is replaced by random codes, over a run."""
+    """Decides how much of the context is replaced by random codes as training proceeds."""
 
     def rates(self, progress: float, batch: int, generator: torch.Generator) -> Tensor:
-        """Draw the replacement probability of each sample, by the arguments alone: a resumed run draws the same.
+        """Draw each sample's replacement probability from the arguments alone, so that a resumed run draws the same.
 
         Args:
             progress: share of the training steps taken, in [0, 1].
             batch: B.
-            generator: the only source of randomness to use (on the CPU).
+            generator: the only source of randomness, on the CPU.
 
         Returns:
             (B,) float32 in [0, 1].
@@ -228,7 +231,7 @@ class NoiseSchedule(Protocol):
 
 
 class Regularizer(nn.Module):
-    """Ties hidden states to the tokenizer while training; it is not needed to sample."""
+    """A loss that ties hidden states to the tokenizer during training; sampling does not need it."""
 
     weight: float
     layers: Sequence[int]
@@ -236,46 +239,47 @@ class Regularizer(nn.Module):
     def forward(
         self, hidden: Mapping[int, Tensor], tokens_BN: Tensor, replaced_BN: Tensor, prefix_length: int
     ) -> Mapping[str, Tensor]:
-        """Return named scalar terms, finite even where everything is replaced; ``weight`` times their sum is added.
+        """Return named scalar terms; ``weight`` times their sum is added to the loss.
 
-        The codebook gets no gradient, and the arguments, which others read too, are not changed.
+        They are finite even if all tokens are replaced. The codebook must get no gradient, and the arguments must not
+        be changed, since others read them too.
 
         Args:
-            hidden: for each of `layers`, and maybe further blocks, the block's output (B, P + N, D).
+            hidden: the output (B, P + N, D) of each of `layers`, and possibly of other blocks.
             tokens_BN: (B, N) int64, the clean tokens.
-            replaced_BN: (B, N) bool, where the context was replaced.
+            replaced_BN: (B, N) bool, True where the context was replaced.
             prefix_length: P (see `Backbone`).
         """
         raise NotImplementedError
 
 
 MODULES: Mapping[str, type[nn.Module]] = {"tokenizer": Tokenizer, "backbone": Backbone, "regularizer": Regularizer}
-"""The kinds of components that are modules, and what they inherit from."""
+"""The kinds of components that are modules, and the classes from which they inherit."""
 
 EXTRA = "extra."
-"""Begins the names of tensors in a weights file that the module does not have (spare rows, training-only heads)."""
+"""Prefix for tensors in a weights file that the module does not have (spare rows, training-only heads)."""
 
 
 class PublishedLayout(Protocol):
-    """How a component's weights were published by others; a `rearkit.registry.component.Component` may have one."""
+    """The layout of weights published by others; a `rearkit.registry.component.Component` may have one."""
 
     def recognises(self, state: Mapping[str, Tensor]) -> bool:
-        """Tell whether a state dict is in the published layout."""
+        """Return whether a state dict is in the published layout."""
         ...
 
     def to_rearkit(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Translate; what the module has no place for goes under names that begin with `EXTRA`."""
+        """Translate to rearkit's layout; tensors that the module does not have get names that begin with `EXTRA`."""
         ...
 
     def to_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Translate back, so that a round trip is the identity."""
+        """Translate back to the published layout, so that a round trip is the identity."""
         ...
 
     def sizes(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Read off a state dict in rearkit's layout which settings it needs."""
+        """Return the settings that a state dict in rearkit's layout needs, read from its shapes."""
         ...
 
 
 def num_parameters(module: nn.Module) -> int:
-    """Count a module's parameters."""
+    """Return the number of a module's parameters."""
     return sum(parameter.numel() for parameter in module.parameters())

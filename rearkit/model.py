@@ -1,4 +1,4 @@
-"""From a recipe to the modules that it names."""
+"""Builds the components that a recipe names."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from rearkit.weights import fit_state_dict, load_weights
 
 @attrs.frozen(eq=False)
 class Model:
-    """Everything that a recipe names, built.
+    """The components of a recipe.
 
     Attributes:
         recipe: the recipe.
-        classes: of the dataset.
-        tokenizer: frozen, in eval mode.
-        backbone: what is trained and sampled from.
+        classes: the classes of the dataset.
+        tokenizer: the tokenizer, frozen and in eval mode.
+        backbone: the network that is trained and sampled from.
         noise: the context-noise schedule.
         objective: the loss, with the regularizers' training-only heads as its parameters.
     """
@@ -52,36 +52,39 @@ class Model:
 
     @property
     def space(self) -> TokenSpace:
-        """What the backbone predicts."""
+        """The sizes of what the backbone predicts."""
         return TokenSpace(self.tokenizer.num_tokens, self.tokenizer.codebook_size, self.classes.number)
 
 
 def build(recipe: Recipe, tokenizer: Tokenizer | None = None, classes: Classes | None = None) -> Model:
-    """Build the modules of a recipe, seeded by it.
+    """Build the modules of a recipe, initialised from the recipe's seed.
 
     Args:
-        recipe: what to build.
-        tokenizer: a tokenizer to use instead of a fresh one (the fitted one of a run, say).
-        classes: left out, those of the recipe's dataset, which must be there then.
+        recipe: the recipe.
+        tokenizer: a tokenizer to use instead of a new one, such as the fitted one of a run.
+        classes: the classes; if None, those of the recipe's dataset, which must exist then.
 
     Raises:
-        RecipeError: components that don't fit each other.
-        WeightsError: weights that the recipe names don't fit it.
+        RecipeError: components do not fit each other.
+        WeightsError: weights that the recipe names do not fit it.
     """
     classes = classes or Classes.of(build_dataset(recipe))
     tokenizer = tokenizer or build_tokenizer(recipe)
     tokenizer.eval().requires_grad_(False)
+    # After the tokenizer, so that the backbone's initial weights are the same with a new one and a fitted one.
     torch.manual_seed(recipe.train_seed)
     space = TokenSpace(tokenizer.num_tokens, tokenizer.codebook_size, classes.number)
     backbone = _build(recipe.backbone, recipe.name, space)
     context = RegularizerContext(backbone.hidden_size, backbone.num_layers, tokenizer.codebook())
     regularizers: dict[str, Regularizer] = {}
     for index, table in enumerate(recipe.regularizers):
+        # The same regularizer may be used twice, with other settings; logs and heads need different names.
         name = table.name if table.name not in regularizers else f"{table.name}-{index}"
         regularizers[name] = _build(table, recipe.name, context)
     if recipe.backbone.weights is not None:
         found = load_weights(backbone, recipe.backbone.weights, plugins.find("backbone", recipe.backbone.name))
-        for regularizer in regularizers.values():  # published weights bring the heads along
+        # Published weights may include the regularizers' heads.
+        for regularizer in regularizers.values():
             names = regularizer.state_dict().keys()
             if names <= found.keys():
                 fit_state_dict(regularizer, {name: found[name] for name in names}, recipe.backbone.weights)
@@ -96,7 +99,7 @@ def build_dataset(recipe: Recipe) -> Dataset:
 
 
 def build_tokenizer(recipe: Recipe, load: bool = True) -> Tokenizer:
-    """Build the tokenizer of a recipe: with the weights that it names if ``load``, else freshly initialised."""
+    """Build the tokenizer of a recipe; with ``load``, load the weights that the recipe names, if any."""
     torch.manual_seed(recipe.seed)
     tokenizer: Tokenizer = _build(recipe.tokenizer, recipe.name)
     if load and recipe.tokenizer.weights is not None:
@@ -109,13 +112,13 @@ def make(kind: str, name: str, *context: object, **settings: object) -> Any:
 
     Args:
         kind: one of `rearkit.registry.component.KINDS`.
-        name: as a recipe would write it.
-        context: what the kind is built with besides its settings; see `rearkit.contracts`.
-        settings: its settings.
+        name: the component's name in recipes.
+        context: the further arguments of the kind's ``build``; see `rearkit.contracts`.
+        settings: the component's settings.
 
     Raises:
-        PluginError: no such component.
-        TypeError: no such setting.
+        PluginError: there is no such component.
+        TypeError: there is no such setting.
         ValueError: a setting is out of range, or does not fit the context.
     """
     component = plugins.find(kind, name)
@@ -127,8 +130,10 @@ def _build(table: ComponentTable, recipe_name: str, *context: object) -> Any:
     try:
         built = component.build(table.settings, *context)
     except ValueError as error:
+        # The names of the recipe's tables, where they differ from the kinds'.
         where = {"dataset": "data.source", "regularizer": "regularizers"}.get(table.kind, table.kind)
         raise RecipeError([f"{recipe_name}: [{where}] {table.name}: {error}"]) from error
+    # Checked here, since a class that only looks alike fails later, with an error that does not name it.
     base = MODULES.get(table.kind)
     if base is not None and not isinstance(built, base):
         found = type(built)

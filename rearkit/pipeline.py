@@ -1,4 +1,4 @@
-"""The flow of a run: data → tokenizer → tokens → train → sample → evaluate, then the report."""
+"""Runs the stages of a run: data → tokenizer → tokens → train → sample → evaluate, then writes the report."""
 
 from __future__ import annotations
 
@@ -30,33 +30,35 @@ def run(recipe: Recipe, out: str | Path | None = None, only: str | None = None) 
     """Bring a run up to date, and write its report.
 
     Args:
-        recipe: what to run.
-        out: the run's folder; left out, ``runs/NAME``.
-        only: a single stage to run; the stages before it must have run.
+        recipe: the recipe to run.
+        out: the run's folder; if None, ``runs/NAME``.
+        only: a single stage to run; the stages before it must have run. If None, all stages run.
 
     Raises:
-        RearkitError: whatever the user can mend.
+        RearkitError: an error that the user can fix.
     """
     folder = RunFolder(Path(out) if out is not None else DEFAULT_ROOT / recipe.name)
     started = time.monotonic()
     check_inputs(recipe, distributed.world_size() if only in (None, training.STAGE.name) else None)
     if distributed.world_size() > 1:
         distributed.start(distributed.local_device(resolve_device(recipe.device)))
+    # Rank 0 locks the folder inside `from_main`; the stack holds the lock until the end of the run.
     with contextlib.ExitStack() as claim:
         distributed.from_main(lambda: _claim(recipe, folder, claim))
         stages = STAGES if only is None else tuple(stage for stage in STAGES if stage.name == only)
         if only is not None:
             distributed.from_main(lambda: check_stages_before(stages[0], STAGES, recipe, folder, _command(out)))
+        # `sum` and not `any`, which would stop at the first stage that had work to do.
         worked = sum(run_stage(stage, recipe, folder) for stage in stages) > 0
         distributed.from_main(lambda: _report(recipe, folder, worked, time.monotonic() - started))
     return folder
 
 
 def trained_run(recipe: Recipe, out: str | Path | None = None) -> RunFolder:
-    """Find a recipe's run, trained and up to date.
+    """Return a recipe's run, after checking that it is trained and up to date.
 
     Raises:
-        RearkitError: it is not, with the command that makes it so.
+        RearkitError: it is not; the message has the command to run.
     """
     folder = RunFolder(Path(out) if out is not None else DEFAULT_ROOT / recipe.name)
     check_stages_before(sampling.STAGE, STAGES, recipe, folder, _command(out))
@@ -77,20 +79,21 @@ def _claim(recipe: Recipe, folder: RunFolder, claim: contextlib.ExitStack) -> No
 def _report(recipe: Recipe, folder: RunFolder, worked: bool, seconds: float) -> None:
     show_results(folder)
     if worked or _is_older(folder):
-        from rearkit.reports.run_page import write_report  # here, since its charts take seconds to import
+        # Here, since its charts take seconds to import.
+        from rearkit.reports.run_page import write_report
 
         write_report(recipe, folder, STAGES)
     say(f"{'finished' if worked else 'nothing to do'} in {seconds:.0f} s; report: {folder.report}")
 
 
 def _is_older(folder: RunFolder) -> bool:
-    """Return whether the report is missing, or older than the last stage because the run was cut off before it."""
+    """Return whether the report is missing or older than a stage; a run that is cut off leaves it so."""
     finished = [path.stat().st_mtime_ns for name in NAMES if (path := folder.record(name)).is_file()]
     return not folder.report.is_file() or folder.report.stat().st_mtime_ns < max(finished, default=0)
 
 
 def show_results(folder: RunFolder) -> None:
-    """Copy what people look for first to the top of the run's folder."""
+    """Copy the picture of samples and the scores to the top of the run's folder, where people look first."""
     for source in (folder.sample_grid, folder.scores):
         target = folder.path / source.name
         if source.is_file() and not (target.is_file() and filecmp.cmp(source, target, shallow=False)):
@@ -106,7 +109,7 @@ def check_inputs(recipe: Recipe, ranks: int | None = None) -> None:
         ranks: over how many its batches must divide; None where it is not trained.
 
     Raises:
-        RearkitError: what is missing, all of it, where it comes from, and what to do.
+        RearkitError: something is missing; the message lists all of it, where it comes from, and what to do.
     """
     if ranks is not None and recipe.train.steps:
         batch_layout(recipe.train, ranks)
@@ -120,6 +123,7 @@ def check_inputs(recipe: Recipe, ranks: int | None = None) -> None:
         "[evaluate] feature_weights": recipe.evaluate.feature_weights,
         "[evaluate] reference": recipe.evaluate.reference,
     }
+    # Files that the recipe lists under `needs` are reported below, with their sources.
     for key, path in named.items():
         if path is not None and path not in listed and not Path(path).is_file():
             problems.append(f"{key}: {path}: no such file, seen from {Path.cwd()}; correct the path, or leave it out")
@@ -139,4 +143,5 @@ def check_inputs(recipe: Recipe, ranks: int | None = None) -> None:
 
 
 def _is_there(path: Path) -> bool:
+    # An empty folder is what a download that has not begun leaves.
     return path.is_file() or (path.is_dir() and any(path.iterdir()))

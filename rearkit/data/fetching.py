@@ -1,8 +1,8 @@
-"""Shards that lie elsewhere: fetched whole into a file, with patience, before they are read.
+"""Remote shards: copied completely to a local file, with retries, before they are read.
 
-A shard is read only once it is whole, so a transfer that breaks off can be tried again without any sample being seen
-twice. ``http(s)``, ``ftp`` and ``file`` URLs are read by Python itself; ``pipe:COMMAND`` and all other schemes by
-`webdataset.gopen`.
+A shard is read only when its copy is complete, so a transfer that breaks off can be tried again without any sample
+being seen twice. Python itself reads ``http(s)``, ``ftp`` and ``file`` URLs; ``pipe:COMMAND`` is run by the shell, and
+`webdataset.gopen` reads all other schemes.
 """
 
 from __future__ import annotations
@@ -30,13 +30,16 @@ from rearkit.system.console import say
 from rearkit.system.files import replacing
 
 OURS = ("http://", "https://", "ftp://", "file://")
-SILENCE_S = 60.0  # without a byte from a server, a transfer has failed
+# Seconds without a byte from a server after which a transfer has failed.
+SILENCE_S = 60.0
+# Seconds between two tries, at most.
 LONGEST_WAIT_S = 60.0
-TRY_AGAIN = (408, 425, 429)  # and all from 500: HTTP statuses that may pass
+# HTTP statuses below 500 after which another try may succeed: timeout, too early, too many requests.
+TRY_AGAIN = (408, 425, 429)
 
 
 class FetchError(Exception):
-    """A shard could not be had."""
+    """A shard could not be fetched."""
 
 
 @attrs.frozen
@@ -44,8 +47,8 @@ class Retry:
     """How often to try, and how long to wait in between.
 
     Attributes:
-        tries: in all, at least 1.
-        wait: seconds after the first failure; twice as long after each further one, a minute at most.
+        tries: total number of tries, at least 1.
+        wait: seconds to wait after the first failure; doubled after each further one, up to a minute.
     """
 
     tries: int = 4
@@ -53,15 +56,15 @@ class Retry:
 
 
 def is_remote(shard: str) -> bool:
-    """Tell a URL or a command from the path of a local file."""
+    """Return whether a shard is a URL or a command, not the path of a local file."""
     return "://" in shard or shard.startswith("pipe:")
 
 
 def fetch(shard: str, target: Path, retry: Retry) -> None:
-    """Copy a remote shard into a file, whole or not at all.
+    """Copy a remote shard to a file atomically.
 
     Raises:
-        FetchError: it could not be had; the message says why.
+        FetchError: the shard could not be fetched; the message says why.
         StorageError: the disk is full.
     """
     for attempt in range(1, retry.tries + 1):
@@ -69,13 +72,16 @@ def fetch(shard: str, target: Path, retry: Retry) -> None:
             with replacing(target) as temporary, temporary.open("wb") as file:
                 _copy(shard, file)
             return
+        # A full disk is the user's to fix; another try would fill it again.
         except StorageError:
             raise
         except (OSError, http.client.HTTPException) as error:
             reason = first_line(error)
             lasting = isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in TRY_AGAIN
-        except ValueError as error:  # no such scheme
-            reason, lasting = first_line(error), True
+        except ValueError as error:
+            # There is no such scheme.
+            reason = first_line(error)
+            lasting = True
         if lasting or attempt == retry.tries:
             raise FetchError(f"{reason} (tried {attempt} time{'s' if attempt > 1 else ''})")
         wait = min(retry.wait * 2 ** (attempt - 1), LONGEST_WAIT_S)
@@ -85,10 +91,10 @@ def fetch(shard: str, target: Path, retry: Retry) -> None:
 
 @contextlib.contextmanager
 def local_copy(shard: str, retry: Retry) -> Iterator[Path]:
-    """Yield the path of a shard; of one that is remote, that of a copy which is removed afterwards.
+    """Yield the path of a local shard, or of a copy of a remote one; the copy is removed at the end.
 
     Raises:
-        FetchError: it could not be had.
+        FetchError: the shard could not be fetched.
         StorageError: the disk is full.
     """
     if not is_remote(shard):
@@ -101,34 +107,39 @@ def local_copy(shard: str, retry: Retry) -> Iterator[Path]:
 
 
 class ShardCache:
-    """Copies of the remote shards in use, for all processes of a machine; those used longest ago are removed.
+    """Copies of remote shards, shared by all processes of a machine; the least recently used ones are removed.
 
     Args:
-        folder: where the copies are.
-        keep: how many.
+        folder: the folder of the copies.
+        keep: number of copies to keep.
         retry: how often to try.
     """
 
     def __init__(self, folder: Path, keep: int, retry: Retry) -> None:
-        self.folder, self.keep, self.retry = folder, keep, retry
+        self.folder = folder
+        self.keep = keep
+        self.retry = retry
+        # Shards that failed once are not tried again: each of their samples would wait through all the tries.
         self._failed: dict[str, FetchError] = {}
 
     def open(self, shard: str) -> int:
-        """Return a descriptor of a shard, or of a copy of it, which can be read though the copy be removed.
+        """Return a file descriptor of a shard or of its copy; it stays readable even if the copy is removed.
 
         Raises:
-            FetchError: it could not be had, now or when it was asked for before.
-            OSError: it cannot be opened.
+            FetchError: the shard could not be fetched, now or earlier.
+            OSError: the shard cannot be opened.
             StorageError: the disk is full.
         """
         if not is_remote(shard):
             return os.open(shard, os.O_RDONLY)
         if shard in self._failed:
             raise self._failed[shard]
+        # A URL may have characters that a file name cannot have.
         copy = self.folder / f"{hashlib.sha256(shard.encode()).hexdigest()[:20]}.tar"
         self.folder.mkdir(parents=True, exist_ok=True)
         with copy.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # one process fetches, the others wait for it
+            # One process fetches the shard; the others wait for it.
+            fcntl.flock(lock, fcntl.LOCK_EX)
             fresh = not copy.is_file()
             if fresh:
                 try:
@@ -137,6 +148,7 @@ class ShardCache:
                     say(f"data: {shard} cannot be fetched: {error}")
                     self._failed[shard] = error
                     raise
+            # The time of last use, by which `_make_room` chooses what to remove.
             os.utime(copy)
             descriptor = os.open(copy, os.O_RDONLY)
         if fresh:
@@ -145,6 +157,7 @@ class ShardCache:
 
     def _make_room(self) -> None:
         used: list[tuple[float, Path]] = []
+        # Other processes remove copies too.
         for path in self.folder.glob("*.tar"):
             with contextlib.suppress(FileNotFoundError):
                 used.append((path.stat().st_mtime, path))
@@ -156,13 +169,15 @@ def _copy(shard: str, file: IO[bytes]) -> None:
     if shard.startswith("pipe:"):
         done = subprocess.run(shard.removeprefix("pipe:"), shell=True, stdout=file, stderr=subprocess.PIPE)
         if done.returncode:
+            # The last line, where most programs say what is wrong.
             said = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
             raise OSError(": ".join([f"exit {done.returncode}", *said]))
         return
     stream: Any
     with contextlib.closing(_open(shard)) as stream:
         shutil.copyfileobj(stream, file, 1 << 20)
-        missing = getattr(stream, "length", None)  # what a server announced and did not send
+        # Bytes that the server announced and did not send; a connection that is cut looks like the end otherwise.
+        missing = getattr(stream, "length", None)
         if missing:
             raise ConnectionError(f"broke off {missing} bytes before its end")
 

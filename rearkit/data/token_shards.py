@@ -1,7 +1,7 @@
-"""Token shards: tar files (readable with WebDataset) that hold, uncompressed, arrays of many images' tokens at once.
+"""Token shards: uncompressed tar files (readable with WebDataset), each with the tokens of many images in one array.
 
 Members of a shard: ``000000.tokens.npy`` (n, N) uint16, ``000000.classes.npy`` (n,) int32, ``000000.json`` (what was
-tokenized, with which tokenizer, what was skipped). A random sample is one read of 2·N bytes where it lies in the tar.
+tokenized, with which views, what was skipped). A random sample takes one read of 2·N bytes at its position in the tar.
 """
 
 from __future__ import annotations
@@ -27,19 +27,23 @@ from rearkit.errors import DataError
 from rearkit.system.console import progress_bar, say
 from rearkit.system.files import read_npy_header, replacing, sha256
 
+# As many as uint16 can hold.
 MAX_CODES = 2**16
-TOKENS, CLASSES = np.dtype("<u2"), np.dtype("<i4")
+# With a fixed byte order, so that shards can be moved between machines.
+TOKENS = np.dtype("<u2")
+CLASSES = np.dtype("<i4")
 
 
 def write_token_shard(path: Path, tokens: np.ndarray, classes: np.ndarray, meta: Mapping[str, Any]) -> None:
-    """Write one shard, whole or not at all.
+    """Write one shard atomically.
 
     Args:
         path: the ``.tar``.
         tokens: (n, N), values in [0, 65536).
-        classes: (n,).
-        meta: anything JSON can hold.
+        classes: (n,) integers.
+        meta: anything that JSON can represent.
     """
+    # Without times, so that the same tokens give the same bytes.
     with replacing(path) as temporary, webdataset.TarWriter(str(temporary), mtime=0) as writer:
         writer.write(
             {
@@ -53,16 +57,16 @@ def write_token_shard(path: Path, tokens: np.ndarray, classes: np.ndarray, meta:
 
 @attrs.define(eq=False)
 class FileRows:
-    """An array in a file, of which rows are read by their numbers.
+    """An array in a file, whose rows are read by their numbers.
 
-    It is read, not memory-mapped: a process that reads much stays small, and a file that is cut off under it is an
-    error to tell of instead of a crash.
+    The file is read, not memory-mapped: a process that reads much stays small, and a file that is cut off while it is
+    in use gives an error message instead of a crash.
 
     Attributes:
         path: the file.
-        start: where the array's first byte is.
-        dtype: of its values.
-        shape: its first dimension counts the rows.
+        start: position of the array's first byte in the file.
+        dtype: dtype of the values.
+        shape: shape of the array; the first dimension is the number of rows.
     """
 
     path: Path
@@ -78,13 +82,14 @@ class FileRows:
         """Read rows, in the order given.
 
         Raises:
-            DataError: the file ends before them, or cannot be read.
+            DataError: the file is too short, or cannot be read.
         """
         width = math.prod(self.shape[1:]) * self.dtype.itemsize
         try:
             if self._descriptor is None:
                 self._descriptor = os.open(self.path, os.O_RDONLY)
                 weakref.finalize(self, os.close, self._descriptor)
+            # `pread` takes the position with the call: threads and forked processes share the descriptor's own.
             read = [os.pread(self._descriptor, width, self.start + row * width) for row in rows.tolist()]
         except OSError as error:
             raise DataError(f"{self.path}: token shard cannot be read: {error.strerror}") from None
@@ -100,10 +105,11 @@ class TokenData:
     Args:
         tokens: list of (n, N) uint16 arrays, in memory or in files.
         classes: list of (n,) arrays.
-        names: of the shards.
+        names: names of the shards.
     """
 
-    window = workers = 0  # a sample is one small read, wherever it lies
+    # All samples can be mixed, and a thread can read them: a sample is one small read, wherever it is.
+    window = workers = 0
 
     def __init__(
         self, tokens: Sequence[np.ndarray | FileRows], classes: Sequence[np.ndarray], names: Sequence[str] = ()
@@ -118,7 +124,7 @@ class TokenData:
 
     @classmethod
     def from_shards(cls, paths: Sequence[str | Path]) -> TokenData:
-        """Open shards; their tokens stay where they are, and are read as they are taken.
+        """Open shards. Classes are read now, tokens when samples are taken.
 
         Raises:
             DataError: a shard is missing or damaged; the message names it.
@@ -132,7 +138,7 @@ class TokenData:
 
     @classmethod
     def from_arrays(cls, tokens: np.ndarray | Tensor, classes: np.ndarray | Tensor) -> TokenData:
-        """Take (n, N) tokens and (n,) classes that are in memory."""
+        """Wrap tokens (n, N) and classes (n,) that are in memory."""
         return cls([np.asarray(tokens).astype(TOKENS)], [np.asarray(classes).astype(CLASSES)])
 
     def __len__(self) -> int:
@@ -140,7 +146,7 @@ class TokenData:
 
     @property
     def num_classes(self) -> int:
-        """One more than the highest class that occurs."""
+        """The highest class that occurs, plus one."""
         return 1 + max(int(classes.max(initial=-1)) for classes in self._classes)
 
     def read(self, indices: np.ndarray, places: np.ndarray, reading: Callable[[int], None]) -> Samples:
@@ -154,21 +160,23 @@ class TokenData:
     def take(
         self, indices: Sequence[int] | np.ndarray | Tensor, reading: Callable[[int], None] = lambda shard: None
     ) -> tuple[Tensor, Tensor]:
-        """Gather samples in the order of their indices: tokens (B, N) and classes (B,), int64.
+        """Return samples in the order of ``indices``: tokens (B, N) and classes (B,), int64.
 
         Args:
-            indices: which.
-            reading: told the number of each shard before it is read.
+            indices: (B,) the samples.
+            reading: called with the number of each shard before it is read.
         """
         wanted = np.asarray(indices)
         tokens = np.empty((len(wanted), self.num_tokens), np.int64)
         classes = np.empty(len(wanted), np.int64)
         shard_of = np.searchsorted(self.starts, wanted, side="right") - 1
+        # Shard by shard, so that `reading` names the one that a read hangs at.
         for shard in np.unique(shard_of):
             here = np.flatnonzero(shard_of == shard)
             rows = wanted[here] - self.starts[shard]
             reading(int(shard))
-            tokens[here], classes[here] = self._tokens[shard][rows], self._classes[shard][rows]
+            tokens[here] = self._tokens[shard][rows]
+            classes[here] = self._classes[shard][rows]
         return torch.from_numpy(tokens), torch.from_numpy(classes)
 
 
@@ -178,17 +186,18 @@ def spread(size: int, most: int) -> np.ndarray:
 
 
 def whole_shards(digests: Mapping[Path, str], max_bad_share: float, log: Path) -> list[Path]:
-    """Leave out the shards whose content is not what was written; their samples count as skipped.
+    """Return the shards whose content is what was written. The samples of all others count as skipped.
 
-    The order of the others' samples is then another, so a resumed epoch may show some twice and others not.
+    Without a shard, the order of the remaining samples changes, so a resumed epoch may show some twice and others not
+    at all.
 
     Args:
-        digests: the SHA-256 that each shard had when it was written.
+        digests: the SHA-256 of each shard when it was written.
         max_bad_share: largest share of the samples that may be lost.
         log: file to which each loss is appended.
 
     Raises:
-        DataError: more are lost.
+        DataError: more samples are lost.
     """
     counts: dict[Path, int | None] = {}
     damaged: list[Path] = []
@@ -198,10 +207,12 @@ def whole_shards(digests: Mapping[Path, str], max_bad_share: float, log: Path) -
                 counts[path] = len(_open_members(path)[1])
                 whole = sha256(path) == digest
             except (DataError, OSError):
-                counts[path], whole = None, False
+                counts[path] = None
+                whole = False
             if not whole:
                 damaged.append(path)
             bar.advance(1)
+    # Shards have about the same size, but the last of a split may be smaller, so the largest stands for unknown ones.
     likely = max((count for count in counts.values() if count), default=1)
     bad = BadSamples(max_bad_share, sum(likely if count is None else count for count in counts.values()), log)
     for path in damaged:
@@ -212,7 +223,7 @@ def whole_shards(digests: Mapping[Path, str], max_bad_share: float, log: Path) -
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """Return the JSON member of a shard."""
+    """Return the content of a shard's JSON member."""
     with tarfile.open(path) as archive:
         member = archive.extractfile("000000.json")
         assert member is not None
@@ -222,6 +233,7 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 def _open_members(path: Path) -> tuple[FileRows, np.ndarray]:
     try:
+        # "r:" refuses a compressed tar, whose members cannot be read at a position.
         with tarfile.open(path, "r:") as archive:
             members = {member.name: member for member in archive}
         tokens = _find_array(path, members["000000.tokens.npy"], TOKENS, 2)
@@ -232,13 +244,18 @@ def _open_members(path: Path) -> tuple[FileRows, np.ndarray]:
         raise DataError(f"{path}: token shard is missing; run the tokens stage again") from None
     except OSError as error:
         raise DataError(f"{path}: token shard cannot be read: {error.strerror}") from None
-    except Exception as error:  # numpy reads an array's header as Python, so that damage to it can raise much
+    except Exception as error:
+        # numpy parses an array's header as Python, so a damaged one can raise many exceptions.
         raise DataError(f"{path}: token shard is damaged ({error}); remove it and run the tokens stage again") from None
     return tokens, classes[np.arange(len(classes))]
 
 
 def _find_array(path: Path, member: tarfile.TarInfo, dtype: np.dtype[Any], dimensions: int) -> FileRows:
-    """Find the rows of a .npy that lies inside a tar."""
+    """Return the rows of a .npy inside a tar, after checking its header.
+
+    Raises:
+        ValueError: it has another dtype, layout or size.
+    """
     with path.open("rb") as file:
         file.seek(member.offset_data)
         shape, by_columns, found = read_npy_header(file)

@@ -1,4 +1,4 @@
-"""What a training step reads, and from what: token shards, or image shards that are tokenized as they come."""
+"""The interface of training data: token shards, or image shards that are tokenized during training."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor
 
 @attrs.frozen(eq=False)
 class Samples:
-    """Some samples as they were read.
+    """Samples as they were read.
 
     Attributes:
         content: tokens (B, N) int64, or images (B, 3, R, R) uint8.
         classes_B: (B,) int64 in [0, C).
-        indices: which samples they are.
-        skipped: where and why something else had to be taken instead.
+        indices: (B,) the indices of the samples that were wanted.
+        skipped: location and reason of each unreadable sample, which was replaced by another.
     """
 
     content: Tensor
@@ -28,15 +28,16 @@ class Samples:
     skipped: tuple[tuple[str, str], ...] = ()
 
 
+# Reading and tokenizing are apart, since processes without a GPU read, and the one that trains tokenizes.
 class TrainingData(Protocol):
-    """Samples to train on, by their indices from 0 to len - 1.
+    """Samples to train on, with indices from 0 to len - 1.
 
     Attributes:
         num_tokens: N.
-        names: the shards.
-        starts: (shards + 1,) the index of each shard's first sample, and after the last.
-        window: of how many shards the samples are mixed, so that few are read at a time; 0: of all.
-        workers: processes that read for a rank; 0: a thread.
+        names: names of the shards.
+        starts: (shards + 1,) the index of each shard's first sample, then the total number of samples.
+        window: number of shards whose samples are mixed, so that few shards are read at a time; 0 mixes all.
+        workers: number of processes that read for a rank; 0 for a thread.
     """
 
     num_tokens: int
@@ -48,15 +49,15 @@ class TrainingData(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, indices: np.ndarray, places: np.ndarray, reading: Callable[[int], None]) -> Samples:
-        """Read samples, on any thread or process.
+        """Read samples; any thread or process may call this.
 
         Args:
-            indices: which, (B,).
-            places: where each stands in the sequence of all samples of a run, (B,): seeds what is drawn for it.
-            reading: told the number of each shard before it is read.
+            indices: (B,) the samples.
+            places: (B,) the position of each in the sequence of all samples of the run; it seeds what is drawn for it.
+            reading: called with the number of each shard before it is read.
 
         Raises:
-            DataError: they cannot be read.
+            DataError: the samples cannot be read.
         """
         ...
 
@@ -70,6 +71,7 @@ class TrainingData(Protocol):
 
 
 def shards_of(data: TrainingData, indices: Sequence[int] | np.ndarray) -> list[str]:
-    """Name the shards that samples come from."""
+    """Return the names of the shards that samples come from."""
+    # From the right, so that a shard's first index counts as this shard's; less one, since `starts` begins with 0.
     shards = np.unique(np.searchsorted(data.starts, np.asarray(indices, np.int64), side="right") - 1)
     return [data.names[shard] for shard in shards.tolist()]

@@ -1,4 +1,4 @@
-"""Score samples against real images; all results go into one record, `Scores`."""
+"""Scores samples against real images; all results go into one record, `Scores`."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from rearkit.sampling.sampler import Samples
 from rearkit.system.devices import resolve_device
 
 Extract = Callable[[Images, str], Features]
-"""Extracts the features of images; the text names the images in progress bars and messages."""
+"""Extracts the features of images; the string names the images in progress bars and messages."""
 
 
 @attrs.frozen(eq=False)
 class Material:
-    """What an evaluation is of.
+    """The images and files that an evaluation uses.
 
     Attributes:
-        samples: images to be scored.
-        labels: classes of the samples (n,), or None.
-        manifest: what made the samples, or None.
+        samples: the images to score.
+        labels: (n,) classes of the samples, or None.
+        manifest: the manifest of the samples, or None.
         reference: a file to compare with; None for the training images.
         train: training images.
-        held_out: real images for the floor, or None.
-        tokenizer: frozen, to be scored too, on the held-out images, or else on the training images; or None.
+        held_out: real images, whose own scores are the floor for those of samples; or None.
+        tokenizer: a frozen tokenizer to score too, on the held-out images or else on the training images; or None.
         copies: whether to look for the real image nearest to each sample.
         picture: file for a picture of samples and their nearest real images, or None.
     """
@@ -64,10 +64,10 @@ class Scorer:
 
     Attributes:
         space: the feature space.
-        batch: images at once.
+        batch: images per batch.
         nearest_k: neighbours for precision and recall.
         device: ``auto``, ``cpu`` or ``cuda``.
-        cache: where features are kept; None: in the user's cache, and only of Inception, whose weights stay the same.
+        cache: cache of features; None for the user's cache, with Inception's features only.
     """
 
     space: FeatureSpace
@@ -78,13 +78,14 @@ class Scorer:
 
     @classmethod
     def of(cls, recipe: Recipe, space: FeatureSpace) -> Scorer:
-        """Score as a recipe's ``[evaluate]`` table says."""
+        """Return a scorer with the settings of a recipe's ``[evaluate]`` table."""
         return cls(space, recipe.evaluate.batch, recipe.evaluate.nearest_k, recipe.device)
 
     def extract(self, images: Images, label: str, keep: bool = True) -> Features:
-        """Pass over images once, with progress under a label; ``keep`` what is found for the next time."""
+        """Extract the features of images; ``label`` names them in the progress bar, ``keep`` caches the features."""
         place = resolve_device(self.device)
         cache = self.cache
+        # Inception's weights are always the same, while each run has a classifier of its own.
         if cache is None and self.space.is_inception:
             cache = FeatureCache.default()
         if cache is None or not keep:
@@ -94,11 +95,11 @@ class Scorer:
     def rebuild(self, tokenizer: Tokenizer, images: Images, real: Features, what: str) -> Reconstruction:
         """Score a tokenizer on images whose features are known; ``what`` names the images."""
         device = resolve_device(self.device)
-        # Decoded images are of no use to another evaluation, so their features are not kept.
+        # No other evaluation needs the features of decoded images, so they are not cached.
         return measure(tokenizer, images, real, lambda part: self.extract(part, "decoded images", False), device, what)
 
     def score(self, material: Material) -> Scores:
-        """Score the samples, and whatever else there is to compare them with."""
+        """Score the samples and, if given, the held-out images and the tokenizer; look for copies of real images."""
         file = material.reference
         samples = self.extract(material.samples, "samples")
         real, kind, found, reference = self._reference(material)
@@ -110,6 +111,7 @@ class Scorer:
             held_out = self.extract(material.held_out, "held-out images")
             floor = score(held_out, reference, self.nearest_k)
         told = f"{len(found or ())} {kind}" if file is None else file.path.name
+        # A reference of statistics only has no images that could have been copied.
         copies: Nearest | None = None
         if material.copies and found is not None and real is not None:
             copies = find_copies(samples, found, held_out, kind, (material.samples, real), material.picture)
@@ -145,8 +147,9 @@ class Scorer:
         )
 
     def _reference(self, material: Material) -> tuple[Images | None, str, Features | None, Reference]:
-        """Images of the reference, what they are called, their features, and its statistics; images may be missing."""
+        """Return the reference's images, if there are any, their name, their features, and the statistics."""
         file = material.reference
+        # A reference file may hold statistics only, without images or features.
         if file is not None:
             reference, found = file.resolve(lambda images: self.extract(images, "reference images"))
             return file.images, f"the images of {file.path.name}", found, reference
@@ -166,16 +169,16 @@ def evaluate(
     """Score samples as the recipe's ``[evaluate]`` table says.
 
     Args:
-        recipe: whose table, seed and device are used.
+        recipe: the recipe, whose table, seed and device are used.
         samples: from `rearkit.sample`.
-        train: training images: the reference, unless ``[evaluate] reference`` names one, and for a classifier.
-        held_out: real images for the floor, and to test the classifier on.
-        folder: folder to load the classifier from and save it to; None to keep none.
-        tokenizer: frozen, to be scored too.
+        train: training images, for a classifier, and as the reference unless ``[evaluate] reference`` names one.
+        held_out: real images, for the floor of the scores and for testing the classifier.
+        folder: folder to load the classifier from and save it to; None to discard it.
+        tokenizer: a frozen tokenizer to score too.
 
     Raises:
         DataError: the classifier's accuracy is below ``min_accuracy``.
-        RearkitError: the feature extractor's weights can't be had.
+        RearkitError: the weights of the feature extractor are not available.
     """
     images = torch.from_numpy(np.ascontiguousarray(samples.images)).permute(0, 3, 1, 2)
     material = Material(
@@ -188,6 +191,7 @@ def evaluate(
     )
     if recipe.evaluate.features == "inception":
         return Scorer.of(recipe, inception_space(recipe.evaluate.feature_weights)).score(material)
+    # The classifier's feature space is read from its file, so without a folder it needs one for the time being.
     if folder is not None:
         return score_by_classifier(recipe, material, train, held_out, Path(folder))
     with tempfile.TemporaryDirectory() as temporary:
@@ -195,14 +199,14 @@ def evaluate(
 
 
 def reference_of(recipe: Recipe) -> ReferenceFile | None:
-    """Open the reference that a recipe names, if it does."""
+    """Open the reference file that a recipe names; return None if it names none."""
     return None if recipe.evaluate.reference is None else read_reference(recipe.evaluate.reference)
 
 
 def score_by_classifier(
     recipe: Recipe, material: Material, train: ImageSet, held_out: ImageSet | None, folder: Path
 ) -> Scores:
-    """Score in the feature space of a classifier in a folder, which also says how many samples are of their class."""
+    """Score in the feature space of the classifier in a folder, which also checks the samples' classes."""
     classifier, space, accuracy = judge(recipe, train, held_out, folder)
     predicted = torch.cat(
         [classify(classifier, part, recipe.evaluate.batch) for part in material.samples.batches(1024)]
@@ -215,17 +219,19 @@ def score_by_classifier(
 def judge(
     recipe: Recipe, train: ImageSet, held_out: ImageSet | None, folder: Path
 ) -> tuple[Classifier, FeatureSpace, float | None]:
-    """Find or train a classifier in a folder; return it, its feature space and its accuracy on held-out images.
+    """Load or train the classifier in a folder; return it, its feature space and its accuracy on held-out images.
 
     Raises:
         DataError: its accuracy is below ``min_accuracy``.
     """
-    table, device = recipe.evaluate, resolve_device(recipe.device)
+    table = recipe.evaluate
+    device = resolve_device(recipe.device)
     classifier = find_classifier(folder, train.images, train.labels, table.classifier, recipe.seed, device)
     accuracy = None
     if held_out is not None and len(held_out):
         predicted = classify(classifier, held_out.images, table.batch)
         accuracy = (predicted == held_out.labels).double().mean().item()
+        # Scores by a classifier that does not know the classes would mean nothing.
         if accuracy < table.classifier.min_accuracy:
             raise DataError(
                 f"[evaluate.classifier] min_accuracy = {table.classifier.min_accuracy}, but the classifier reaches "

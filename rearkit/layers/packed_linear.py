@@ -9,7 +9,8 @@ oneDNN also sums in an order that depends neither on the number of rows nor on t
 gives the same bits in any batch. MKL does not promise that.
 
 Weights in 16 bits use FBGEMM, also part of torch: at few rows, time goes into reading weights, and half the bytes are
-read. ``benchmarks/sampling.py`` measures the speed, the tests the bits.
+read. ``benchmarks/sampling.py`` measures the speed, the tests the bits. By itself, with AVX-512, packing makes decoding
+3.2, 2.1, 1.2 times as fast at batch 1, 4, 32 (docs/performance/sampling.md).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Decoding by CUDA graphs: each step is recorded once and then replayed with one call.
+"""Decoding by CUDA graphs: each step is recorded once, and replayed with a single call from then on.
 
-A step of a few rows is hundreds of small kernels, which take the CPU longer to launch than the GPU to run.
+A step of a few rows consists of hundreds of small kernels, which the CPU launches more slowly than the GPU runs them.
+On an H100, S in bf16 at batch 64 makes 84.5 images a second by graphs; a plain sampler without them 8.9 (docs/gpu.md).
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ class Recording:
     """The graphs of all steps for one number of rows, and the tensors that they read and write.
 
     Attributes:
-        classes_B: read by the first graph.
-        tokens_B: read by the others.
-        graphs: one a token.
-        logits_BV: what each of them writes.
-        next: which of them comes next.
+        classes_B: (B,) int64, the input of the first graph.
+        tokens_B: (B,) int64, the input of all others.
+        graphs: one per token, since a graph fixes the length of the cache that its step reads.
+        logits_BV: the output of each graph.
+        next: index of the graph to replay next.
     """
 
     classes_B: Tensor
@@ -33,20 +34,20 @@ class Recording:
     next: int = 0
 
     def replay(self) -> Tensor:
-        """Run the next step."""
+        """Run the next step and return its logits, (B, V)."""
         self.graphs[self.next].replay()
         self.next += 1
         return self.logits_BV[self.next - 1]
 
 
 class GraphedBackbone:
-    """A backbone on CUDA with the `start` and `step` of `rearkit.contracts.Backbone`, by graphs.
+    """A backbone on CUDA whose `start` and `step` (see `rearkit.contracts.Backbone`) replay graphs.
 
-    Each number of rows is recorded when it first comes. One batch can be decoded at a time, and a step's logits hold
-    until that step of the next batch. Weights may change in place in between.
+    A number of rows is recorded when it first occurs. Only one batch can be decoded at a time, and a step's logits are
+    valid until the same step of the next batch. Weights may be changed in place between batches.
 
     Args:
-        backbone: in eval mode; its start and step copy nothing from the host, nor look at the content of tensors.
+        backbone: in eval mode. Its `start` and `step` must neither copy from the host nor read the content of tensors.
         num_tokens: N.
     """
 
@@ -55,16 +56,17 @@ class GraphedBackbone:
         self.recordings: dict[int, Recording] = {}
 
     def start(self, classes_B: Tensor) -> tuple[Tensor, Recording]:
-        """Begin decoding; see the contract."""
+        """Begin decoding, as the contract says."""
         recording = self.recordings.get(len(classes_B))
         if recording is None:
             recording = self.recordings[len(classes_B)] = self._record(classes_B)
+        # A graph reads and writes at fixed addresses, so inputs are copied to where it was recorded.
         recording.classes_B.copy_(classes_B)
         recording.next = 0
         return recording.replay(), recording
 
     def step(self, tokens_B: Tensor, cache: Recording) -> Tensor:
-        """Append a token; see the contract."""
+        """Append a token, as the contract says."""
         cache.tokens_B.copy_(tokens_B)
         return cache.replay()
 
@@ -72,11 +74,12 @@ class GraphedBackbone:
     def _record(self, classes_B: Tensor) -> Recording:
         recording = Recording(classes_B.clone(), torch.zeros_like(classes_B))
         self._warm_up(recording)
+        # One pool for all graphs: they run in the order of their recording, so they can share memory.
         pool = torch.cuda.graph_pool_handle()
         cache: Any = None
         for i in range(self.num_tokens):
             graph = torch.cuda.CUDAGraph()
-            # Another thread may be decoding images meanwhile, which must not end the recording.
+            # Another thread may be decoding images. In the default mode, its calls to CUDA could end this recording.
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 if i == 0:
                     logits_BV, cache = self.backbone.start(recording.classes_B)
@@ -87,7 +90,8 @@ class GraphedBackbone:
         return recording
 
     def _warm_up(self, recording: Recording) -> None:
-        """Let libraries set themselves up, which they cannot do while a graph is recorded."""
+        """Run `start` and `step` once, since libraries cannot initialise themselves while a graph is recorded."""
+        # On a stream of its own, as torch's documentation of graphs does it.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

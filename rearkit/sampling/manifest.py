@@ -1,6 +1,6 @@
-"""The manifest of a set of samples: what made them, kept inside their ``.npz`` and so wherever it is copied.
+"""The manifest of a set of samples: what made them, stored inside their ``.npz`` so that it stays with them.
 
-It is a further member of the archive, ``manifest.json``. numpy and the evaluators that read ``arr_0`` pass over it.
+It is an additional member of the archive, ``manifest.json``, which numpy and evaluators that read ``arr_0`` ignore.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ Manifest = dict[str, Any]
 
 
 def read_manifest(path: str | Path) -> Manifest | None:
-    """Read the manifest inside an ``.npz``; None where it has none, or one that is no manifest."""
+    """Read the manifest inside an ``.npz``; return None if there is none, or no valid one."""
+    # Files from elsewhere have none, and scoring them must not fail for that.
     try:
         with zipfile.ZipFile(path) as archive, archive.open(MEMBER) as member:
             found = json.loads(member.read())
@@ -27,9 +28,11 @@ def read_manifest(path: str | Path) -> Manifest | None:
 
 
 def manifest_lines(manifest: Manifest) -> list[str]:
-    """Say a manifest in a few lines, for people."""
+    """Return a manifest as a few lines for people."""
+    # With defaults everywhere, since another version of rearkit may have written the manifest.
     recipe = manifest.get("recipe", {})
-    sample, backbone = recipe.get("sample", {}), recipe.get("backbone", {})
+    sample = recipe.get("sample", {})
+    backbone = recipe.get("backbone", {})
     source = recipe.get("data", {}).get("source", {})
     settings = ", ".join(f"{name} {sample[name]}" for name in SHOWN if name in sample)
     counts = manifest.get("counts_per_class", [])

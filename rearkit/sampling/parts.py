@@ -1,7 +1,7 @@
-"""Samples on their way to one file: a part a batch, written whole or not at all, by any number of ranks.
+"""Samples before they are put into one file: a file per batch, a part, written atomically by any number of ranks.
 
-A part is a ``.safetensors`` of images, tokens and numbers. What is there is done; a run that was killed makes the rest,
-with another batch size or on another number of ranks if need be.
+A part is a ``.safetensors`` with images, tokens and the samples' numbers. A run that was killed keeps its parts and
+makes only what is missing, even with another batch size or on another number of ranks.
 """
 
 from __future__ import annotations
@@ -19,27 +19,29 @@ from safetensors.numpy import save_file
 from rearkit.sampling.sampler import Samples
 from rearkit.system.files import remove, replacing
 
-OPEN_PARTS = 32  # mapped at once, so that memory does not grow with their number
+# Parts that are mapped at once, so that memory does not grow with their number.
+OPEN_PARTS = 32
 
 
 def write_part(folder: Path, numbers: Sequence[int], samples: Samples) -> None:
-    """Write a batch of samples, numbered in the whole set."""
+    """Write a batch of samples; ``numbers`` are their numbers in the whole set."""
     tensors = {
         "images": np.ascontiguousarray(samples.images),
         "tokens": samples.tokens.astype(np.uint16),
         "numbers": np.array(numbers, np.int64),
     }
+    # The first number makes the name unique. The count is in the name so that `count_samples` need not open the file.
     with replacing(folder / f"{numbers[0]:09d}-{len(numbers)}.safetensors") as temporary:
         save_file(tensors, temporary)
 
 
 def count_samples(folder: Path) -> int:
-    """How many samples the parts hold, by their names."""
+    """Return how many samples the parts in a folder hold, according to their names."""
     return sum(int(path.stem.split("-")[1]) for path in folder.glob("*.safetensors"))
 
 
 class Parts:
-    """The parts in a folder; one that cannot be read is removed."""
+    """The parts in a folder. Parts that cannot be read are removed, so that their samples are made again."""
 
     def __init__(self, folder: Path) -> None:
         self.place: dict[int, tuple[Path, int]] = {}
@@ -54,20 +56,20 @@ class Parts:
         self._open = functools.lru_cache(OPEN_PARTS)(lambda path: safe_open(path, "numpy"))
 
     def read(self, name: str, number: int) -> np.ndarray:
-        """Read ``images`` or ``tokens`` of one sample, with a leading axis of one."""
+        """Read ``images`` or ``tokens`` of one sample, with a first axis of size 1."""
         path, row = self.place[number]
         found: np.ndarray = self._open(path).get_slice(name)[row : row + 1]
         return found
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         self._open.cache_clear()
 
 
 def write_npz(path: Path, parts: Parts, classes: Sequence[int], manifest: Path) -> None:
-    """Put the samples into an ``.npz`` in the ADM layout, in order, without ever holding them all.
+    """Write the samples to an ``.npz`` in the ADM layout, in order, without having all of them in memory.
 
-    The same samples make the same bytes. Members: ``arr_0`` (n, R, R, 3) uint8, ``arr_1`` (n,) int64 classes,
+    The same samples give the same bytes. Members: ``arr_0`` (n, R, R, 3) uint8, ``arr_1`` (n,) int64 classes,
     ``tokens`` (n, N) uint16, and the manifest.
     """
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
@@ -75,17 +77,20 @@ def write_npz(path: Path, parts: Parts, classes: Sequence[int], manifest: Path) 
         for member, name in (("arr_0", "images"), ("tokens", "tokens")):
             _add(archive, member, count, (parts.read(name, number) for number in range(count)))
         _add(archive, "arr_1", count, iter([np.array(classes, np.int64)]))
-        archive.writestr(zipfile.ZipInfo(manifest.name), manifest.read_bytes())  # dated 1980, not the file's time
+        # A bare `ZipInfo` is dated 1980; the manifest's own time would change the bytes.
+        archive.writestr(zipfile.ZipInfo(manifest.name), manifest.read_bytes())
 
 
 def _add(archive: zipfile.ZipFile, name: str, count: int, rows: Iterator[np.ndarray]) -> None:
-    """Write an array of ``count`` rows that come in pieces."""
+    """Write an array of ``count`` rows, which arrive in pieces."""
+    # The header comes first in the file, and needs dtype and shape.
     first = next(rows)
     header: dict[str, Any] = {
         "descr": np.lib.format.dtype_to_descr(first.dtype),
         "fortran_order": False,
         "shape": (count, *first.shape[1:]),
     }
+    # The size is unknown when the member is begun, and may exceed the 4 GiB of a plain zip.
     with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
         np.lib.format.write_array_header_1_0(member, header)
         for piece in _chain(first, rows):

@@ -1,4 +1,4 @@
-"""A picture of a few classes, sampled for somebody who asks for them by number or name."""
+"""A picture with samples of a few classes, which the user names or numbers."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from rearkit.system.console import progress_bar, say
 
 
 def sample_picture(model: Model, wanted: str, path: Path, per_class: int) -> None:
-    """Sample classes and save them as a PNG, a row a class.
+    """Sample classes and save them as a PNG, with one row per class.
 
-    Image k of a class is the same whichever other classes are asked for.
+    Image k of a class does not depend on which other classes are sampled.
 
     Args:
-        model: trained.
-        wanted: numbers or names of classes, with commas between.
-        path: the picture.
-        per_class: images of each class.
+        model: a trained model.
+        wanted: numbers or names of classes, separated by commas.
+        path: file for the picture.
+        per_class: images per class.
 
     Raises:
-        RearkitError: a class that is not there.
+        RearkitError: there is no such class, or more than one.
     """
     names = model.classes.titles
     labels = [find_class(text, names) for text in wanted.split(",")]
     classes = [label for label in labels for _ in range(per_class)]
+    # A sample's randomness comes from its number, so each class counts from 0.
     numbers = [k for _ in labels for k in range(per_class)]
     sampler = Sampler(model)
     images: list[np.ndarray] = []
@@ -52,7 +53,7 @@ def sample_picture(model: Model, wanted: str, path: Path, per_class: int) -> Non
 
 
 def find_class(text: str, names: Sequence[str]) -> int:
-    """Find a class by its number, its name, or the beginning of its name where no other has the same.
+    """Find a class by its number, its name, or the beginning of its name if only one name begins so.
 
     Raises:
         RearkitError: there is no such class, or more than one.
@@ -61,8 +62,9 @@ def find_class(text: str, names: Sequence[str]) -> int:
     if text.isdecimal() and int(text) < len(names):
         return int(text)
     lowered = [name.lower() for name in names]
+    # Exact case first: ImageNet has a dog "Cardigan" and a garment "cardigan".
     found = (
-        [i for i, name in enumerate(names) if name == text]  # ImageNet has a Cardigan that barks and one to wear
+        [i for i, name in enumerate(names) if name == text]
         or [i for i, name in enumerate(lowered) if name == text.lower()]
         or [i for i, name in enumerate(lowered) if text and name.startswith(text.lower())]
     )

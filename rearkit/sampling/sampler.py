@@ -1,7 +1,7 @@
 """Class-conditional sampling with a key-value cache and classifier-free guidance.
 
-A sample's randomness is one uniform number a token, drawn from the run's seed and the sample's own number, so that an
-image does not depend on the batch or the rank that it is made in. Shapes: B samples, N tokens, V codes, R image side.
+A sample uses one uniform random number per token, drawn from the run's seed and the sample's own number, so that an
+image does not depend on the batch or the rank that makes it. Shapes: B samples, N tokens, V codes, R image side.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Samples:
 
 
 def guidance_scales(num_tokens: int, scale: float, power: float = 1.0, schedule: str = "power-cosine") -> list[float]:
-    """Guidance at each token i of N, by the schedules of RAR's published sampler.
+    """Return the guidance scale at each token i of N, by the schedules of RAR's published sampler.
 
     ``power-cosine``: ``1 + (s-1)·(1-cos(π·(i/N)^p))/2``, from 1 towards s; ``linear``: ``1 + (s-1)·i/N``;
     ``constant``: s.
@@ -59,22 +59,20 @@ def guidance_scales(num_tokens: int, scale: float, power: float = 1.0, schedule:
 
 
 def draw(logits_BV: Tensor, uniform_B: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """Sample a code from each row by inverting its cumulative distribution at a given uniform number.
+    """Sample a code from each row, (B,) int64, by inverting its cumulative distribution at a given uniform number.
 
     Args:
         logits_BV: (B, V).
         uniform_B: (B,) float64 in [0, 1).
-        temperature: divides the logits; at 0, the likeliest code is taken (greedy).
+        temperature: divides the logits; 0 takes the likeliest code (greedy).
         top_k: keep the k likeliest codes; 0 for all.
-        top_p: then keep the likeliest codes whose total probability reaches this (the one that crosses it included).
-
-    Returns:
-        (B,) int64.
+        top_p: then keep the fewest likeliest codes whose total probability reaches this, in (0, 1].
     """
     if temperature == 0:
         return logits_BV.argmax(-1)
+    # In float64, since rounding errors of a cumulative sum over thousands of codes would shift the draws.
     logits_BV = logits_BV.double()
-    # Below the largest, so that a temperature near zero makes the argmax and not a quotient of infinities.
+    # The largest becomes 0, so that a temperature near 0 gives the argmax and not a quotient of infinities.
     probability_BV = ((logits_BV - logits_BV.amax(-1, keepdim=True)) / temperature).softmax(-1)
     if top_k and top_k < probability_BV.shape[-1]:
         least_B1 = probability_BV.topk(top_k).values[:, -1:]
@@ -82,19 +80,22 @@ def draw(logits_BV: Tensor, uniform_B: Tensor, temperature: float = 1.0, top_k: 
         probability_BV = probability_BV / probability_BV.sum(-1, keepdim=True)
     if top_p < 1:
         ranked_BV, order_BV = probability_BV.sort(-1, descending=True)
+        # Without the code itself, so that the one that crosses the threshold is kept.
         beyond_BV = ranked_BV.cumsum(-1) - ranked_BV >= top_p
         probability_BV = probability_BV.masked_fill(beyond_BV.gather(-1, order_BV.argsort(-1)), 0)
     cumulative_BV = probability_BV.cumsum(-1)
+    # Scaled by the total, which is below 1 after top-p.
     target_B1 = uniform_B.to(cumulative_BV)[:, None] * cumulative_BV[:, -1:]
+    # From the right, so that a number equal to a bound never picks a code of probability 0.
     code_B1 = torch.searchsorted(cumulative_BV, target_B1, right=True)
     return code_B1.squeeze(-1).clamp(max=logits_BV.shape[-1] - 1)
 
 
 class Decoder(Protocol):
-    """What sampling needs of a backbone; see `rearkit.contracts.Backbone`."""
+    """The part of `rearkit.contracts.Backbone` that sampling uses."""
 
     def start(self, classes_B: Tensor) -> tuple[Tensor, Any]:
-        """Begin with the classes."""
+        """Begin decoding for the given classes."""
         ...
 
     def step(self, tokens_B: Tensor, cache: Any) -> Tensor:
@@ -111,7 +112,7 @@ def sample_tokens(
     table: SampleTable,
     scale_B: Tensor | None = None,
 ) -> Tensor:
-    """Sample the tokens of a batch, (B, N) int64.
+    """Sample the tokens of a batch; return (B, N) int64.
 
     Args:
         backbone: in eval mode.
@@ -119,7 +120,7 @@ def sample_tokens(
         uniform_BN: (B, N) float64 in [0, 1).
         num_classes: C, the id of "no label".
         table: guidance, temperature, top-k and top-p.
-        scale_B: (B,) float64, guidance of each sample; left out, the table's.
+        scale_B: (B,) float64, the guidance scale of each sample; if None, the table's.
     """
     B, N = uniform_BN.shape
     if scale_B is None:
@@ -136,7 +137,7 @@ def sample_tokens(
             conditional_BV, unconditional_BV = logits.float().chunk(2)
             scale_B1 = scale_BN[:, i : i + 1]
             guided_BV = unconditional_BV + (conditional_BV - unconditional_BV) * scale_B1
-            # To the bit what a batch without guidance has.
+            # Otherwise rounding would make a sample of scale 1 differ from one in a batch without guidance.
             logits = torch.where(scale_B1 == 1, conditional_BV, guided_BV)
         token_B = draw(logits, uniform_BN[:, i], table.temperature, table.top_k, table.top_p)
         tokens.append(token_B)
@@ -147,7 +148,7 @@ def sample_tokens(
 
 @attrs.frozen
 class _Stoppable:
-    """A decoder that gives up before a step once another thread has set an event."""
+    """A decoder whose `step` raises InterruptedError once another thread has set an event."""
 
     decoder: Decoder
     stop: threading.Event
@@ -162,15 +163,15 @@ class _Stoppable:
 
 
 class Sampler:
-    """Streams images of a trained model as they are finished.
+    """Samples images from a trained model and yields them batch by batch.
 
     Args:
         model: from `rearkit.build`, trained.
-        table: how to sample; left out, as the model's recipe says.
-        seed: left out, as the recipe says.
+        table: the sampling settings; if None, those of the model's recipe.
+        seed: the seed; if None, that of the model's recipe.
 
     Raises:
-        RearkitError: a precision that this machine has not.
+        RearkitError: this machine does not support the precision.
     """
 
     def __init__(self, model: Model, table: SampleTable | None = None, seed: int | None = None) -> None:
@@ -186,6 +187,7 @@ class Sampler:
                 'leave it out, or on an accelerator say "bf16"'
             )
         backbone = model.backbone
+        # A copy, since the caller may go on using the model.
         if self.table.precision == "bf16":
             backbone = copy.deepcopy(backbone)
             backbone.to(torch.bfloat16)
@@ -200,18 +202,19 @@ class Sampler:
         numbers: Sequence[int] | None = None,
         guidance_scale: Sequence[float] | None = None,
     ) -> Iterator[Samples]:
-        """Yield batches of images, in order; while one is decoded and used, the next is generated in a thread.
+        """Yield batches of images, in order. While one is decoded and used, a thread generates the next.
 
         Args:
             classes: the class of each image, in [0, C).
-            first: the number of the first image, which fixes its randomness; the others count on from it.
-            numbers: the number of each image, instead.
-            guidance_scale: guidance of each image; left out, the table's for all.
+            first: the number of the first image, which fixes its randomness; the following ones count up from it.
+            numbers: the number of each image, instead of ``first``.
+            guidance_scale: the guidance scale of each image; if None, the table's for all.
 
         Raises:
-            ValueError: a class out of range, or another count of numbers or scales than of classes.
+            ValueError: a class is out of range, or the lengths of numbers, scales and classes differ.
         """
-        space, count = self.model.space, len(classes)
+        space = self.model.space
+        count = len(classes)
         if count and not 0 <= min(classes) <= max(classes) < space.num_classes:
             raise ValueError(f"classes must lie in 0 to {space.num_classes - 1}")
         numbers = range(first, first + count) if numbers is None else numbers
@@ -233,17 +236,21 @@ class Sampler:
                         ahead.append(begin(following))
                     yield Samples(self._decode(tokens_BN), np.array(classes[part], np.int64), tokens_BN.cpu().numpy())
             finally:
+                # If the caller stops early, leaving the pool would otherwise wait for a whole batch.
                 stop.set()
 
     def _generate(
         self, classes: Sequence[int], numbers: Sequence[int], scales: Sequence[float], stop: threading.Event
     ) -> Tensor:
-        count, space = len(classes), self.model.space
-        if self.device.type == "cuda" and count < self.table.batch:  # graphs are recorded for whole batches
+        count = len(classes)
+        space = self.model.space
+        # A last, smaller batch is filled up, so that its size needs no graphs of its own.
+        if self.device.type == "cuda" and count < self.table.batch:
             short = self.table.batch - count
             classes, numbers, scales = ([*some, *[some[-1]] * short] for some in (classes, numbers, scales))
         uniform_BN = torch.from_numpy(np.stack([sample_uniforms(self.seed, n, space.num_tokens) for n in numbers]))
-        classes_B, scale_B = torch.tensor(classes, dtype=torch.int64), torch.tensor(scales, dtype=torch.float64)
+        classes_B = torch.tensor(classes, dtype=torch.int64)
+        scale_B = torch.tensor(scales, dtype=torch.float64)
         tokens_BN = sample_tokens(
             _Stoppable(self.decoder, stop),
             classes_B.to(self.device),
@@ -256,7 +263,8 @@ class Sampler:
 
     @torch.no_grad()
     def _decode(self, tokens_BN: Tensor) -> np.ndarray:
-        """(B, N) to (B, R, R, 3) uint8, one by one: a convolution's rounding depends on how many it is given."""
+        """Decode tokens (B, N) to images (B, R, R, 3) uint8."""
+        # One by one, since the rounding of a convolution depends on the number of images in its batch.
         images = [
             to_uint8(self.model.tokenizer.decode(tokens_1N)).permute(0, 2, 3, 1) for tokens_1N in tokens_BN.split(1)
         ]
@@ -264,7 +272,7 @@ class Sampler:
 
 
 def sample_uniforms(seed: int, number: int, num_tokens: int) -> np.ndarray:
-    """Randomness of one sample: (N,) float64 in [0, 1), from the seed and the sample's number alone."""
+    """Return the random numbers of one sample: (N,) float64 in [0, 1), from the seed and the sample's number alone."""
     return np.random.default_rng(derive_seed(seed, "sample", number)).random(num_tokens)
 
 
@@ -276,7 +284,7 @@ def sample(
     numbers: Sequence[int] | None = None,
     guidance_scale: Sequence[float] | None = None,
 ) -> Samples:
-    """Sample one image of each of ``classes``, in order; see `Sampler` and `Sampler.stream` for the arguments."""
+    """Sample one image for each of ``classes``, in order; see `Sampler` and `Sampler.stream` for the arguments."""
     sampler = Sampler(model, table, seed)
     parts = list(sampler.stream(classes, numbers=numbers, guidance_scale=guidance_scale))
     if not parts:
@@ -285,8 +293,8 @@ def sample(
 
 
 def balanced_classes(num_images: int, num_classes: int) -> list[int]:
-    """Classes of ``num_images`` images, each as often as the others: 0, 1, …, C-1, 0, 1, …
+    """Return the classes of ``num_images`` images, each equally often: 0, 1, …, C-1, 0, 1, …
 
-    Evaluators split a file of samples in the order it has (ten parts for the Inception Score), so classes are mixed.
+    Classes are mixed, since evaluators split a file of samples in order (into ten parts for the Inception Score).
     """
     return [i % num_classes for i in range(num_images)]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 def run(recipe: Recipe, folder: RunFolder) -> Outcome:
     """Score the run's samples."""
-    # Here, since torch-fidelity takes seconds to import.
+    # Here, since torch-fidelity takes seconds to import, and most commands do without it.
     from rearkit.evaluation.score_record import score_lines
 
     scores = _scores(recipe, folder)
@@ -44,7 +44,7 @@ def run(recipe: Recipe, folder: RunFolder) -> Outcome:
 
 
 def _scores(recipe: Recipe, folder: RunFolder) -> Scores:
-    """Score by the run's classifier; or in Inception's space, with no set of images whole in memory."""
+    """Score the samples by the run's classifier, or in Inception's feature space."""
     from rearkit.evaluation.feature_spaces import inception_space
     from rearkit.evaluation.image_streams import MemoryImages, NpzImages
     from rearkit.evaluation.scores import Material, Scorer, reference_of, score_by_classifier
@@ -59,6 +59,7 @@ def _scores(recipe: Recipe, folder: RunFolder) -> Scores:
         tokenizer=fitted_tokenizer(recipe, folder),
         picture=folder.nearest,
     )
+    # Inception's sets may be as large as ImageNet, so images are streamed; a classifier's are loaded into memory.
     if recipe.evaluate.features == "inception":
         train, held_out = (split_images(recipe, folder, split, side) for split in SPLITS)
         material = attrs.evolve(material, train=train, held_out=held_out if len(held_out) else None)
@@ -69,7 +70,7 @@ def _scores(recipe: Recipe, folder: RunFolder) -> Scores:
 
 
 def prepare_classifier(recipe: Recipe, folder: RunFolder) -> None:
-    """Train the classifier of a recipe that asks for one, ahead of the stage, so that runs can share it."""
+    """Train the recipe's classifier, if it has one, before the stage does, so that several runs can share it."""
     from rearkit.evaluation.classifier import find_classifier
 
     if recipe.evaluate.features != "classifier":
@@ -85,7 +86,7 @@ def _images(recipe: Recipe, folder: RunFolder, split: str, size: int, stage: str
 
 
 def score_tokenizer(recipe: Recipe, folder: RunFolder) -> Reconstruction:
-    """Score a run's tokenizer alone, on held-out images or, without any, on training images."""
+    """Score only a run's tokenizer, on held-out images or, if there are none, on training images."""
     from rearkit.evaluation.feature_spaces import inception_space
     from rearkit.evaluation.scores import Scorer, judge
 
@@ -104,7 +105,7 @@ def score_tokenizer(recipe: Recipe, folder: RunFolder) -> Reconstruction:
 
 
 def split_images(recipe: Recipe, folder: RunFolder, split: str, side: int) -> StreamedImages:
-    """The images of a split of a run, ``max_reference`` at most, read from their shards as they are needed."""
+    """Return the images of a run's split, ``max_reference`` at most; they are read from their shards when needed."""
     from rearkit.evaluation.image_streams import StreamedImages, in_batches
 
     limit = recipe.evaluate.max_reference
@@ -114,12 +115,13 @@ def split_images(recipe: Recipe, folder: RunFolder, split: str, side: int) -> St
         return in_batches((image.image for image in itertools.islice(images.read(), limit)), size)
 
     count = min(limit, len(images))
+    # Identifies the set of images, for the cache of features, without reading them.
     digest = (folder.done("data") or {}).get("digest")
     return StreamedImages(count, stream, hashlib.sha256(f"{digest} {split} {side} {limit}".encode()).hexdigest())
 
 
 def tables(recipe: Recipe, folder: RunFolder | None) -> Mapping[str, Any]:
-    """The tables that scores depend on."""
+    """Return the tables and files that scores depend on."""
     files = (recipe.evaluate.feature_weights, recipe.evaluate.reference)
     return {"evaluate": recipe.evaluate, "files": [hash_of(file) for file in files], "seed": recipe.seed}
 

@@ -1,4 +1,4 @@
-"""What lies where in a run's folder, ``runs/NAME``: every file name of a run is here."""
+"""The layout of a run's folder, ``runs/NAME``: all file names of a run are defined here."""
 
 from __future__ import annotations
 
@@ -11,40 +11,41 @@ import attrs
 from rearkit.errors import RearkitError, StorageError
 from rearkit.system.files import read_json, write_json
 
-OWNER = "run.json"  # says whose folder it is
+# Holds the name of the recipe to which the folder belongs.
+OWNER = "run.json"
 
 
 @attrs.frozen
 class RunFolder:
-    """``runs/NAME``: one folder a stage, and what people look for first at the top."""
+    """The folder ``runs/NAME``: one folder per stage, and at the top the files that people look for first."""
 
     path: Path
 
     def stage(self, name: str) -> Path:
-        """Folder of a stage."""
+        """Return the folder of a stage."""
         return self.path / name
 
     def record(self, stage: str) -> Path:
-        """Written when a stage is finished: its key, its files, its result."""
+        """Return the file that is written when a stage is finished: its key, its files, its result."""
         return self.stage(stage) / "stage.json"
 
     def key(self, stage: str) -> Path:
-        """Written when a stage begins: what it depends on, as a hash."""
+        """Return the file that is written when a stage begins: a hash of what it depends on."""
         return self.stage(stage) / "key"
 
     def skipped(self, stage: str) -> Path:
-        """Lists the samples that a stage had to skip."""
+        """Return the file that lists the samples that a stage had to skip."""
         return self.stage(stage) / "skipped.jsonl"
 
     def previous(self, stage: str) -> Path:
-        """Where a stage's result for an earlier recipe is kept."""
+        """Return the folder that keeps a stage's result for an earlier recipe."""
         return self.path / "previous" / stage
 
     # At the top.
 
     @property
     def lock(self) -> Path:
-        """Held by the process that works in the folder."""
+        """The file that is locked by the process that works in the folder."""
         return self.path / ".lock"
 
     @property
@@ -54,19 +55,19 @@ class RunFolder:
 
     @property
     def report(self) -> Path:
-        """The page that shows the run."""
+        """The HTML page that shows the run."""
         return self.path / "report.html"
 
     @property
     def diagnosis(self) -> Path:
-        """What ``diagnose`` measured."""
+        """The measurements of ``diagnose``."""
         return self.path / "diagnosis.json"
 
     @property
     def classifier(self) -> Path:
-        """Folder of the classifier that scores samples.
+        """The folder of the classifier that scores samples.
 
-        Beside the stages, since it depends on neither training nor samples, so that runs can share it.
+        It is no stage's, since it depends on neither training nor samples, so that runs can share it.
         """
         return self.path / "classifier"
 
@@ -84,31 +85,31 @@ class RunFolder:
 
     @property
     def fit_log(self) -> Path:
-        """Losses of the tokenizer's fit."""
+        """The losses of the tokenizer's fit."""
         return self.stage("tokenizer") / "fit.jsonl"
 
     @property
     def fit_checkpoint(self) -> Path:
-        """From which an interrupted fit goes on."""
+        """The checkpoint from which an interrupted fit is resumed."""
         return self.stage("tokenizer") / "fit.pt"
 
     @property
     def tokens(self) -> Path:
-        """The token shards of both splits, and what they depend on."""
+        """The list of the token shards of both splits, and what they depend on."""
         return self.stage("tokens") / "shards.json"
 
     @property
     def image_index(self) -> Path:
-        """Where each training image lies, for tokens that are made while training."""
+        """The positions of all training images in their shards, for tokens that are made during training."""
         return self.stage("tokens") / "train-images.npy"
 
     @property
     def reconstructions(self) -> Path:
-        """Picture of images and what their tokens decode to."""
+        """A picture of images beside the images decoded from their tokens."""
         return self.stage("tokens") / "reconstructions.png"
 
     def copies(self, stage: str) -> Path:
-        """Folder of copies of remote shards, while a stage reads them."""
+        """Return the folder for copies of remote shards while a stage reads them."""
         return self.stage(stage) / "cache"
 
     @property
@@ -118,12 +119,12 @@ class RunFolder:
 
     @property
     def heads(self) -> Path:
-        """Weights of the regularizers' training-only heads."""
+        """The weights of the regularizers' training-only heads."""
         return self.stage("train") / "heads.safetensors"
 
     @property
     def parts(self) -> Path:
-        """Folder of samples on their way into one file."""
+        """The folder of samples that are not yet in one file."""
         return self.stage("sample") / "parts"
 
     @property
@@ -133,17 +134,17 @@ class RunFolder:
 
     @property
     def sample_grid(self) -> Path:
-        """Picture of samples, a row a class."""
+        """A picture of samples, one row per class."""
         return self.stage("sample") / "samples.png"
 
     @property
     def scores(self) -> Path:
-        """Scores of the samples."""
+        """The scores of the samples."""
         return self.stage("evaluate") / "scores.json"
 
     @property
     def nearest(self) -> Path:
-        """Picture of samples and the real images nearest to them."""
+        """A picture of samples beside the real images nearest to them."""
         return self.stage("evaluate") / "nearest.png"
 
     def done(self, stage: str) -> dict[str, Any] | None:
@@ -155,7 +156,7 @@ class RunFolder:
         """Return a finished stage's result.
 
         Raises:
-            RearkitError: it is not finished.
+            RearkitError: the stage is not finished.
         """
         done = self.done(stage)
         if done is None:
@@ -164,23 +165,25 @@ class RunFolder:
         return result
 
     def claim(self, recipe_name: str) -> None:
-        """Make the folder that of a recipe.
+        """Create the folder for a recipe, or check that it is already the recipe's.
 
         Raises:
-            RearkitError: it holds something else.
-            StorageError: it cannot be made or read.
+            RearkitError: the folder holds something else.
+            StorageError: the folder cannot be created or read.
         """
         try:
+            # `mkdir` would say "File exists", which names the trouble but not what to do.
             if self.path.exists() and not self.path.is_dir():
-                raise RearkitError(f"{self.path}: not a folder; choose another place with --out")
+                raise RearkitError(f"{self.path}: not a folder; choose another folder with --out")
             self.path.mkdir(parents=True, exist_ok=True)
             owner = read_json(self.path / OWNER)
-            # A hidden file is the temporary one of a run that was killed while it claimed the folder.
+            # A run that was killed while it claimed the folder may have left the owner's temporary file.
             foreign = [path.name for path in self.path.iterdir() if not path.name.startswith(f".{OWNER}")]
         except OSError as error:
             raise StorageError(
                 f"{self.path}: cannot be used as the folder of a run ({error.strerror}); choose another with --out"
             ) from error
+        # Not in a folder with other content: a stage moves or removes an older folder of its name.
         if not isinstance(owner, Mapping):
             if foreign:
                 raise RearkitError(

@@ -1,4 +1,4 @@
-"""The stage ``sample``: trained weights to an ``.npz`` in the ADM layout and a picture."""
+"""The stage ``sample``: from trained weights to an ``.npz`` in the ADM layout and a picture."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from rearkit.system.versions import package_versions
 
 
 def run(recipe: Recipe, folder: RunFolder) -> Outcome:
-    """Sample on all ranks, a part of the set a batch; a run that was cut off makes the parts that are missing."""
+    """Sample on all ranks, one part of the set per batch; a run that was cut off makes only the missing parts."""
     folder.parts.mkdir(exist_ok=True)
     model = trained_model(recipe, folder)
     classes = balanced_classes(recipe.sample.num_images, model.classes.number)
-    # Only the first rank looks, since the others may already be writing when the last one would.
+    # Only the first rank looks: when the last one did, others might be writing parts already.
     missing = distributed.from_main(lambda: missing_samples(folder.parts, classes))
     seconds = _make(Sampler(model), classes, missing, folder.parts)
     distributed.barrier()
@@ -39,28 +39,34 @@ def run(recipe: Recipe, folder: RunFolder) -> Outcome:
 
 
 def missing_samples(parts_folder: Path, classes: Sequence[int]) -> list[int]:
-    """Numbers of the samples that are still to be made, class after class, so that few classes meet in a batch.
+    """Return the numbers of the samples that are still to be made, sorted by class.
 
-    What a backbone computes once a class (`rearkit.components.backbones.dit_ar_decoding`) is then shared by the batch.
+    A batch then has few classes, and shares what a backbone computes once per class (the modulations of
+    `rearkit.components.backbones.dit_ar_decoding`).
     """
     done = Parts(parts_folder).place
     return [number for number in np.argsort(classes, kind="stable").tolist() if number not in done]
 
 
 def _make(sampler: Sampler, classes: Sequence[int], missing: list[int], parts_folder: Path) -> float:
-    """Make this rank's share of the missing samples; return the seconds that it took."""
-    batch, rank, ranks = sampler.table.batch, distributed.rank(), distributed.world_size()
+    """Make this rank's share of the missing samples; return the seconds that this took."""
+    batch = sampler.table.batch
+    rank = distributed.rank()
+    ranks = distributed.world_size()
+    # Whole batches in turn, so that all ranks have full batches and only the last one of all may be smaller.
     starts = range(rank * batch, len(missing), ranks * batch)
     mine = [number for start in starts for number in missing[start : start + batch]]
     before = len(classes) - len(missing)
-    started, shown = time.monotonic(), before
+    started = time.monotonic()
+    shown = before
     with progress_bar("sample", len(classes), before) as bar:
         place = 0
         for samples in sampler.stream([classes[number] for number in mine], numbers=mine):
             numbers = mine[place : place + len(samples.classes)]
             write_part(parts_folder, numbers, samples)
             place += len(numbers)
-            made = count_samples(parts_folder)  # by all ranks
+            # By all ranks: the files are counted, since ranks do not wait for one another while they sample.
+            made = count_samples(parts_folder)
             rate = (made - before) / (time.monotonic() - started)
             bar.advance(made - shown, f"{rate:.2f} images/s")
             shown = made
@@ -70,7 +76,7 @@ def _make(sampler: Sampler, classes: Sequence[int], missing: list[int], parts_fo
 def _collect(
     recipe: Recipe, folder: RunFolder, classes: Sequence[int], num_classes: int, images_per_second: float | None
 ) -> Outcome:
-    """Put the parts into one file, and the first of each class into a picture."""
+    """Write the parts to one file, and the first samples of each class to a picture."""
     parts = Parts(folder.parts)
     manifest = write_manifest(folder.stage("sample"), recipe, folder, classes, num_classes)
     write_npz(folder.samples, parts, classes, manifest)
@@ -78,6 +84,7 @@ def _collect(
     images = np.concatenate([parts.read("images", number) for number in chosen])
     save_grid(folder.sample_grid, torch.from_numpy(images).permute(0, 3, 1, 2), columns)
     parts.close()
+    # Only now, so that a run that is cut off before this need not sample again.
     for path in (folder.parts, manifest):
         remove(path)
     say(f"sample: {len(classes)} images; see {folder.path / folder.sample_grid.name}")
@@ -90,21 +97,22 @@ def _collect(
 
 
 def grid_numbers(classes: Sequence[int], grid_classes: int, per_class: int) -> tuple[list[int], int]:
-    """Numbers of the first samples of the first classes, a row a class, and how many are in a row."""
+    """Return the numbers of the first samples of the first classes, one row per class, and the length of a row."""
     labels = np.array(classes)
     rows = [np.flatnonzero(labels == label)[:per_class] for label in range(min(grid_classes, max(classes) + 1))]
+    # If some class has fewer samples, all rows are shortened, since the picture is a full grid.
     columns = min(len(row) for row in rows)
     return [int(number) for row in rows for number in row[:columns]], columns
 
 
 def sample_manifest(recipe: Recipe, folder: RunFolder, classes: Sequence[int], num_classes: int) -> Manifest:
-    """Say what a run's samples are made of; the same run has the same manifest.
+    """Return the manifest of a run's samples; the same run has the same manifest.
 
     Args:
-        recipe: the run's, as resolved; guidance, temperature and the like stand in its ``sample`` table.
+        recipe: the run's resolved recipe; its ``sample`` table has guidance, temperature and the like.
         folder: the run, with trained weights.
         classes: the class of each sample, in order.
-        num_classes: C; classes that were not asked for count 0.
+        num_classes: C; classes without samples count 0.
     """
     counts = [0] * num_classes
     for label in classes:
@@ -125,14 +133,14 @@ def sample_manifest(recipe: Recipe, folder: RunFolder, classes: Sequence[int], n
 
 
 def write_manifest(place: Path, recipe: Recipe, folder: RunFolder, classes: Sequence[int], num_classes: int) -> Path:
-    """Write the manifest into ``place`` as a file of its own, to be put into the archive; return its path."""
+    """Write the manifest to a file in the folder ``place``, from which it is put into the archive; return its path."""
     path = place / MEMBER
     write_json(path, sample_manifest(recipe, folder, classes, num_classes))
     return path
 
 
 def tables(recipe: Recipe, folder: RunFolder | None) -> Mapping[str, Any]:
-    """The tables that samples depend on."""
+    """Return the tables that samples depend on."""
     return {"sample": recipe.sample, "seed": recipe.sample_seed}
 
 

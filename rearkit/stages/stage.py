@@ -1,9 +1,9 @@
-"""The machinery of stages: what one is, when it can be skipped, and what is kept when it is not.
+"""Stages: what a stage is, when it is skipped, and what is kept if it runs again.
 
-A stage reads the recipe's tables that concern it and earlier stages' outputs, and writes files into ``RUN/STAGE/``. Its
-key is a hash of both. Where ``stage.json`` holds the same key and the files are there, the stage is skipped; where only
-``key`` does, the stage was cut off and goes on; otherwise its folder is moved aside. A finished stage that lost some of
-its files goes on likewise, from what it has left.
+A stage reads the recipe's tables that concern it and the outputs of earlier stages, and writes files to ``RUN/STAGE/``.
+Its key is a hash of both inputs. If ``stage.json`` has the same key and the files are there, the stage is skipped. If
+only the file ``key`` has the same key, the stage was cut off and is resumed. Otherwise its folder is moved aside. A
+finished stage that has lost some of its files is resumed too, from the files that are left.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from rearkit.system.files import TEMPORARY, remove, sha256, storage_errors, writ
 
 @attrs.frozen
 class Outcome:
-    """What a stage returns.
+    """The return value of a stage.
 
     Attributes:
-        result: numbers for the report and for `stage.json`.
+        result: numbers for the report and for ``stage.json``.
         outputs: the files that later stages read, relative to the stage's folder; they are hashed.
     """
 
@@ -44,11 +44,11 @@ class Stage:
     """One step of the flow.
 
     Attributes:
-        name: also its folder.
+        name: the stage's name, and the name of its folder.
         inputs: the stages whose outputs it reads.
-        tables: the part of the recipe that its output depends on, and hashes of outside files. The run's folder, where
-            there is one, says what those were when they can no longer be read.
-        run: does the work: recipe and run folder to outcome.
+        tables: returns the part of the recipe that its output depends on, and hashes of files outside the run. If such
+            files can no longer be read, it takes their hashes from the run's folder, if one is given.
+        run: does the work, and returns the outcome.
         all_ranks: whether all ranks take part in the work; otherwise the first does it while the others wait.
     """
 
@@ -60,17 +60,18 @@ class Stage:
 
 
 def stage_key(stage: Stage, recipe: Recipe, folder: RunFolder) -> str:
-    """Hash what a stage's output depends on."""
+    """Return a hash of everything that a stage's output depends on."""
+    # By content, so that an input that was made again with the same result leaves later stages up to date.
     inputs = {name: (folder.done(name) or {}).get("digest") for name in stage.inputs}
     content = {"stage": stage.name, "tables": _result_relevant(stage.tables(recipe, folder)), "inputs": inputs}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def expected_keys(stages: Iterable[Stage], recipe: Recipe) -> dict[str, str]:
-    """Tell, before anything has run, which stages of two recipes will do the same: a hash for each stage, in order.
+    """Return a hash for each stage, which two recipes share if the stage will do the same for both.
 
-    It is over the recipe's tables for the stage and for all that it builds on, where `stage_key` is over its inputs'
-    content.
+    It can be computed before anything has run: it covers the recipe's tables for the stage and for all stages that it
+    builds on, while `stage_key` covers the content of the stage's inputs.
     """
     keys: dict[str, str] = {}
     for stage in stages:
@@ -82,7 +83,7 @@ def expected_keys(stages: Iterable[Stage], recipe: Recipe) -> dict[str, str]:
 
 
 def up_to_date(stages: Iterable[Stage], recipe: Recipe, folder: RunFolder) -> bool:
-    """Whether stages have nothing to do."""
+    """Return whether all stages are up to date."""
     for stage in stages:
         done = folder.done(stage.name)
         if done is None or done["key"] != stage_key(stage, recipe, folder) or _damaged(done, folder.stage(stage.name)):
@@ -91,7 +92,7 @@ def up_to_date(stages: Iterable[Stage], recipe: Recipe, folder: RunFolder) -> bo
 
 
 def run_stage(stage: Stage, recipe: Recipe, folder: RunFolder) -> bool:
-    """Bring a stage up to date; all ranks call this.
+    """Bring a stage up to date. All ranks must call this.
 
     Returns:
         whether there was anything to do.
@@ -111,7 +112,7 @@ def run_stage(stage: Stage, recipe: Recipe, folder: RunFolder) -> bool:
 
 
 def _begin(stage: Stage, recipe: Recipe, folder: RunFolder) -> str | None:
-    """Make a stage's folder ready to work in and return its key, or None where it is up to date."""
+    """Prepare a stage's folder and return the stage's key, or None if the stage is up to date."""
     key = stage_key(stage, recipe, folder)
     place = folder.stage(stage.name)
     done = folder.done(stage.name)
@@ -122,24 +123,27 @@ def _begin(stage: Stage, recipe: Recipe, folder: RunFolder) -> str | None:
     with storage_errors(place):
         if done is not None and same:
             say(f"{stage.name}: {damaged[0]} is missing or has changed since it was written; running it again")
-            # Whatever else is there is used again: shards that are whole, the last checkpoint.
+            # Everything else is used again: intact shards, the last checkpoint.
             for path in (folder.record(stage.name), *damaged):
                 remove(path)
         elif key_of(folder, stage.name) == key:
             say(f"{stage.name}: going on from where it was cut off")
         elif place.exists():
             _move_aside(folder, stage.name)
-        for leftover in place.glob(f".*{TEMPORARY}*"):  # of a killed process
+        # Of a killed process. No other process can be writing now, since the run's folder is locked.
+        for leftover in place.glob(f".*{TEMPORARY}*"):
             remove(leftover)
         place.mkdir(parents=True, exist_ok=True)
+        # Before the work begins, so that a stage that is cut off is known by it and resumed.
         write_text(folder.key(stage.name), key + "\n")
     return key
 
 
 def _finish(folder: RunFolder, name: str, key: str, outcome: Outcome, seconds: float) -> None:
-    """Record that a stage is done, with what, and how its files look."""
+    """Record that a stage is done: its result, and the sizes and hashes of its files."""
     place = folder.stage(name)
     hashes = {name: sha256(place / name) for name in outcome.outputs}
+    # Later stages have this in their keys, so they run again if any output changes.
     digest = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
     sizes = {name: (place / name).stat().st_size for name in outcome.outputs}
     write_json(
@@ -155,11 +159,11 @@ def _finish(folder: RunFolder, name: str, key: str, outcome: Outcome, seconds: f
 
 
 def check_stages_before(stage: Stage, stages: Iterable[Stage], recipe: Recipe, folder: RunFolder, command: str) -> None:
-    """Look whether the stages that a stage reads from are up to date, where it is run alone.
+    """Check, for a stage that is run alone, that the stages whose outputs it reads are up to date.
 
     Args:
-        stage: to be run.
-        stages: all of them, in order.
+        stage: the stage to run.
+        stages: all stages, in order.
         recipe: the recipe.
         folder: the run.
         command: how to run a stage, with ``{}`` for its name.
@@ -183,7 +187,8 @@ def check_stages_before(stage: Stage, stages: Iterable[Stage], recipe: Recipe, f
 
 
 def _damaged(done: Mapping[str, Any], place: Path) -> list[Path]:
-    """Which of a finished stage's files are missing, or have another size than when they were written."""
+    """Return a finished stage's files that are missing, or whose size has changed since they were written."""
+    # By size, since hashing all shards at each start could take minutes.
     return [
         place / name
         for name, recorded in done["outputs"].items()
@@ -192,7 +197,7 @@ def _damaged(done: Mapping[str, Any], place: Path) -> list[Path]:
 
 
 def key_of(folder: RunFolder, name: str) -> str | None:
-    """Return the key that a stage was begun with."""
+    """Return the key that a stage was begun with, or None."""
     try:
         return folder.key(name).read_text(encoding="utf-8").strip()
     except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
@@ -200,9 +205,9 @@ def key_of(folder: RunFolder, name: str) -> str | None:
 
 
 def _move_aside(folder: RunFolder, name: str) -> None:
-    """Move a stage's result for an earlier recipe out of the way; it may have cost days.
+    """Move a stage's result for an earlier recipe to another folder, since it may have taken days to make.
 
-    One is kept; an unfinished result does not take the place of a finished one.
+    Only one result is kept, and an unfinished one does not replace a finished one.
     """
     place = folder.stage(name)
     target = folder.previous(name)
@@ -217,12 +222,13 @@ def _move_aside(folder: RunFolder, name: str) -> None:
 
 
 def hash_of(file: str | None) -> str | None:
-    """Return the SHA-256 of a file that a recipe names; None where it names none, or the file is not there."""
+    """Return the SHA-256 of a file that a recipe names; None if it names none, or the file does not exist."""
     return sha256(Path(file)) if file is not None and Path(file).is_file() else None
 
 
 def _result_relevant(value: Any) -> Any:
-    """Settings as plain values, less those that cannot change a result."""
+    """Return settings as plain values, without those that cannot change a result."""
+    # Settings marked "cosmetic", such as how often to log, may change without making a finished stage run again.
     if attrs.has(type(value)):
         fields = [f for f in attrs.fields(type(value)) if not f.metadata.get("cosmetic")]
         return {field.name: _result_relevant(getattr(value, field.name)) for field in fields}
@@ -234,7 +240,7 @@ def _result_relevant(value: Any) -> Any:
 
 
 def save_resolved_recipe(recipe: Recipe, folder: RunFolder) -> None:
-    """Write the recipe with every default, as it was last run."""
+    """Write the recipe, with all defaults, to the run's folder."""
     import tomli_w
 
     text = tomli_w.dumps(recipe_to_dict(recipe))

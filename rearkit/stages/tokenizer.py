@@ -1,4 +1,4 @@
-"""The stage ``tokenizer``: fit one, or load its weights, and save it in rearkit's layout."""
+"""The stage ``tokenizer``: fit a tokenizer or load its weights, and save it in rearkit's layout."""
 
 from __future__ import annotations
 
@@ -39,12 +39,13 @@ def run(recipe: Recipe, folder: RunFolder) -> Outcome:
     outputs.append(folder.fit_log.name)
     result |= _judge(recipe, folder, tokenizer, recipe.tokenizer.fit)
     write_state_dict(folder.tokenizer, tokenizer.state_dict())
-    fit.finish()  # only now, so that a fit whose result could not be written goes on
+    # Only now, so that the fit can be resumed if its result could not be written.
+    fit.finish()
     return Outcome(result, tuple(outputs))
 
 
 def fitted_tokenizer(recipe: Recipe, folder: RunFolder) -> Tokenizer:
-    """Load the tokenizer that the stage left, frozen and in eval mode."""
+    """Load the tokenizer that the stage has saved, frozen and in eval mode."""
     if not folder.tokenizer.is_file():
         raise RearkitError(f"{folder.tokenizer}: no tokenizer yet; run: python -m rearkit tokenizer RECIPE")
     tokenizer = build_tokenizer(recipe, load=False)
@@ -61,12 +62,14 @@ def _fit(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, table: FitTabl
     tokenizer.to(resolve_device(recipe.device))
     images = open_split(recipe, folder, "train", tokenizer.image_size, "tokenizer")
     fit = TokenizerFit(tokenizer, table, recipe.seed, folder.fit_checkpoint)
+    # A resumed fit gets the batches that come after its last step.
     fit.run(images.batches(table.batch, fit.step))
     return fit
 
 
 def _judge(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, table: FitTable) -> dict[str, Any]:
-    """Measure a fitted tokenizer on held-out images, and stop below the recipe's floor."""
+    """Measure a fitted tokenizer on held-out images; raise DataError if it is below the recipe's ``min_psnr``."""
+    # Checked at once, since a poor tokenizer would cost a whole training before the scores show it.
     held_out = open_split(recipe, folder, "held-out", tokenizer.image_size, "tokenizer").all()
     if not len(held_out):
         return {}
@@ -82,7 +85,7 @@ def _judge(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, table: FitTa
 
 
 def fit_tokenizer(recipe: Recipe, images: ImageSet) -> Tokenizer:
-    """Build a recipe's tokenizer and fit it on images in memory, as ``[tokenizer.fit]`` says; returned frozen.
+    """Build a recipe's tokenizer, fit it on images in memory as ``[tokenizer.fit]`` says, and return it frozen.
 
     Raises:
         RearkitError: the tokenizer cannot be fitted, or the recipe has no ``[tokenizer.fit]``.
@@ -94,6 +97,7 @@ def fit_tokenizer(recipe: Recipe, images: ImageSet) -> Tokenizer:
         )
     tokenizer.to(resolve_device(recipe.device))
 
+    # Drawn with replacement, since the set may be smaller than a batch.
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(recipe.seed)
         while True:
@@ -106,7 +110,7 @@ def fit_tokenizer(recipe: Recipe, images: ImageSet) -> Tokenizer:
 
 
 def tables(recipe: Recipe, folder: RunFolder | None) -> Mapping[str, Any]:
-    """The tables that the tokenizer depends on, and the weights that it names."""
+    """Return the tables that the tokenizer depends on, and a hash of the weights that they name."""
     return {"tokenizer": recipe.tokenizer, "weights": hash_of(recipe.tokenizer.weights), "seed": recipe.seed}
 
 

@@ -1,4 +1,4 @@
-"""The stage ``tokens``: a token shard for each image shard, or an index of images; and a check of what came of it."""
+"""The stage ``tokens``: a token shard for each image shard, or an index of images; and a check of the result."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ from rearkit.tokenization.views import read_size, views
 
 
 def run(recipe: Recipe, folder: RunFolder) -> Outcome:
-    """Write the token shards; then decode some of what was written and judge it."""
+    """Write the token shards; then read some of them back, decode them and check them."""
     tokenizer = fitted_tokenizer(recipe, folder)
+    # Otherwise codes would wrap around silently when they are written.
     if tokenizer.codebook_size > MAX_CODES:
         raise RearkitError(f"[tokenizer]: {tokenizer.codebook_size} codes do not fit the uint16 of token shards")
     tokenizer.to(resolve_device(recipe.device))
@@ -43,6 +44,7 @@ def run(recipe: Recipe, folder: RunFolder) -> Outcome:
     shards = {split: _tokenize_split(recipe, folder, tokenizer, split, skipped) for split in SPLITS}
     digests: dict[str, str] = {}
     written = [*shards["train"], *shards["held-out"]]
+    # Shards made elsewhere stay where they are. They are no outputs of the stage, so their hashes are kept here.
     if recipe.tokens.pretokenized is not None:
         shards["train"] = _pretokenized(recipe.tokens.pretokenized)
         written = shards["held-out"]
@@ -59,18 +61,19 @@ def run(recipe: Recipe, folder: RunFolder) -> Outcome:
 
 
 def token_data(folder: RunFolder, split: str) -> TokenData | None:
-    """Open a split's token shards; None where it has none.
+    """Open a split's token shards; return None if it has none.
 
     Raises:
         RearkitError: the stage has not run.
         DataError: a shard is missing or damaged.
     """
     shards = _listing(folder)[split]
+    # Absolute paths, of shards made elsewhere, stay as they are when they are joined to a folder.
     return TokenData.from_shards([folder.stage("tokens") / name for name in shards]) if shards else None
 
 
 def training_data(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer) -> TokenData | OnTheFly:
-    """Open the training tokens, or what they are made of while training; all ranks call this.
+    """Open the training tokens, or the images from which they are made during training. All ranks must call this.
 
     Raises:
         RearkitError: the stage has not run.
@@ -83,18 +86,20 @@ def training_data(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer) -> To
     written = (folder.done("tokens") or {}).get("outputs", {})
     digests = {place / name: listing["pretokenized"].get(name) or written[name]["sha256"] for name in listing["train"]}
     max_bad_share = recipe.data.max_bad_share
+    # Hashed once, by the first rank, and before training: damage would otherwise only show as a worse model.
     whole = distributed.from_main(lambda: whole_shards(digests, max_bad_share, folder.skipped("train")))
     return TokenData.from_shards(whole)
 
 
 def _on_the_fly(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, stage: str) -> OnTheFly:
-    """Open the images that are tokenized while training, for a stage."""
+    """Open the images that are tokenized during training, for a stage."""
     table = recipe.tokens
     images = open_split(recipe, folder, "train", tokenizer.image_size, stage)
     counts = dict(zip(images.shards, _listing(folder)["on_the_fly"]["images"], strict=True))
     bad = images.budget()
-    bad.expected = sum(counts.values()) // distributed.world_size()  # each rank counts its own share of an epoch
-    # What is read ahead may be of the next window, while another process is still in the one before.
+    # Each rank counts the bad samples of its own share of an epoch.
+    bad.expected = sum(counts.values()) // distributed.world_size()
+    # Samples that are read ahead may be in the next window while another process is still in the previous one.
     cache = ShardCache(folder.copies(stage), 3 * table.shuffle_shards, images.retry)
     return OnTheFly(ImageIndex.open(folder.image_index, counts), tokenizer, table, recipe.train_seed, cache, bad)
 
@@ -109,10 +114,11 @@ def _listing(folder: RunFolder) -> dict[str, Any]:
 def _tokenize_split(
     recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, split: str, skipped: Counter[str]
 ) -> list[str]:
-    """Write the shards that are not there yet; return the names of all."""
+    """Write the token shards of a split that do not exist yet; return the names of all."""
     table = recipe.tokens
     if split == "train" and (table.pretokenized is not None or table.on_the_fly):
         return []
+    # Held-out tokens are for measuring, on the images as they are.
     augment = table.augment if split == "train" else "none"
     images = open_split(recipe, folder, split, read_size(augment, tokenizer.image_size), "tokens")
     bad = images.budget()
@@ -121,6 +127,7 @@ def _tokenize_split(
         for index, (shard, count) in enumerate(images.shards.items()):
             names.append(f"{split}-{index:06d}.tar")
             path = folder.stage("tokens") / names[-1]
+            # The budget of bad samples is the split's, so an earlier, cut-off run's samples count towards it.
             if (before := _already_skipped(path)) is not None:
                 bad.reasons.update(before)
                 bad.good += count - sum(before.values())
@@ -133,7 +140,7 @@ def _tokenize_split(
 
 
 def _already_skipped(path: Path) -> dict[str, int] | None:
-    """What was skipped when a token shard was written, by reason; None where there is no whole one."""
+    """Return how many samples were skipped when a token shard was written, by reason; None if there is no valid one."""
     try:
         skipped: dict[str, int] = read_meta(path)["skipped"]
     except (OSError, tarfile.TarError, KeyError, ValueError):
@@ -142,8 +149,9 @@ def _already_skipped(path: Path) -> dict[str, int] | None:
 
 
 def _index(recipe: Recipe, folder: RunFolder, skipped: Counter[str]) -> dict[str, Any]:
-    """Index the training images; return what tokens made of them depend on, beside the tokenizer."""
-    images = open_split(recipe, folder, "train", 0, "tokens")  # only located, so at no size
+    """Index the training images; return what the tokens made from them depend on, besides the tokenizer."""
+    # Images are only located and not decoded, so the size does not matter.
+    images = open_split(recipe, folder, "train", 0, "tokens")
     bad = images.budget()
     counts = write_index(folder.image_index, images.shards, images.num_classes, bad, images.retry)
     skipped.update(bad.reasons)
@@ -151,14 +159,15 @@ def _index(recipe: Recipe, folder: RunFolder, skipped: Counter[str]) -> dict[str
     done = folder.done("data")
     return {
         "images": list(counts.values()),
-        "data": None if done is None else done["digest"],  # the index knows positions, not pixels
+        # The index holds positions but no pixels, so it could stay the same when the images change.
+        "data": None if done is None else done["digest"],
         "augment": recipe.tokens.augment,
         "shuffle_shards": recipe.tokens.shuffle_shards,
     }
 
 
 def _pretokenized(folder: str) -> list[str]:
-    """Absolute paths of token shards made elsewhere."""
+    """Return the absolute paths of token shards made elsewhere."""
     found = sorted(str(path.resolve()) for path in Path(folder).glob("*.tar"))
     if not found:
         raise DataError(f"[tokens] pretokenized: {folder}: no token shards; see: python -m rearkit tokens --from-jsonl")
@@ -166,7 +175,7 @@ def _pretokenized(folder: str) -> list[str]:
 
 
 def _check(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Decode a sample of what lies on the disk, and stop where it is not what the recipe demands."""
+    """Decode a sample of the written tokens, and raise DataError if they are worse than the recipe allows."""
     table = recipe.tokens
     train = token_data(folder, "train")
     held_out = token_data(folder, "held-out")
@@ -198,6 +207,7 @@ def _check(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer) -> dict[str,
     say(f"tokens: {result['survival']:.1%} of training tokens come back from decoding and encoding again")
     floors = [("min_codebook_use", use, table.min_codebook_use)]
     split = "held-out" if held_out is not None else "train"
+    # Of shards made elsewhere, the order of the images is unknown, so they cannot be compared with images.
     if held_out is not None or table.pretokenized is None:
         images = originals if originals and held_out is None else _originals(recipe, folder, tokenizer, split)
         stride = VIEWS[table.augment] if held_out is None and originals is None else 1
@@ -207,6 +217,7 @@ def _check(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer) -> dict[str,
         floors.append(("min_psnr", ratio, table.min_psnr))
     else:
         show_decoded(tokenizer, train, folder.reconstructions)
+    # Last, so that the picture and the printed figures are there to look at if a floor is missed.
     for key, value, floor in floors:
         if value < floor:
             see = folder.reconstructions
@@ -215,7 +226,7 @@ def _check(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer) -> dict[str,
 
 
 def _originals(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, split: str) -> ImageSet:
-    """The first images of a split, as they were tokenized: the first view of each."""
+    """Return the first images of a split as they were tokenized: the first view of each."""
     size = tokenizer.image_size
     augment = recipe.tokens.augment if split == "train" else "none"
     images = open_split(recipe, folder, split, read_size(augment, size), "tokens")
@@ -224,7 +235,8 @@ def _originals(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, split: s
 
 
 def tables(recipe: Recipe, folder: RunFolder | None) -> Mapping[str, Any]:
-    """The tables that the token shards depend on, and the shards made elsewhere."""
+    """Return the tables that the token shards depend on, and sizes and times of shards made elsewhere."""
+    # Not their hashes: this is asked for at every start, and the shards may be large.
     found = Path(recipe.tokens.pretokenized).glob("*.tar") if recipe.tokens.pretokenized is not None else ()
     stamps = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(found)}
     return {"tokens": recipe.tokens, "pretokenized": stamps}

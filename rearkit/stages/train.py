@@ -1,4 +1,4 @@
-"""The stage ``train``: token shards to trained weights."""
+"""The stage ``train``: from token shards to trained weights."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ from rearkit.weights import load_weights, read_metadata, write_state_dict
 
 
 def run(recipe: Recipe, folder: RunFolder) -> Outcome:
-    """Train, and save the backbone and, apart, the training-only heads."""
+    """Train, then save the backbone and, in another file, the training-only heads."""
     model = build(recipe, fitted_tokenizer(recipe, folder), run_classes(folder))
     data = training_data(recipe, folder, model.tokenizer)
     result = train_checked(model, data, token_data(folder, "held-out"), folder.stage("train"))
     say(f"train: {result.summary()}")
+    # After training, all ranks have whole weights; one of them writes, and only its outcome is recorded.
     names: tuple[str, ...] = ()
     if distributed.rank() == 0:
         names = export(model, result.steps, folder)
@@ -41,12 +42,12 @@ def run(recipe: Recipe, folder: RunFolder) -> Outcome:
 
 
 def export(model: Model, steps: int, folder: RunFolder) -> tuple[str, ...]:
-    """Write a trained model's weights, and its regularizers' heads apart, into a run; return the files' names.
+    """Write a trained model's weights and its regularizers' heads to two files of a run; return the files' names.
 
-    The files hold what loading and sampling need: the recipe, and the number and names of the classes.
+    The files also hold what loading and sampling need: the recipe, and the number and names of the classes.
     """
     about = {"recipe": recipe_to_dict(model.recipe), "steps": steps, "classes": attrs.asdict(model.classes)}
-    # A single key, since safetensors writes several in an order that differs from run to run.
+    # A single key, since safetensors writes several keys in an order that differs from run to run.
     metadata = {EXPORTED: json.dumps(about)}
     weights: dict[Path, nn.Module] = {folder.model: model.backbone}
     if num_parameters(model.objective):
@@ -57,24 +58,25 @@ def export(model: Model, steps: int, folder: RunFolder) -> tuple[str, ...]:
 
 
 def trained_model(recipe: Recipe, folder: RunFolder) -> Model:
-    """Build a recipe's model with the tokenizer and the weights that its run has."""
+    """Build a recipe's model with the tokenizer and the weights of its run."""
     return _with_weights(recipe, fitted_tokenizer(recipe, folder), run_classes(folder), folder.model)
 
 
 def load_model(path: str | Path, tokenizer: Tokenizer | None = None) -> Model:
-    """Load an exported model, ``RUN/train/model.safetensors``, which has its recipe and its classes inside.
+    """Load an exported model, ``RUN/train/model.safetensors``, which contains its recipe and its classes.
 
     Args:
         path: the file.
-        tokenizer: the tokenizer that it was trained with; left out, that of the run whose folder the file lies in, or
-            the one whose weights the recipe names.
+        tokenizer: the tokenizer that it was trained with; if None, that of the run whose folder the file is in, or the
+            one whose weights the recipe names.
 
     Raises:
-        RecipeError: the file has no recipe inside, or it no longer fits what is installed.
-        WeightsError: the tokenizer is not to be found, or weights are damaged.
+        RecipeError: the file contains no recipe, or one that does not fit what is installed now.
+        WeightsError: the tokenizer cannot be found, or weights are damaged.
     """
     path = Path(path)
     recipe = load_recipe(path)
+    # Inside a run, the file is at RUN/train/; anywhere else, this folder has none of a run's files.
     folder = RunFolder(path.absolute().parent.parent)
     if tokenizer is None and folder.tokenizer.is_file():
         tokenizer = fitted_tokenizer(recipe, folder)
@@ -87,7 +89,7 @@ def load_model(path: str | Path, tokenizer: Tokenizer | None = None) -> Model:
 
 
 def _exported_classes(path: Path, folder: RunFolder) -> Classes | None:
-    """Classes that an exported file names; for files of before rearkit 0.2, those of the run it lies in, if any."""
+    """Return the classes in an exported file; for files from before rearkit 0.2, those of the run it is in, if any."""
     about = json.loads(read_metadata(path)[EXPORTED])
     if "classes" in about:
         names = about["classes"]["names"]
@@ -96,6 +98,7 @@ def _exported_classes(path: Path, folder: RunFolder) -> Classes | None:
 
 
 def _with_weights(recipe: Recipe, tokenizer: Tokenizer | None, classes: Classes | None, path: Path) -> Model:
+    # Without the weights that training started from, which may no longer exist and would be overwritten anyway.
     untrained: Recipe = attrs.evolve(recipe, backbone=attrs.evolve(recipe.backbone, weights=None))  # type: ignore[misc]
     model = build(untrained, tokenizer, classes)
     load_weights(model.backbone, path)
@@ -104,7 +107,7 @@ def _with_weights(recipe: Recipe, tokenizer: Tokenizer | None, classes: Classes 
 
 
 def tables(recipe: Recipe, folder: RunFolder | None) -> Mapping[str, Any]:
-    """The tables that trained weights depend on, and the weights that training starts from."""
+    """Return the tables that trained weights depend on, and a hash of the weights that training starts from."""
     return {
         "backbone": recipe.backbone,
         "weights": hash_of(recipe.backbone.weights),

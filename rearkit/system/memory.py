@@ -1,7 +1,8 @@
 """Keep freed memory in the process, for work that allocates the same sizes again and again.
 
 The C library returns large freed blocks to the operating system at once, and the system hands out new ones page by
-page, each of them zeroed. A training step on a CPU spends up to a tenth of its time on that.
+page, each of them zeroed. A training step on a CPU spends up to a tenth of its time on that: an elementwise operation
+on (4, 258, 3072) took 6 to 17 ms, and takes 1 to 2 where freed memory is kept (docs/performance/training.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Fitting a tokenizer: AdamW on the loss that the tokenizer defines, with warm-up and cosine, resumable."""
+"""Fitting a tokenizer with AdamW on the loss that it defines, with warm-up and a cosine; a fit can be resumed."""
 
 from __future__ import annotations
 
@@ -16,27 +16,32 @@ from rearkit.system.console import progress_bar, say
 from rearkit.system.devices import seed_everything
 from rearkit.system.files import remove, replacing
 
+# The last learning rate, as a share of the peak.
 END_FACTOR = 0.05
 
 
 def learning_rate(fit: FitTable, step: int) -> float:
-    """Learning rate of a step: linear warm-up, then a cosine to a twentieth of the peak."""
+    """Return the learning rate of a step: linear warm-up, then a cosine to a twentieth of the peak."""
+    # Step 0 does not get a rate of 0, with which it would be wasted.
     warm = min(1.0, (step + 1) / fit.warmup_steps) if fit.warmup_steps else 1.0
     return fit.lr * warm * (END_FACTOR + (1 - END_FACTOR) * (1 + math.cos(math.pi * step / fit.steps)) / 2)
 
 
 class TokenizerFit:
-    """A fit under way.
+    """A fit in progress.
 
     Args:
-        tokenizer: to be fitted in place.
+        tokenizer: the tokenizer, fitted in place.
         fit: the settings.
-        seed: of whatever the tokenizer draws.
+        seed: seed of the random numbers that the tokenizer draws.
         checkpoint: file to resume from and to save to, or None.
     """
 
     def __init__(self, tokenizer: FittableTokenizer, fit: FitTable, seed: int, checkpoint: Path | None = None) -> None:
-        self.tokenizer, self.fit, self.seed, self.checkpoint = tokenizer, fit, seed, checkpoint
+        self.tokenizer = tokenizer
+        self.fit = fit
+        self.seed = seed
+        self.checkpoint = checkpoint
         tokenizer.requires_grad_(True)
         parameters = [p for p in tokenizer.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(parameters, lr=fit.lr, betas=(0.9, 0.99), weight_decay=fit.weight_decay)
@@ -52,6 +57,7 @@ class TokenizerFit:
         with progress_bar("tokenizer: fit", self.fit.steps, self.step) as bar:
             while self.step < self.fit.steps:
                 images, _ = next(batches)
+                # At each step, so that a resumed fit draws the same random numbers.
                 seed_everything(self.seed, self.step)
                 for group in self.optimizer.param_groups:
                     group["lr"] = learning_rate(self.fit, self.step)
@@ -70,12 +76,12 @@ class TokenizerFit:
         self.tokenizer.eval().requires_grad_(False)
 
     def finish(self) -> None:
-        """Remove the checkpoint; the weights are saved elsewhere."""
+        """Remove the checkpoint. Call this after the weights are saved elsewhere."""
         if self.checkpoint is not None:
             remove(self.checkpoint)
 
     def _save(self, path: Path) -> None:
-        # All buffers, also those that a state dict leaves out, since a fit may depend on them.
+        # All buffers, even those that a state dict leaves out, since the fit may depend on them.
         state = {
             "parameters": dict(self.tokenizer.named_parameters()),
             "buffers": dict(self.tokenizer.named_buffers()),
@@ -89,7 +95,8 @@ class TokenizerFit:
     def _load(self, path: Path) -> None:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # what unpickling makes of damaged bytes can raise anything
+        except Exception as error:
+            # Unpickling damaged bytes can raise any exception.
             say(f"tokenizer: {path} is damaged ({first_line(error)}); the fit starts anew")
             return
         with torch.no_grad():

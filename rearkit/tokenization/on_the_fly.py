@@ -1,7 +1,7 @@
-"""Training data whose tokens are made as they are needed: image shards, a frozen tokenizer, a fresh view each epoch.
+"""Training data that is tokenized during training: from image shards, by a frozen tokenizer, a new view each epoch.
 
-Images are read and decoded by worker processes; the training process tokenizes them, on its device. What a sample is
-depends on seed and place in the run alone, so that it is the same on any number of ranks and workers.
+Worker processes read and decode the images; the training process tokenizes them on its device. A sample depends only on
+the seed and on its position in the run, so that it is the same with any number of ranks and workers.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ from rearkit.recipe.tables import TokensTable
 from rearkit.system.devices import derive_seed
 from rearkit.tokenization.views import draw_view, read_size, views
 
-TRIES = 10_000  # samples in a row that cannot be read
+# Unreadable samples in a row after which reading is given up; so many are several whole shards.
+TRIES = 10_000
 
 
 class OnTheFly:
     """See `rearkit.data.training_data.TrainingData`.
 
     Args:
-        index: the images.
-        tokenizer: put into eval mode; it is not trained.
+        index: index of the images.
+        tokenizer: the tokenizer; it is frozen and put into eval mode.
         table: how views are drawn, how many shards are mixed, how many images are tokenized at once.
-        seed: of the views.
-        cache: has remote shards at hand.
-        bad: takes what cannot be read; the next sample that can be stands in for it, so that batches stay whole.
+        seed: seed of the views.
+        cache: local copies of remote shards.
+        bad: counts samples that cannot be read. The next readable sample replaces each, so that batches stay full.
     """
 
     def __init__(
@@ -48,12 +49,19 @@ class OnTheFly:
         cache: ShardCache,
         bad: BadSamples,
     ) -> None:
-        import torchvision.transforms.functional  # noqa: F401  before workers are forked, which would import it each
+        # Before worker processes are forked, since each would import it again.
+        import torchvision.transforms.functional  # noqa: F401
 
-        self.num_tokens, self.image_size = tokenizer.num_tokens, tokenizer.image_size
-        self.names, self.starts, self.window = index.shards, index.starts, table.shuffle_shards
+        self.num_tokens = tokenizer.num_tokens
+        self.image_size = tokenizer.image_size
+        self.names = index.shards
+        self.starts = index.starts
+        self.window = table.shuffle_shards
         self.workers = table.workers
-        self.tokenizer, self.table, self.seed, self.bad = tokenizer, table, seed, bad
+        self.tokenizer = tokenizer
+        self.table = table
+        self.seed = seed
+        self.bad = bad
         tokenizer.eval().requires_grad_(False)
         self._reader = ImageReader(index, cache)
 
@@ -63,20 +71,21 @@ class OnTheFly:
     def read(
         self, indices: np.ndarray, places: np.ndarray | None = None, reading: Callable[[int], None] = lambda shard: None
     ) -> Samples:
-        """Read and decode images, on any process.
+        """Read and decode images; any process may call this.
 
         Args:
-            indices: which, (B,).
-            places: where each stands in the sequence of all samples of a run, (B,), by which its view is drawn; left
-                out, the first view is taken.
-            reading: told the number of each shard before it is read.
+            indices: (B,) the images.
+            places: (B,) the position of each in the sequence of all samples of the run, which seeds its view; if None,
+                the first view is taken.
+            reading: called with the number of each shard before it is read.
 
         Raises:
-            DataError: none of many in a row can be read.
+            DataError: none of many samples in a row can be read.
         """
         images: list[Tensor] = []
         classes: list[int] = []
         skipped: list[tuple[str, str]] = []
+        # Worker processes return uint8 images, a quarter of the bytes of float32; `to_tokens` converts them.
         side = read_size(self.table.augment, self.image_size)
         for row, index in enumerate(indices.tolist()):
             image, label = self._readable(index, side, reading, skipped)
@@ -90,11 +99,12 @@ class OnTheFly:
 
     @torch.no_grad()
     def to_tokens(self, samples: Samples, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Tokenize images; tokens (B, N) and classes (B,), int64, on a device.
+        """Tokenize images; return tokens (B, N) and classes (B,), int64, on a device.
 
         Raises:
-            DataError: more samples could not be read than the recipe allows.
+            DataError: more samples were unreadable than the recipe allows.
         """
+        # Counted here, in the training process: each worker process would have a counter of its own.
         self.bad.good += len(samples.indices) - len(samples.skipped)
         for where, reason in samples.skipped:
             self.bad.skip(where, reason)
@@ -105,7 +115,7 @@ class OnTheFly:
     def _readable(
         self, index: int, side: int, reading: Callable[[int], None], skipped: list[tuple[str, str]]
     ) -> tuple[Tensor, int]:
-        """Decode an image, or where it cannot be read the next one that can; note the one that was wanted."""
+        """Decode an image, or the next readable one; add the wanted one to ``skipped`` if it is unreadable."""
         for attempt in range(min(TRIES, len(self))):
             candidate = (index + attempt) % len(self)
             shard = self._reader.index.shard_of(candidate)
@@ -114,6 +124,7 @@ class OnTheFly:
                 content, label = self._reader.read(candidate)
                 return decoded(content, side), label
             except DataError as error:
+                # Only the wanted image counts: the others that are tried here have their own turns in the epoch.
                 if attempt == 0:
                     skipped.append((f"{self.names[shard]} image {candidate - int(self.starts[shard])}", str(error)))
         raise DataError(f"{self.names[shard]}: {skipped[-1][1]}; nor can {attempt} samples after it be read")

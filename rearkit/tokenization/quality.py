@@ -1,8 +1,8 @@
-"""How good a tokenizer is, and whether token shards are what they should be.
+"""How good a tokenizer is, and whether token shards are correct.
 
-People lose weeks to token files that are silently wrong: another codebook order, another crop, another tokenizer. So
-what was written is read back, decoded, and held against the images; and tokens are decoded and encoded again, which
-gives back most of them only with the tokenizer that made them.
+Token files can be wrong without an error: another codebook order, another crop, another tokenizer. So written tokens
+are read back, decoded, and compared with the images. They are also decoded and encoded again, which returns most of
+them only with the tokenizer that made them.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from rearkit.data.token_shards import TokenData, spread
 from rearkit.errors import DataError
 
 GRID_IMAGES = 16
+# Enough for each of 1024 codes to occur 12,500 times on average, at 256 tokens a sample.
 USAGE_SAMPLES = 50_000
 
 
 @torch.no_grad()
 def reconstruct(tokenizer: Tokenizer, images: Tensor, batch: int) -> Tensor:
-    """Encode and decode uint8 images (n, 3, R, R); uint8 again."""
+    """Encode and decode images (n, 3, R, R) uint8; return uint8 images on the CPU."""
     device = module_device(tokenizer)
     parts = [tokenizer.decode(tokenizer.encode(to_float(part).to(device))) for part in images.split(batch)]
     return to_uint8(torch.cat(parts)).cpu()
@@ -33,14 +34,14 @@ def reconstruct(tokenizer: Tokenizer, images: Tensor, batch: int) -> Tensor:
 
 @torch.no_grad()
 def decode(tokenizer: Tokenizer, tokens_BN: Tensor, batch: int) -> Tensor:
-    """Decode tokens to float images (B, 3, R, R) in [0, 1], on the CPU."""
+    """Decode tokens (B, N) to images (B, 3, R, R) float32 in [0, 1], on the CPU."""
     device = module_device(tokenizer)
     return torch.cat([tokenizer.decode(part.to(device)) for part in tokens_BN.split(batch)]).cpu()
 
 
 @torch.no_grad()
 def survival(tokenizer: Tokenizer, tokens_BN: Tensor, batch: int) -> float:
-    """Share of tokens that come back when their image is decoded and encoded again, in [0, 1]."""
+    """Return the share of tokens, in [0, 1], that are the same after decoding and encoding again."""
     device = module_device(tokenizer)
     same = [
         (tokenizer.encode(tokenizer.decode(part.to(device))).cpu() == part).float().mean(1)
@@ -50,10 +51,10 @@ def survival(tokenizer: Tokenizer, tokens_BN: Tensor, batch: int) -> float:
 
 
 def codebook_usage(data: TokenData, codebook_size: int) -> tuple[float, float]:
-    """Share of codes that occur, in [0, 1], and the perplexity of their distribution, in a sample of the data.
+    """Return the share of codes that occur, in [0, 1], and their perplexity, both in a sample of the data.
 
     Raises:
-        DataError: a token is no code of the tokenizer.
+        DataError: a token is not a code of the tokenizer.
     """
     tokens, _ = data.take(spread(len(data), USAGE_SAMPLES))
     if int(tokens.max()) >= codebook_size:
@@ -62,25 +63,27 @@ def codebook_usage(data: TokenData, codebook_size: int) -> tuple[float, float]:
 
 
 def usage(counts_V: Tensor) -> tuple[float, float]:
-    """Share of codes that occur, in [0, 1], and the perplexity of their distribution, from how often each does."""
+    """Return the share of codes that occur, in [0, 1], and their perplexity, from the counts (V,) of all codes."""
+    # Without the codes that do not occur, whose 0·log 0 would be NaN.
     share = counts_V[counts_V > 0].double() / counts_V.sum()
     return (counts_V > 0).double().mean().item(), (-(share * share.log()).sum()).exp().item()
 
 
 def compare(tokenizer: Tokenizer, data: TokenData, stride: int, images: ImageSet, batch: int, picture: Path) -> float:
-    """Decode the tokens of images and return their mean PSNR against them, in dB.
+    """Decode the tokens of images and return the mean PSNR to the originals, in dB.
 
     Args:
-        tokenizer: frozen.
-        data: of whose samples every ``stride``-th is that of an image, in the same order.
-        stride: views tokenized of each image.
+        tokenizer: a frozen tokenizer.
+        data: the tokens; every ``stride``-th sample belongs to an image, in the same order.
+        stride: number of views tokenized per image.
         images: the originals.
         batch: images decoded at once.
-        picture: where a grid of originals and decoded images is saved.
+        picture: file for a grid of originals and decoded images.
 
     Raises:
-        DataError: the classes are not those of the images, so the tokens are not either.
+        DataError: the classes differ from those of the images, so the tokens belong to other images.
     """
+    # All views of an image follow one another, and the first is the one that `images` has.
     tokens, classes = data.take(np.arange(len(images)) * stride)
     if not torch.equal(classes, images.labels):
         raise DataError("the classes in the token shards are not those of the images; run the stage again")
@@ -90,7 +93,7 @@ def compare(tokenizer: Tokenizer, data: TokenData, stride: int, images: ImageSet
 
 
 def show_decoded(tokenizer: Tokenizer, data: TokenData, picture: Path) -> None:
-    """Save a grid of decoded tokens, where there are no images to hold them against."""
+    """Save a grid of decoded tokens, for tokens without images to compare with."""
     tokens, _ = data.take(spread(len(data), 2 * GRID_IMAGES))
     save_grid(picture, to_uint8(decode(tokenizer, tokens, GRID_IMAGES)), GRID_IMAGES)
 

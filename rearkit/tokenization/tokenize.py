@@ -1,4 +1,4 @@
-"""Tokenizing images: a set in memory, or a shard into a token shard."""
+"""Tokenizing images: a set in memory, or an image shard into a token shard."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def tokenize(tokenizer: Tokenizer, images: ImageSet, batch: int = 64) -> TokenDa
     """Tokenize images that are in memory.
 
     Args:
-        tokenizer: frozen, in eval mode.
-        images: of the tokenizer's image size.
+        tokenizer: a frozen tokenizer in eval mode.
+        images: images of the tokenizer's size.
         batch: images tokenized at once.
     """
     device = module_device(tokenizer)
@@ -36,12 +36,12 @@ def tokenize_shard(tokenizer: Tokenizer, images: Split, augment: str, batch: int
     """Write the token shard of an image shard.
 
     Args:
-        tokenizer: frozen, in eval mode.
-        images: a split with that one shard, read at `read_size`.
-        augment: which views of an image are tokenized; see `views`.
+        tokenizer: a frozen tokenizer in eval mode.
+        images: a split with only that shard, read at `read_size`.
+        augment: the views to tokenize of each image; see `views`.
         batch: views tokenized at once.
-        path: the token shard.
-        bad: counts what has to be skipped.
+        path: file for the token shard.
+        bad: counts images that have to be skipped.
     """
     device = module_device(tokenizer)
     tokens: list[np.ndarray] = []
@@ -53,6 +53,7 @@ def tokenize_shard(tokenizer: Tokenizer, images: Split, augment: str, batch: int
             tokens.append(tokenizer.encode(to_float(torch.stack(held)).to(device)).cpu().numpy())
             held.clear()
 
+    # The counter goes on over all shards of a split, so this shard's part is the difference.
     before = bad.reasons.copy()
     for read in images.read(bad=bad):
         for view in views(read.image, augment, tokenizer.image_size):
@@ -61,6 +62,7 @@ def tokenize_shard(tokenizer: Tokenizer, images: Split, augment: str, batch: int
             if len(held) >= batch:
                 flush()
     flush()
+    # Empty if all images are unreadable: each image shard has its token shard.
     array = np.concatenate(tokens) if tokens else np.empty((0, tokenizer.num_tokens))
     (source,) = images.shards
     meta = {"source": Path(source).name, "augment": augment, "skipped": dict(bad.reasons - before)}

@@ -1,35 +1,38 @@
-"""Views of an image: all of them, for token shards; one drawn afresh, where tokens are made as they are needed."""
+"""Views of an image: all of them, for token shards; or one drawn at random, for tokens made during training."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-LARGER = ("ten-crop", "random-crop")  # these cut their views out of an image a tenth larger
+# These cut their views out of a larger image, by this factor.
+LARGER = ("ten-crop", "random-crop")
 FACTOR = 1.1
 
 
 def read_size(augment: str, size: int) -> int:
-    """Side to which images are read, so that views of ``size`` can be cut out of them."""
+    """Return the side in pixels at which images must be read, so that views of ``size`` can be cut out of them."""
     return round(size * FACTOR) if augment in LARGER else size
 
 
 def views(image: Tensor, augment: str, size: int) -> list[Tensor]:
-    """Views of a uint8 image (3, S, S), S from `read_size`: itself; it and its mirror; or ten crops.
+    """Return all views of a uint8 image (3, S, S), with S from `read_size`.
 
-    Ten crops are the four corners and the middle, then the mirror of each, out of an image a tenth larger.
+    They are the image (``none``), the image and its mirror image (``flip``), or ten crops: the four corners and the
+    middle of an image a tenth larger, then the mirror image of each.
     """
     if augment == "none":
         return [image]
     if augment == "flip":
         return [image, image.flip(-1)]
-    from torchvision.transforms import functional as transforms  # here, since it takes seconds to import
+    # Here, since it takes seconds to import.
+    from torchvision.transforms import functional as transforms
 
     return list(transforms.ten_crop(image, [size, size]))
 
 
 def draw_view(image: Tensor, augment: str, size: int, generator: torch.Generator) -> Tensor:
-    """Draw one view: any of `views` alike; for ``random-crop``, a crop at any place, mirrored or not."""
+    """Draw one of `views`, all equally likely; for ``random-crop``, a crop at any position, mirrored or not."""
     if augment != "random-crop":
         found = views(image, augment, size)
         return found[_below(len(found), generator)]

@@ -1,7 +1,7 @@
-"""What a step trains on: samples, noise and dropped labels, all drawn from seed and step alone.
+"""The batch of a step: samples, noise and dropped labels, all determined by the seed and the step alone.
 
-What is random is drawn for the whole global batch, alike on every rank, so that the result does not depend on the
-number of ranks or on gradient accumulation; samples are read only where they are needed.
+Every rank draws the random numbers for the whole global batch and uses its share, so that the result does not depend on
+the number of ranks or on gradient accumulation. Samples are read only by the rank that needs them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Batch:
     Attributes:
         tokens_BN: (B, N) int64, the targets.
         context_BN: (B, N) int64, what the model reads.
-        replaced_BN: (B, N) bool, where they differ by noise.
+        replaced_BN: (B, N) bool, True where the context was replaced by noise.
         classes_B: (B,) int64 in [0, C]; C where the label was dropped.
         noise_level: mean replacement probability, in [0, 1].
     """
@@ -41,7 +41,7 @@ class Batch:
     noise_level: float
 
     def rows(self, start: int, end: int) -> Batch:
-        """Return some of the samples."""
+        """Return the samples from ``start`` to before ``end``."""
         return Batch(
             self.tokens_BN[start:end],
             self.context_BN[start:end],
@@ -62,14 +62,14 @@ class BatchSource:
 
     Attributes:
         data: all training samples.
-        order: their order.
+        order: the order in which they are seen.
         noise: the schedule of context noise.
         codebook_size: V.
         num_classes: C.
-        label_dropout: share of labels dropped.
-        steps: of the whole run, for the schedule's progress.
-        global_batch: samples a step.
-        seed: of everything drawn.
+        label_dropout: share of labels that are dropped, in [0, 1].
+        steps: number of steps of the whole run, for the schedule's progress.
+        global_batch: samples per step, of all ranks.
+        seed: seed of everything that is drawn.
     """
 
     data: TrainingData
@@ -87,6 +87,7 @@ class BatchSource:
     ) -> Samples:
         """Read a rank's share of a step's samples; see `TrainingData.read`."""
         share = self.global_batch // world
+        # Consecutive rows of the global batch, the same that `batch` gives to this rank.
         rows = np.arange(rank * share, (rank + 1) * share)
         indices = self.order.batch(step, self.global_batch)[rows]
         return self.data.read(indices, step * self.global_batch + rows, reading)
@@ -102,20 +103,23 @@ class BatchSource:
         """Return a rank's share of the global batch of a step.
 
         Args:
-            step: counted from 0.
-            rank: whose share.
+            step: the step, counted from 0.
+            rank: the rank.
             world: number of ranks.
-            samples: what `read` returned for these; left out, it is called.
-            device: where the batch is wanted.
+            samples: what `read` returned for the same step and rank; if None, they are read now.
+            device: device to put the batch on.
         """
         tokens_BN, classes_B = self.data.to_tokens(samples or self.read(step, rank, world), device)
         share = self.global_batch // world
         mine = slice(rank * share, (rank + 1) * share)
+        # On the CPU, so that every device gets the same numbers.
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "batch", step))
+        # The other ranks' rows stay zero: their noise must be drawn, but their tokens are not needed.
         whole_BN = torch.zeros(self.global_batch, tokens_BN.shape[1], dtype=torch.int64, device=device)
-        whole_BN[mine] = tokens_BN  # the other ranks' rows are not needed, only what is drawn for them
+        whole_BN[mine] = tokens_BN
         noisy = corrupt(whole_BN, self.noise, step / self.steps, self.codebook_size, generator)
         dropped_B = (torch.rand(self.global_batch, generator=generator) < self.label_dropout)[mine].to(device)
+        # The id after the last class stands for "no label".
         classes_B = torch.where(dropped_B, self.num_classes, classes_B)
         level = noisy.rates_B.mean().item()
         return Batch(tokens_BN, noisy.tokens_BN[mine], noisy.replaced_BN[mine], classes_B, level)

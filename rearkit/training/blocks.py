@@ -1,4 +1,4 @@
-"""What is done to a backbone's blocks while they train: activation checkpointing and compilation."""
+"""Activation checkpointing and compilation of a backbone's blocks during training."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from rearkit.model import Model
 
 @contextlib.contextmanager
 def prepared_blocks(model: Model) -> Iterator[None]:
-    """Within this context, a model's blocks run as its recipe's ``[train]`` table says.
+    """Within this context, a model's blocks are checkpointed and compiled as its recipe's ``[train]`` table says.
 
-    Only the `forward` of each block is exchanged, so that modules, parameters and their names stay as they are. Blocks
-    of one class are compiled once for all of them; a backbone that does not name its blocks is compiled as a whole.
+    Only each block's `forward` is replaced, so that modules, parameters and their names do not change. Blocks of the
+    same class are compiled only once; a backbone that does not set ``blocks`` is compiled as a whole.
 
     Raises:
-        RecipeError: the backbone does not name its blocks, which checkpointing needs.
+        RecipeError: checkpointing is on, but the backbone does not set ``blocks``.
     """
-    table, backbone = model.recipe.train, model.backbone
+    table = model.recipe.train
+    backbone = model.backbone
     named = getattr(model.backbone, "blocks", None)
     blocks: list[nn.Module] = [] if named is None else list(named)
     if table.activation_checkpointing and not blocks:
@@ -38,6 +39,7 @@ def prepared_blocks(model: Model) -> Iterator[None]:
         changed = []
     for block in changed:
         forward = block.forward
+        # Compiled inside, checkpointed outside, so that the backward pass runs compiled code again.
         if table.compile:
             forward = torch.compile(forward)
         block.forward = _checkpointed(forward) if table.activation_checkpointing else forward
@@ -45,13 +47,15 @@ def prepared_blocks(model: Model) -> Iterator[None]:
         yield
     finally:
         for block in changed:
-            del block.forward  # the class's shows again
+            # The instance's attribute goes, and the class's method is found again.
+            del block.forward
 
 
 def _checkpointed(forward):  # type: ignore[no-untyped-def]
-    """Forget a block's activations after its forward pass, and compute them again, dropout alike, in the backward."""
+    """Drop a block's activations after the forward pass; the backward pass computes them again, with equal dropout."""
 
     def recomputed(*arguments, **keywords):  # type: ignore[no-untyped-def]
+        # Without gradients, in validation, no activations are kept anyway.
         if not torch.is_grad_enabled():
             return forward(*arguments, **keywords)
         return checkpoint(forward, *arguments, use_reentrant=False, **keywords)

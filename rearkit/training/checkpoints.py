@@ -1,7 +1,7 @@
-"""Checkpoints: written under a temporary name, hashed, flushed, renamed; a run resumes from the latest whole one.
+"""Checkpoints: written to a temporary folder, hashed, flushed, renamed. A run resumes from the latest intact one.
 
-Each is a folder ``step-00000100/`` with the ranks' files and ``manifest.json``, which holds the step and the hash of
-every file. A folder without a manifest, or whose hashes differ, is passed over with a warning.
+A checkpoint is a folder ``step-00000100/`` with the ranks' files and ``manifest.json``, which holds the step and the
+hash of every file. A folder without a manifest, or with other hashes, is skipped with a warning.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Write = Callable[[Path], tuple[Path, dict[str, Any]]]
 
 @attrs.frozen
 class Found:
-    """A whole checkpoint: its step, its folder, and what its writer wanted remembered."""
+    """An intact checkpoint: its step, its folder, and the facts that its writer returned."""
 
     step: int
     folder: Path
@@ -34,28 +34,33 @@ class Checkpoints:
     """The checkpoints of a run.
 
     Args:
-        folder: where they are.
-        keep: how many of the latest to keep.
-        keep_every: keep also those at multiples of so many steps; 0 for none.
+        folder: the folder of all checkpoints.
+        keep: number of latest checkpoints to keep.
+        keep_every: also keep those at multiples of this many steps; 0 for none.
     """
 
     def __init__(self, folder: Path, keep: int, keep_every: int = 0) -> None:
-        self.folder, self.keep, self.keep_every = folder, keep, keep_every
-        self._passed_over: set[int] = set()  # steps of unusable checkpoints, which do not count as kept
+        self.folder = folder
+        self.keep = keep
+        self.keep_every = keep_every
+        # Steps of unusable checkpoints. They do not count as kept: otherwise a usable one would be removed for them.
+        self._passed_over: set[int] = set()
 
     def save(self, step: int, write: Write) -> None:
-        """Save what all ranks write; all call this.
+        """Save a checkpoint. All ranks must call this.
 
         Args:
-            step: how many steps are done.
-            write: writes a file of this rank's own into the folder it is given; returns its path, and facts to
-                remember, alike on all ranks.
+            step: number of steps taken.
+            write: writes this rank's file to the folder it is given; returns the file's path, and facts to store in
+                the manifest, which are the same on all ranks.
 
         Raises:
-            StorageError: the disk is full; the checkpoints before this one are untouched.
+            StorageError: the disk is full; earlier checkpoints are unchanged.
         """
         final = self.folder / f"step-{step:08d}"
         temporary = self.folder / f".{final.name}{TEMPORARY}"
+        # In three rounds: no rank may write before the folder exists, nor the first rename it before all have written.
+        # An error of one rank is raised by all, so that none waits for another that has given up.
         try:
             distributed.together(lambda: self._make_room(temporary))
             written = distributed.together(lambda: _written(final, temporary, write))
@@ -67,6 +72,7 @@ class Checkpoints:
     def _make_room(self, temporary: Path) -> None:
         if distributed.rank() == 0:
             with storage_errors(temporary):
+                # Of a process that was killed while it saved, perhaps at another step.
                 for leftover in self.folder.glob(f".step-*{TEMPORARY}"):
                     remove(leftover)
                 temporary.mkdir(parents=True)
@@ -74,14 +80,17 @@ class Checkpoints:
     def _finish(
         self, step: int, temporary: Path, final: Path, written: list[tuple[dict[str, Any], dict[str, str]]]
     ) -> None:
-        """Give a checkpoint whose files are on the disk its name, and remove those that are not to be kept."""
+        """Write the manifest, give the folder its final name, and remove checkpoints that are not to be kept."""
         if distributed.rank() != 0:
             return
         hashes = {name: digest for _, files in written for name, digest in files.items()}
         with storage_errors(final):
+            # The manifest comes last: where it is, all files are complete.
             write_json(temporary / MANIFEST, {"format": FORMAT, "step": step, "facts": written[0][0], "files": hashes})
+            # An unusable checkpoint of the same step may be in the way.
             remove(final)
             temporary.rename(final)
+            # The rename has to reach the disk before older checkpoints are removed.
             sync(self.folder)
             self._passed_over.discard(step)
             for old in [step for step in self._steps() if step not in self._passed_over][: -self.keep]:
@@ -89,7 +98,7 @@ class Checkpoints:
                     remove(self.folder / f"step-{old:08d}")
 
     def latest(self) -> Found | None:
-        """Return the latest whole checkpoint, or None; the first rank looks for all."""
+        """Return the latest intact checkpoint, or None. The first rank looks, and all get its answer."""
         return distributed.from_main(self._latest)
 
     def _latest(self) -> Found | None:
@@ -98,7 +107,7 @@ class Checkpoints:
             manifest = read_json(folder / MANIFEST)
             if (reason := _damage(folder, manifest)) is None:
                 return Found(step, folder, manifest["facts"])
-            say(f"train: {folder} is passed over: {reason}")
+            say(f"train: {folder} is skipped: {reason}")
             self._passed_over.add(step)
         return None
 
@@ -108,7 +117,7 @@ class Checkpoints:
 
 
 def _written(final: Path, temporary: Path, write: Write) -> tuple[dict[str, Any], dict[str, str]]:
-    """Let a rank write its file and flush it; return its facts and the file's hash."""
+    """Write and flush this rank's file; return its facts, and its hash by its name."""
     with storage_errors(final):
         path, facts = write(temporary)
         open_to_others(path)
@@ -117,6 +126,7 @@ def _written(final: Path, temporary: Path, write: Write) -> tuple[dict[str, Any]
 
 
 def _damage(folder: Path, manifest: Any) -> str | None:
+    """Return why a checkpoint cannot be used, or None if it is intact."""
     if manifest is None:
         return "it has no manifest"
     if manifest.get("format") != FORMAT:

@@ -1,4 +1,4 @@
-"""From the recipe's ``[train]`` table to DeepSpeed's configuration; the check of what ``[train.deepspeed]`` adds."""
+"""DeepSpeed's configuration, made from the recipe's ``[train]`` table; and the check of ``[train.deepspeed]``."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import torch
 from rearkit.errors import RecipeError, did_you_mean
 from rearkit.recipe.train_table import TrainTable
 
-# What the recipe has keys of its own for: DeepSpeed's key, and the recipe's.
+# DeepSpeed's keys for which the recipe has keys of its own. They are refused, since either could silently win.
 OWNED = {
     "train_batch_size": "global_batch",
     "train_micro_batch_size_per_gpu": "micro_batch",
-    "gradient_accumulation_steps": "micro_batch, from which accumulation follows",
-    "managed_gradient_accumulation": "micro_batch, from which accumulation follows",
+    "gradient_accumulation_steps": "micro_batch, from which accumulation is derived",
+    "managed_gradient_accumulation": "micro_batch, from which accumulation is derived",
     "gradient_clipping": "clip",
     "steps_per_print": "log_every",
     "optimizer": "lr, betas and weight_decay",
@@ -39,7 +39,8 @@ OWNED = {
     "checkpoint": "checkpoint_every, keep_checkpoints and keep_every",
 }
 
-# What DeepSpeed 0.19 reads at the top of its configuration; it has no list of them, and ignores what it does not know.
+# The top-level keys that DeepSpeed 0.19 reads. It has no such list and ignores unknown keys, so a typing error would go
+# unnoticed.
 KNOWN = frozenset(
     {
         "activation_checkpointing",
@@ -104,15 +105,15 @@ KNOWN = frozenset(
         "zero_optimization",
     }
 )
-# The one section that DeepSpeed reads key by key, without a model of pydantic's that would refuse others.
+# The keys of the only section for which DeepSpeed has no pydantic model, which would refuse unknown keys.
 DATA_TYPES = frozenset({"grad_accum_dtype"})
 
 
 def batch_layout(train: TrainTable, world: int) -> tuple[int, int]:
-    """Return micro-batch and accumulation steps that make the recipe's global batch on ``world`` ranks.
+    """Return the micro-batch and the accumulation steps that make up the recipe's global batch on ``world`` ranks.
 
     Raises:
-        RecipeError: they don't divide; the message says what does.
+        RecipeError: they don't divide the global batch; the message lists what does.
     """
     if train.global_batch % world:
         near = [n for n in range(1, world + 1) if train.global_batch % n == 0][-1]
@@ -136,7 +137,7 @@ def batch_layout(train: TrainTable, world: int) -> tuple[int, int]:
 
 
 def deepspeed_config(train: TrainTable, world: int) -> dict[str, Any]:
-    """Write DeepSpeed's configuration for a recipe's table; ``[train.deepspeed]`` is merged into it."""
+    """Return DeepSpeed's configuration for a recipe's table, with ``[train.deepspeed]`` merged into it."""
     micro, accumulation = batch_layout(train, world)
     zero: dict[str, Any] = {"stage": train.zero_stage}
     for key, device in (("offload_optimizer", train.offload_optimizer), ("offload_param", train.offload_parameters)):
@@ -146,19 +147,22 @@ def deepspeed_config(train: TrainTable, world: int) -> dict[str, Any]:
         "train_batch_size": train.global_batch,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": accumulation,
+        # `GuardedAdamW` clips by itself.
         "gradient_clipping": 0.0 if is_unwrapped(train) else train.clip,
         "zero_optimization": zero,
-        "zero_force_ds_cpu_optimizer": False,  # offloaded on a machine without CUDA, torch's AdamW will do
+        # Without CUDA, offloaded state stays on the CPU anyway, so torch's AdamW will do.
+        "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": train.precision == "bf16"},
         "fp16": {"enabled": train.precision == "fp16"},
-        "steps_per_print": 2**31 - 1,  # we report progress ourselves
+        # Never: rearkit reports progress itself.
+        "steps_per_print": 2**31 - 1,
         "wall_clock_breakdown": False,
     }
     return _merged(config, train.deepspeed)
 
 
 def is_unwrapped(train: TrainTable) -> bool:
-    """Return whether DeepSpeed steps the optimizer as it is, without looking at the gradients."""
+    """Return whether DeepSpeed leaves the optimizer unwrapped, so that it does not check the gradients."""
     return train.zero_stage == 0 and train.precision == "fp32"
 
 
@@ -171,11 +175,11 @@ def _merged(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_deepspeed_table(train: TrainTable, device: torch.device) -> None:
-    """Compare ``[train.deepspeed]`` with what DeepSpeed reads, before anything runs.
+    """Check ``[train.deepspeed]`` before anything runs.
 
     Raises:
-        RecipeError: all keys that DeepSpeed does not know, that the recipe has a key of its own for, or whose values
-            DeepSpeed refuses.
+        RecipeError: some keys are unknown to DeepSpeed, have values that it refuses, or belong to keys of the recipe's
+            own; the message lists all of them.
     """
     if not train.deepspeed:
         return
@@ -195,12 +199,13 @@ def check_deepspeed_table(train: TrainTable, device: torch.device) -> None:
 
 
 def _problems_of(key: str, value: Any) -> list[str]:
-    """What DeepSpeed has against a key's value."""
+    """Return DeepSpeed's objections to a key's value, one message each."""
     from deepspeed.runtime.config import DeepSpeedConfig
     from pydantic import ValidationError
 
     if key == "data_types" and isinstance(value, dict):
         return [_unknown(f"{key}.{name}", name, DATA_TYPES) for name in value if name not in DATA_TYPES]
+    # One key at a time, so that each objection can be put to its key. A batch size is the least that it needs.
     try:
         DeepSpeedConfig({"train_micro_batch_size_per_gpu": 1, key: value})
     except ValidationError as error:
@@ -213,7 +218,8 @@ def _problems_of(key: str, value: Any) -> list[str]:
             else:
                 problems.append(f"[train.deepspeed] {where}: {found['msg']}, got {found['input']!r}")
         return problems
-    except Exception as error:  # its own checks are asserts, and lines that fail on a value of another type
+    except Exception as error:
+        # DeepSpeed's own checks are asserts, or lines that happen to fail on a value of another type.
         return [f"[train.deepspeed] {key}: DeepSpeed refuses it: {shortened(error)}"]
     return []
 
@@ -223,7 +229,7 @@ def _unknown(where: str, name: str, known: Iterable[str]) -> str:
 
 
 def _section_keys() -> set[str]:
-    """Keys of the sections of DeepSpeed's configuration that people set, for a hint at the one that was meant."""
+    """Return the keys of DeepSpeed's commonly used sections, to suggest the one that was meant."""
     from deepspeed.comm.config import CommsLoggerConfig
     from deepspeed.monitor.config import CSVConfig, TensorBoardConfig, WandbConfig
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
@@ -252,12 +258,13 @@ def _paths(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def shortened(error: Exception) -> str:
-    """Return somebody else's error on one line."""
+    """Return another library's error on one line of at most 300 characters."""
     return textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" …")
 
 
 def import_deepspeed(device: torch.device) -> Any:
-    """Import DeepSpeed without its chatter, for the right kind of device."""
+    """Import DeepSpeed for a kind of device, without its messages."""
+    # DeepSpeed picks its device while it is imported, and would take a GPU where the recipe says "cpu".
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     # torch deprecates calls that DeepSpeed makes at every step.
@@ -270,6 +277,6 @@ def import_deepspeed(device: torch.device) -> Any:
         import deepspeed.ops
         import deepspeed.runtime.config
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # Its shared-memory all-reduce for CPUs would be compiled at the first run: half a minute, and a compiler needed.
+    # Its shared-memory all-reduce for CPUs is compiled at the first run, which takes half a minute and a compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

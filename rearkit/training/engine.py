@@ -1,4 +1,4 @@
-"""DeepSpeed's engine around a backbone and its objective: the only place that uses its private names."""
+"""DeepSpeed's engine around a backbone and its objective. Only this module uses DeepSpeed's private names."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ from rearkit.training.schedule import parameter_groups
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 AVERAGE = "average"
-SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # what fp16's loss scaling goes on from
+# The state of fp16's loss scaling.
+SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 class TrainModule(nn.Module):
-    """Backbone and objective as the one module that DeepSpeed wraps."""
+    """Backbone and objective in one module, since DeepSpeed wraps a single one."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -49,19 +50,19 @@ class TrainModule(nn.Module):
 class Engine:
     """Joins the other ranks, wraps a module, and steps its optimizer.
 
-    A parameter's *state* below is a tensor by its key: None for the master weights, in the precision that the optimizer
-    works in; `MOMENTS` for AdamW's; `AVERAGE` for the moving average of the weights. DeepSpeed divides states among the
-    ranks, each ZeRO stage in its own way.
+    The *state* of a parameter is a set of tensors, each with a key: None for the master weights (in the optimizer's
+    precision), `MOMENTS` for AdamW's moments, `AVERAGE` for the moving average of the weights. DeepSpeed divides them
+    among the ranks, and each ZeRO stage does it in its own way.
 
     Args:
-        module: on the device.
+        module: the module, on the device.
         train: the recipe's table.
-        device: of this rank.
+        device: this rank's device.
 
     Attributes:
-        module: what is trained.
-        micro_batch: samples of a forward pass.
-        accumulation: micro-batches of a step.
+        module: the module that is trained.
+        micro_batch: samples per forward pass.
+        accumulation: micro-batches per step.
 
     Raises:
         RecipeError: DeepSpeed refuses its configuration.
@@ -76,8 +77,10 @@ class Engine:
         groups = parameter_groups(module, train.weight_decay)
         optimizer: torch.optim.Optimizer
         if is_unwrapped(train):
+            # DeepSpeed steps this one as it is, without looking for NaN, so it has to check by itself.
             optimizer = GuardedAdamW(groups, train.clip, lr=train.lr, betas=train.betas)
         elif train.offload_optimizer != "none" and device.type == "cuda":
+            # Offloaded state is updated on the CPU, which this optimizer has fast code for.
             optimizer = deepspeed.ops.adam.DeepSpeedCPUAdam(groups, lr=train.lr, betas=train.betas)
         else:
             optimizer = torch.optim.AdamW(groups, lr=train.lr, betas=train.betas, fused=True)
@@ -88,11 +91,13 @@ class Engine:
             )
         except refusals as error:
             key = "[train.deepspeed]" if train.deepspeed else f'[train] precision = "{train.precision}"'
+            # Then the user chose nothing that could be refused, so it is a bug of ours, which needs its traceback.
             if not train.deepspeed and train.precision == "fp32":
-                raise  # nothing that the user has chosen, so it is ours to find
+                raise
             raise RecipeError([f"{key}: DeepSpeed refuses it: {shortened(error)}"]) from error
         if (scaler := getattr(self._engine.optimizer, "loss_scaler", None)) is not None:
-            scaler.raise_error_at_min_scale = False  # `StepGuard` counts what is skipped then, and names the shards
+            # `StepGuard` counts the skipped steps instead, and names the shards.
+            scaler.raise_error_at_min_scale = False
         self.module: nn.Module = self._engine.module
 
     def __call__(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -105,30 +110,30 @@ class Engine:
         self._engine.train()
 
     def backward(self, loss: Tensor) -> None:
-        """Add up gradients of a micro-batch."""
+        """Add a micro-batch's gradients to the step's."""
         self._engine.backward(loss)
 
     def step(self) -> None:
-        """Count a micro-batch; after the last one of a step, step the optimizer."""
+        """Count a micro-batch; after the last one of a step, update the weights."""
         self._engine.step()
 
     def set_learning_rate(self, lr: float) -> None:
-        """Use a learning rate from the next step on."""
+        """Set the learning rate of the next steps."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
 
     @property
     def skipped(self) -> bool:
-        """True if the last step was not taken, because a gradient was NaN or infinite; alike on all ranks."""
+        """True if the last step was skipped because a gradient was NaN or infinite; the same on all ranks."""
         return bool(self._engine.optimizer.overflow)
 
     def grad_norm(self) -> float | None:
-        """Return the gradient norm of the last step before clipping; None where DeepSpeed does not compute it."""
+        """Return the last step's gradient norm before clipping, or None if DeepSpeed does not compute it."""
         norm = self._engine.get_global_grad_norm()
         return None if norm is None else float(norm)
 
     def scale_may_fall(self) -> bool:
-        """Return whether an overflow lowers a loss scale that has not reached its lowest value (fp16)."""
+        """Return whether fp16's loss scale is still above its lowest value, so that an overflow lowers it."""
         return scale_may_fall(self._engine.optimizer)
 
     def close(self) -> None:
@@ -136,13 +141,13 @@ class Engine:
         self._engine.destroy()
 
     def create_state(self, averages: bool) -> None:
-        """Create the optimizer's state, as it would do itself at its first step, so that it can be set from outside.
+        """Create the optimizer's state now instead of at its first step, so that a checkpoint can be loaded into it.
 
         Args:
-            averages: whether to keep moving averages of the weights. They live beside AdamW's moments, and so are
-                divided and offloaded like them.
+            averages: whether to keep moving averages of the weights. They are stored beside AdamW's moments, so that
+                DeepSpeed divides and offloads them in the same way.
         """
-        # Fused AdamW reads the step count on the device where the weights are; DeepSpeed's own counts with an int.
+        # Fused AdamW needs the step count as a tensor on the weights' device; DeepSpeed's AdamW counts with an int.
         fused = isinstance(self._engine.basic_optimizer, torch.optim.AdamW)
         for master, state in self.states():
             state["step"] = torch.zeros((), dtype=torch.float32, device=master.device) if fused else 0
@@ -150,19 +155,22 @@ class Engine:
                 state[key] = torch.zeros_like(master)
             if averages:
                 state[AVERAGE] = master.detach().clone()
-        # Stages 1 and 2 look for a parameter's state where this puts it.
+        # Stages 1 and 2 link each parameter to its state with this, by themselves only after the first step.
         if hasattr(self._engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def states(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-        """Yield the tensors that this rank's optimizer steps on, with their state."""
+        """Yield the tensors that this rank's optimizer updates, each with its state."""
         outer = self._engine.optimizer
         inner = self._engine.basic_optimizer
-        if not hasattr(outer, "fp32_partitioned_groups_flat"):  # below stage 3
+        # Below stage 3.
+        if not hasattr(outer, "fp32_partitioned_groups_flat"):
             for group in inner.param_groups:
                 for master in group["params"]:
                     yield master, inner.state[master]
             return
+        # Stage 3 can offload to NVMe. A group is read from there for its turn and written back, since the caller may
+        # change it.
         for index, master in enumerate(outer.fp32_partitioned_groups_flat):
             on_disk = outer._swappable_optimizer_subgroup(index)
             if on_disk:
@@ -173,19 +181,20 @@ class Engine:
 
     @property
     def keeps_averages(self) -> bool:
-        """Whether `create_state` made moving averages."""
+        """True if `create_state` made moving averages."""
         return any(AVERAGE in state for _, state in self.states())
 
     @torch.no_grad()
     def whole(self, parameter: Any, key: str | None = None) -> Tensor:
-        """Return a parameter's state, whole; all ranks call this."""
+        """Return one tensor of a parameter's state, whole. All ranks must call this, since it may communicate."""
         if not parameter.requires_grad:
             with self.gathered(parameter):
                 copy: Tensor = parameter.detach().clone()
                 return copy
-        if hasattr(parameter, "ds_id"):  # stage 3
+        # `ds_id` marks parameters of stage 3, `_hp_mapping` those of stages 1 and 2.
+        if hasattr(parameter, "ds_id"):
             tensor: Tensor = parameter._z3_optimizer.get_full_hp_param(parameter, key)
-        elif hasattr(parameter, "_hp_mapping"):  # stages 1 and 2
+        elif hasattr(parameter, "_hp_mapping"):
             tensor = parameter.get_full_hp_param(key)
         else:
             master = self._masters().get(id(parameter), parameter)
@@ -194,9 +203,10 @@ class Engine:
 
     @torch.no_grad()
     def put(self, parameter: Any, value: Tensor, key: str | None = None) -> None:
-        """Set what `whole` returns."""
+        """Set what `whole` returns, from the whole value."""
         if hasattr(parameter, "ds_id"):
-            part = parameter.ds_tensor.numel()  # the last rank's is padded
+            # All ranks have parts of the same size, so the last one is padded.
+            part = parameter.ds_tensor.numel()
             start = part * distributed.rank()
             padded = F.pad(value.flatten(), (0, part * distributed.world_size() - value.numel()))
             parameter._z3_optimizer.set_local_hp_param(padded[start : start + part], parameter, key)
@@ -208,30 +218,30 @@ class Engine:
 
     @torch.no_grad()
     def show(self, parameter: nn.Parameter, value: Tensor) -> None:
-        """Set what the module computes with, leaving the master weights alone."""
+        """Set the weights that the module computes with; separate master weights stay as they are."""
         with self.gathered(parameter, writer=0):
             parameter.data.copy_(value)
 
     def _masters(self) -> dict[int, Tensor]:
-        """At stage 0 in 16 bits: the float32 copy of each parameter, by the parameter's identity."""
+        """Return, for stage 0 in 16 bits, the float32 copy of each parameter by the parameter's `id`."""
         outer = self._engine.optimizer
         groups = zip(getattr(outer, "fp16_groups", ()), getattr(outer, "fp32_groups", ()), strict=True)
         return {id(low): high for lows, highs in groups for low, high in zip(lows, highs, strict=True)}
 
     @contextlib.contextmanager
     def gathered(self, parameter: nn.Parameter, writer: int | None = None) -> Iterator[None]:
-        """Make a parameter whole for a while; with ``writer``, keep what that rank makes of it."""
+        """Within this context, a parameter is whole; at the end, changes by the rank ``writer``, if any, are kept."""
         import deepspeed
 
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=writer, enabled=hasattr(parameter, "ds_id")):
             yield
 
     def size(self, parameter: nn.Parameter) -> int:
-        """Return how many numbers a parameter has, whole."""
+        """Return how many numbers the whole parameter has."""
         return int(getattr(parameter, "ds_numel", parameter.numel()))
 
     def facts(self) -> dict[str, Any]:
-        """Return what a state is besides tensors, alike on all ranks: optimizer steps, and fp16's loss scale."""
+        """Return the rest of the state, the same on all ranks: the number of updates, and fp16's loss scale."""
         scaler = self._scaler()
         return {
             "updates": max(int(state["step"]) for _, state in self.states()),
@@ -251,12 +261,12 @@ class Engine:
                 setattr(scaler, name, value)
 
     def _scaler(self) -> Any:
-        """What holds the state of fp16's loss scaling, under whichever name the engine's optimizer has it."""
+        """Return the object with fp16's loss scale, or None; its name depends on DeepSpeed's optimizer class."""
         outer = self._engine.optimizer
         return getattr(outer, "loss_scaler", getattr(outer, "loss_scale_config", None))
 
     def whole_parameters(self) -> dict[int, nn.Parameter]:
-        """Gather, on all ranks, the parameters that ZeRO stage 3 has divided, each by the identity of its part."""
+        """Gather the parameters that ZeRO stage 3 has divided, on all ranks, by the `id` of the divided one."""
         whole: dict[int, nn.Parameter] = {}
         for parameter in self.module.parameters():
             if hasattr(parameter, "ds_id"):
@@ -266,7 +276,7 @@ class Engine:
 
 
 def scale_may_fall(optimizer: Any) -> bool:
-    """Return whether an overflow lowers the loss scale of one of DeepSpeed's optimizers (fp16)."""
+    """Return whether one of DeepSpeed's fp16 optimizers can still lower its loss scale at an overflow."""
     for name, least in (("loss_scaler", "min_scale"), ("loss_scale_config", "min_loss_scale")):
         scaler = getattr(optimizer, name, None)
         if scaler is not None and getattr(scaler, least, None) is not None:
@@ -275,7 +285,8 @@ def scale_may_fall(optimizer: Any) -> bool:
 
 
 def put_back(module: nn.Module, whole: dict[int, nn.Parameter]) -> None:
-    """Make an ordinary module of one that was trained, with the parameters from `Engine.whole_parameters`."""
+    """Turn a trained module into an ordinary one, with the parameters from `Engine.whole_parameters`."""
+    # A plain dictionary: stage 3 has put one of its own class there, which gathers parameters when they are read.
     for part in module.modules() if whole else ():
         part._parameters = {
             name: parameter if parameter is None else whole.get(id(parameter), parameter)

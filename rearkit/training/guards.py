@@ -1,8 +1,8 @@
-"""What is watched at each step: losses and gradients that are no numbers, and gradient norms that jump.
+"""Checks at each step: for losses and gradients that are NaN or infinite, and for gradient norms that jump.
 
-A step whose loss or gradient is NaN or infinite, on any rank, is skipped on all of them: weights and optimizer state
-stay as they are, to the bit. DeepSpeed does so itself wherever it wraps the optimizer; it looks at the gradients, which
-are summed over the ranks, so `poisoned` makes the gradients tell of the loss. Where it does not wrap the optimizer
+A step whose loss or gradient is NaN or infinite on any rank is skipped on all ranks: weights and optimizer state do not
+change by a single bit. DeepSpeed does this itself wherever it wraps the optimizer. It checks the gradients, which are
+summed over the ranks, so `poisoned` makes the gradients NaN if the loss is. Where DeepSpeed does not wrap the optimizer
 (ZeRO stage 0 in fp32), `GuardedAdamW` does the same.
 """
 
@@ -23,24 +23,29 @@ from rearkit.recipe.train_table import GuardsTable
 from rearkit.system import distributed
 from rearkit.system.console import say
 
-MEDIAN_OF, FEWEST = 100, 10  # steps: whose median a norm is held against, and how many there must have been
-NAMED = 8  # shards named in a message
+# Steps whose median a gradient norm is compared with.
+MEDIAN_OF = 100
+# Steps before the first comparison, since a median of fewer says little.
+FEWEST = 10
+# Shards named in a message, so that it stays readable when a batch mixes samples of hundreds.
+NAMED = 8
 
 
 def poisoned(loss: Tensor) -> Tensor:
-    """Return a loss whose gradient is NaN where the loss is NaN or infinite, and the loss itself elsewhere.
+    """Return the loss unchanged if it is finite, else one whose gradient is NaN.
 
-    An infinite loss may have a finite gradient. There is no wait for the device in this.
+    This is needed since an infinite loss may have a finite gradient. It does not wait for the device.
     """
+    # `where` instead of `if`: a branch would wait for the device. NaN times anything is NaN, in the gradient too.
     good = torch.isfinite(loss.detach())
     return loss * torch.where(good, 1.0, math.nan).to(loss.dtype)
 
 
 class GuardedAdamW(torch.optim.AdamW):
-    """AdamW that clips, tells the gradient norm, and does nothing where that is NaN or infinite.
+    """AdamW that clips gradients, and skips a step whose gradient norm is NaN or infinite.
 
-    For whoever steps all parameters at once with gradients that are alike on all ranks. The two public facts about the
-    last step have the names under which DeepSpeed looks for them.
+    All parameters must be stepped at once, and gradients must be the same on all ranks. ``overflow`` and
+    ``_global_grad_norm`` describe the last step; these are the names that DeepSpeed reads.
 
     Args:
         groups: parameter groups.
@@ -57,8 +62,9 @@ class GuardedAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Take a step, or none; clips the gradients in place."""
+        """Clip the gradients in place and take a step, or skip it."""
         parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        # One norm over all gradients answers both questions: it is finite only if each gradient is.
         norm = get_total_norm([p.grad for p in parameters])
         self._global_grad_norm = float(norm)
         self.overflow = not math.isfinite(self._global_grad_norm)
@@ -70,39 +76,41 @@ class GuardedAdamW(torch.optim.AdamW):
 
 
 class StepGuard:
-    """Counts and tells what went wrong, and stops training past the recipe's limit.
+    """Counts and reports skipped steps and jumps of the gradient norm; stops training beyond the recipe's limit.
 
     Args:
         table: the limits.
-        may_overflow: tells whether a gradient may be infinite for good reason: fp16's loss scale is being found.
-        shards_of: names the shards that samples come from, by their indices.
+        may_overflow: returns True while an infinite gradient is normal, because fp16's loss scale can still be lowered.
+        shards_of: returns the names of the shards that samples come from, by their indices.
     """
 
     def __init__(
         self, table: GuardsTable, may_overflow: Callable[[], bool], shards_of: Callable[[np.ndarray], list[str]]
     ) -> None:
-        self.table, self.may_overflow, self.shards_of = table, may_overflow, shards_of
+        self.table = table
+        self.may_overflow = may_overflow
+        self.shards_of = shards_of
         self.skipped = self.spikes = 0
         self._norms: deque[float] = deque(maxlen=MEDIAN_OF)
 
     def counts(self) -> dict[str, float]:
-        """For the log: how many steps were skipped and how many norms jumped, since the start or the resume."""
+        """Return for the log how many steps were skipped and how many norms jumped, since the start or the resume."""
         return {"skipped_steps": float(self.skipped), "grad_norm_spikes": float(self.spikes)}
 
     def after_step(
         self, step: int, skipped: bool, norm: float | None, losses: Sequence[Tensor], indices: Sequence[np.ndarray]
     ) -> None:
-        """Look at a step that was taken or skipped; all ranks call this.
+        """Check a step that was taken or skipped. All ranks must call this.
 
         Args:
-            step: its number, counted from 1.
-            skipped: whether it was skipped, alike on all ranks.
-            norm: gradient norm before clipping, or None where nobody knows.
-            losses: of this rank's micro-batches, scalars.
-            indices: the samples of each of them.
+            step: the step's number, counted from 1.
+            skipped: whether it was skipped; the same on all ranks.
+            norm: gradient norm before clipping, or None if it is unknown.
+            losses: the scalar losses of this rank's micro-batches.
+            indices: the indices of each micro-batch's samples.
 
         Raises:
-            DivergedError: more steps were skipped than the recipe allows; alike on all ranks.
+            DivergedError: more steps were skipped than the recipe allows; raised on all ranks.
         """
         if skipped:
             self._count_skipped(step, losses, indices)
@@ -112,9 +120,11 @@ class StepGuard:
     def _count_skipped(self, step: int, losses: Sequence[Tensor], indices: Sequence[np.ndarray]) -> None:
         values = [float(loss) for loss in losses]
         bad = [index for index, value in enumerate(values) if not math.isfinite(value)]
+        # If all losses here are finite, a gradient was not, and any micro-batch may have caused it.
         suspects = [indices[index] for index in bad] or indices
         found = distributed.from_all((values[bad[0]] if bad else None, self.shards_of(np.concatenate(suspects))))
         guilty = {rank: value for rank, (value, _) in enumerate(found) if value is not None}
+        # fp16 lowers its loss scale by skipping steps, which is no trouble as long as the losses are finite.
         if not guilty and self.may_overflow():
             return
         self.skipped += 1
@@ -132,11 +142,13 @@ class StepGuard:
         say(f"{text}; the step is skipped ({self.skipped} of at most {limit})")
 
     def _watch(self, step: int, norm: float) -> None:
+        # Compared with the median, since a mean would be raised by the very spikes it should show.
         if self.table.spike_factor and len(self._norms) >= FEWEST:
             median = statistics.median(self._norms)
             if norm > self.table.spike_factor * median:
                 self.spikes += 1
                 say(f"train: step {step}: gradient norm {norm:.3g}, {norm / median:.0f} times the median {median:.3g}")
+        # A spike is kept too: if norms stay high, the median follows, and the reports end.
         self._norms.append(norm)
 
 

@@ -1,4 +1,4 @@
-"""The training log: one JSON line at a time for programs, and trackers for people."""
+"""The training log: JSON lines for programs, and trackers for people."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ JSONL = "log.jsonl"
 
 
 class TrainLog:
-    """Appends measurements; a resumed run drops what a killed one logged beyond its last checkpoint.
+    """Appends measurements to ``log.jsonl`` and passes them to trackers.
 
     Args:
-        folder: where ``log.jsonl`` goes.
+        folder: folder for ``log.jsonl``.
         step: the step that the run resumes from; 0 for a fresh one.
-        trackers: what else takes the measurements; they are closed with the log.
+        trackers: trackers that also get the measurements; they are closed with the log.
 
     Attributes:
-        last: what was logged last, before the run was cut off.
+        last: the last measurements of the run that is resumed, at or before ``step``.
     """
 
     def __init__(self, folder: Path, step: int, trackers: Sequence[Tracker] = ()) -> None:
         self.path = folder / JSONL
+        # A killed run may have logged steps after its last checkpoint; the resumed one logs them again.
         kept = [line for line in read_log(folder) if line["step"] <= step] if step else []
         self.last = {} if not kept else {name: value for name, value in kept[-1].items() if name != "step"}
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -41,12 +42,14 @@ class TrainLog:
         """
         with storage_errors(self.path):
             self._file.write(json.dumps({"step": step, **values}) + "\n")
+            # So that the log can be followed, and a killed run loses nothing.
             self._file.flush()
         for tracker in self._trackers:
             tracker.write(step, values)
 
     def close(self) -> None:
-        """Flush and close all; what cannot be written any more is given up."""
+        """Flush and close the log and its trackers."""
+        # After a failed write, closing tries it once more and would raise the same error again.
         with contextlib.suppress(OSError):
             self._file.close()
         for tracker in self._trackers:
@@ -54,7 +57,7 @@ class TrainLog:
 
 
 def read_log(folder: Path, name: str = JSONL) -> list[dict[str, float]]:
-    """Read the lines of a log; a last line that a crash cut off is left out."""
+    """Read the lines of a log, without a last line that a crash cut off."""
     path = folder / name
     lines: list[dict[str, float]] = []
     if path.is_file():

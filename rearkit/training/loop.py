@@ -27,13 +27,13 @@ class TrainResult:
     """What training did.
 
     Attributes:
-        steps: optimizer steps, in all.
+        steps: optimizer steps, those of earlier calls included.
         seconds: wall time of this call.
-        parameters: of the backbone, which sampling needs.
-        head_parameters: of the regularizers' training-only heads.
+        parameters: number of the backbone's parameters, which sampling needs.
+        head_parameters: number of parameters of the regularizers' training-only heads.
         last: the last logged loss and its parts, and the validation after the last step.
         held_out_cross_entropy: nats per token on held-out images, or None.
-        held_out_accuracy: share of held-out tokens predicted, or None.
+        held_out_accuracy: share of held-out tokens predicted correctly, in [0, 1], or None.
     """
 
     steps: int
@@ -45,7 +45,7 @@ class TrainResult:
     held_out_accuracy: float | None
 
     def summary(self) -> str:
-        """Say in a line what came of it."""
+        """Return the result in one line."""
         parts = [f"{self.steps} steps"]
         if "loss" in self.last:
             parts.append(f"loss {self.last['loss']:.3f}")
@@ -58,18 +58,18 @@ class TrainResult:
 def train(
     model: Model, data: TrainingData, held_out: TokenData | None = None, folder: str | Path | None = None
 ) -> TrainResult:
-    """Train a model's backbone, in place, as its recipe's ``[train]`` table says.
+    """Train a model's backbone in place, as its recipe's ``[train]`` table says.
 
     Args:
         model: from `rearkit.build`.
         data: training tokens, or images that are tokenized as they are needed.
-        held_out: tokens to validate on.
-        folder: where checkpoints and logs go, and where an earlier, unfinished call resumes from; None for neither.
+        held_out: tokens to validate on, or None.
+        folder: folder for checkpoints and logs; an unfinished earlier call is resumed from it. None for neither.
 
     Raises:
         RearkitError: the tokens don't fit the model, cannot be read, or don't come in time.
         DivergedError: too many losses were NaN or infinite.
-        Interrupted: Ctrl-C or SIGTERM came; with a folder, a checkpoint was saved first.
+        Interrupted: the process got Ctrl-C or SIGTERM; with a folder, a checkpoint was saved first.
     """
     check_deepspeed_table(model.recipe.train, resolve_device(model.recipe.device))
     return train_checked(model, data, held_out, folder)
@@ -82,6 +82,7 @@ def train_checked(
     steps = model.recipe.train.steps
     device = distributed.local_device(resolve_device(model.recipe.device))
     _check_tokens(model, data)
+    # Published weights can be sampled without any training; there is no engine to build then.
     if steps == 0:
         model.backbone.to(device).eval()
         return _result(model, 0.0, {} if held_out is None else validate(model, held_out, device))
@@ -92,12 +93,14 @@ def train_checked(
             values = trainer.step(trainer.next_samples())
             bar.advance(1, f"loss {float(values['loss']):.3f}")
             trainer.report(values)
-            stopped = distributed.most_over_ranks(stop.signal or 0, device)  # all save and stop, or none
+            # A signal may reach only one rank, or two ranks at different steps: all must stop and save at the same one.
+            stopped = distributed.most_over_ranks(stop.signal or 0, device)
             trainer.save(anyway=stopped > 0)
             if stopped:
                 raise _interruption(stopped, trainer.done, steps, folder is not None)
     last = trainer.last
-    if held_out is not None and HELD_OUT_LOSS not in last:  # the line of the last step was lost in a crash
+    # A crash may have lost the log line of the last step, after its checkpoint had been saved.
+    if held_out is not None and HELD_OUT_LOSS not in last:
         last = last | validate(model, held_out, device)
     return _result(model, time.monotonic() - started, last)
 
@@ -118,8 +121,10 @@ def _check_tokens(model: Model, data: TrainingData) -> None:
     space = model.space
     if data.num_tokens != space.num_tokens:
         raise RearkitError(f"the token shards have {data.num_tokens} tokens an image, the tokenizer {space.num_tokens}")
+    # Tokens made on the fly come from this very tokenizer.
     if not isinstance(data, TokenData):
-        return  # made by this very tokenizer
+        return
+    # A thousand samples are quick to read, and another tokenizer's larger codebook is all but sure to show in them.
     tokens, _ = data.take(spread(len(data), 1000))
     if int(tokens.max()) >= space.codebook_size or data.num_classes > space.num_classes:
         raise RearkitError(
@@ -130,5 +135,6 @@ def _check_tokens(model: Model, data: TrainingData) -> None:
 
 def _interruption(number: int, step: int, steps: int, saved: bool) -> Interrupted:
     where = "saved; run the same command to go on" if saved else "nothing was saved, since no folder was given"
+    # A cluster sends SIGTERM before it takes a machine away. The exit code differs, so that it can start the job again.
     kind = Preempted if number == signal.SIGTERM else Interrupted
     return kind(f"train: stopped at step {step} of {steps}, {where}")

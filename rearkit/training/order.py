@@ -1,7 +1,7 @@
-"""The order in which samples are seen: a function of seed and step alone, so that resuming needs no state.
+"""The order in which samples are seen. It depends on the seed and the step alone, so that resuming needs no state.
 
-Epochs follow one another without a gap; each is a permutation of all samples, so each is seen exactly once an epoch,
-whatever the batch size and the number of ranks.
+An epoch is a permutation of all samples, so each sample is seen exactly once per epoch, for any batch size and number
+of ranks. Epochs follow one another without a gap: a batch may hold the end of one and the start of the next.
 """
 
 from __future__ import annotations
@@ -17,27 +17,31 @@ class EpochOrder:
 
     Args:
         size: number of samples.
-        seed: of the permutations.
+        seed: seed of the permutations.
     """
 
     def __init__(self, size: int, seed: int) -> None:
         if size < 1:
             raise ValueError("there are no samples to order")
         self.size, self.seed = size, seed
-        self._held = (-1, np.empty(0, np.int64))  # one value, since a thread reads ahead
+        # Epoch and permutation in one tuple, which is replaced at once, since a thread may read ahead with it.
+        self._held = (-1, np.empty(0, np.int64))
 
     def batch(self, step: int, global_batch: int) -> np.ndarray:
         """Return the indices of a step's samples, (global_batch,) int64."""
-        position, wanted = step * global_batch, global_batch
+        position = step * global_batch
+        wanted = global_batch
         parts: list[np.ndarray] = []
+        # Takes several rounds where a batch crosses the end of an epoch or of a window.
         while wanted:
             part = self._part(*divmod(position, self.size), wanted)
             parts.append(part)
-            position, wanted = position + len(part), wanted - len(part)
+            position = position + len(part)
+            wanted = wanted - len(part)
         return np.concatenate(parts)
 
     def _part(self, epoch: int, offset: int, wanted: int) -> np.ndarray:
-        """Return the indices from a place of an epoch on, at least one and at most so many."""
+        """Return indices from a position in an epoch on, at least one and at most ``wanted``."""
         return self._of_epoch(epoch)[offset : offset + wanted]
 
     def _of_epoch(self, epoch: int) -> np.ndarray:
@@ -49,12 +53,12 @@ class EpochOrder:
 
 
 class WindowOrder(EpochOrder):
-    """An order that needs few shards at a time: shards are shuffled, and samples within windows of so many shards.
+    """An order that reads from few shards at a time: shards are shuffled, then the samples within windows of shards.
 
     Args:
-        starts: (shards + 1,) the index of each shard's first sample, and after the last.
+        starts: (shards + 1,) the index of each shard's first sample, then the total number of samples.
         window: shards in a window.
-        seed: of the permutations.
+        seed: seed of the permutations.
     """
 
     def __init__(self, starts: np.ndarray, window: int, seed: int) -> None:
@@ -64,7 +68,8 @@ class WindowOrder(EpochOrder):
 
     def _part(self, epoch: int, offset: int, wanted: int) -> np.ndarray:
         shards = self._shards_of_epoch(epoch)
-        ends = np.cumsum(np.diff(self.starts)[shards])[self.window - 1 :: self.window]  # of the whole windows
+        # Positions at which the whole windows end; shards differ in size. A last, smaller window needs no end.
+        ends = np.cumsum(np.diff(self.starts)[shards])[self.window - 1 :: self.window]
         number = int(np.searchsorted(ends, offset, side="right"))
         start = int(ends[number - 1]) if number else 0
         return self._of_window(epoch, number, shards)[offset - start : offset - start + wanted]
@@ -75,6 +80,7 @@ class WindowOrder(EpochOrder):
     def _of_window(self, epoch: int, number: int, shards: np.ndarray) -> np.ndarray:
         held, permutation = self._in_window
         if held != (epoch, number):
+            # Also of the last window, which may have fewer shards.
             here = shards[number * self.window : (number + 1) * self.window]
             samples = np.concatenate([np.arange(self.starts[shard], self.starts[shard + 1]) for shard in here])
             permutation = np.random.default_rng(derive_seed(self.seed, "window", epoch, number)).permutation(samples)
@@ -83,5 +89,5 @@ class WindowOrder(EpochOrder):
 
 
 def order_of(data: TrainingData, seed: int) -> EpochOrder:
-    """Return the order in which to train on data."""
+    """Return the training order that suits the data."""
     return WindowOrder(data.starts, data.window, seed) if data.window else EpochOrder(len(data), seed)

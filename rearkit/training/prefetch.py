@@ -1,6 +1,6 @@
-"""Reads the samples of the coming steps while a step computes, and waits for them no longer than the recipe allows.
+"""Reads the samples of the next steps while a step computes; waits for them no longer than the recipe allows.
 
-A thread reads where samples are small (token shards), worker processes where they must be decoded (images).
+A thread reads samples that are small (token shards); worker processes read those that must be decoded (images).
 """
 
 from __future__ import annotations
@@ -20,33 +20,41 @@ from rearkit.data.training_data import Samples
 from rearkit.errors import DataError, RearkitError
 from rearkit.training.batches import BatchSource
 
-AHEAD = 2  # steps that each reader is ahead
+# Steps that each reader is ahead: one is ready while the next is read. Each takes the memory of a step's samples.
+AHEAD = 2
+# Stands for "reads no shard now"; shards are numbered from 0.
 IDLE = -1
-JOIN_S = 2.0  # a read that hangs is left behind
+# Seconds that a running read is given to finish at the end; one that hangs is abandoned.
+JOIN_S = 2.0
 
 
 class Feed:
-    """This rank's samples of one step after another; use it as a context.
+    """This rank's samples, step by step; use it as a context.
 
     Args:
-        source: what to read.
-        steps: the steps, in order.
-        rank: whose share of each.
+        source: reads the samples.
+        steps: the steps to read for, in order.
+        rank: this rank, which reads its share of each step's samples.
         world: number of ranks.
         timeout: seconds to wait for a step's samples.
-        workers: processes that read; 0 for a thread.
+        workers: number of processes that read; 0 for a thread.
     """
 
     def __init__(
         self, source: BatchSource, steps: range, rank: int, world: int, timeout: float, workers: int = 0
     ) -> None:
-        self.source, self.steps, self.timeout, self.workers = source, steps, timeout, workers
-        # Which shard each reader is at, seen from here though the reader may be another process, or hang.
+        self.source = source
+        self.steps = steps
+        self.timeout = timeout
+        self.workers = workers
+        # The shard that each reader is reading. In shared memory, so that a message can name the shard even if the
+        # reader is another process that hangs or is dead.
         self._at = torch.full((max(workers, 1),), IDLE).share_memory_()
         self._shares = _Shares(source, rank, world, self._at)
         self._stop = threading.Event()
         self._queue: queue.Queue[Samples | Exception] = queue.Queue(AHEAD)
-        self._iterator: Any = None  # torch's, over samples and exceptions
+        # DataLoader's iterator over samples and exceptions; None if a thread reads.
+        self._iterator: Any = None
         self._processes: list[BaseProcess] = []
         self._step = steps.start
         self._thread: threading.Thread | None = None
@@ -55,6 +63,7 @@ class Feed:
         if self.workers and self.steps:
             loader = DataLoader(
                 self._shares,
+                # An item is a whole step already, and the "sampler" is the list of steps.
                 batch_size=None,
                 sampler=self.steps,
                 num_workers=self.workers,
@@ -62,16 +71,17 @@ class Feed:
                 timeout=self.timeout,
             )
             others = multiprocessing.active_children()
-            # Launchers, Slurm and a terminal signal all processes of a rank. The readers, which inherit what is
-            # blocked, leave it to the process that trains, which still wants the samples of the step it is at.
+            # Launchers, Slurm and a terminal send a signal to all processes of a rank. The readers, which inherit the
+            # blocked signals, must outlive it: the training process still needs the samples of the current step.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
             try:
                 self._iterator = iter(loader)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            # The loader has no public list of its processes, so they are those that were not there before.
             self._processes = [child for child in multiprocessing.active_children() if child not in others]
         else:
-            # A daemon, so that a read that hangs does not keep the process from ending.
+            # A daemon thread, so that a read that hangs does not keep the process from exiting.
             self._thread = threading.Thread(target=self._read, name="rearkit-feed", daemon=True)
             self._thread.start()
         return self
@@ -80,30 +90,37 @@ class Feed:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
-        if self._iterator is not None:  # not left to its end, which a traceback may put off
+        if self._iterator is not None:
+            # Called here, since torch calls it when the iterator is freed, which a traceback that refers to it delays.
             self._iterator._shutdown_workers()
             self._iterator = None
-        for process in self._processes:  # one whose read hangs; torch's own SIGTERM is blocked there
+        # By SIGKILL, for a process whose read hangs: torch sends SIGTERM, which is blocked there.
+        for process in self._processes:
             process.kill()
-        while not self._queue.empty():  # wakes a thread that waits for room
+        # Wakes a thread that waits for room in the queue, so that it sees the stop event.
+        while not self._queue.empty():
             self._queue.get_nowait()
-        if self._thread is not None:  # one in the middle of a read must not meet the interpreter's end
+        if self._thread is not None:
+            # Let a running read finish before the interpreter shuts down.
             self._thread.join(JOIN_S)
-        if isinstance(error, RuntimeError) and "is killed by signal" in str(error):  # torch's, at the end of any child
+        # torch raises this in the main thread, wherever that is, when a worker dies; only the text identifies it.
+        if isinstance(error, RuntimeError) and "is killed by signal" in str(error):
             raise self._killed(self._step) from None
 
     def next(self, step: int) -> Samples:
-        """Return the samples of the next step, which ``step`` names for messages.
+        """Return the samples of the next step; ``step`` is its number, for messages.
 
         Raises:
             DataError: they did not come in time, or cannot be read.
         """
+        # Kept for `__exit__`, which may learn of a dead worker while the step computes.
         self._step = step
         try:
             item = self._queue.get(timeout=self.timeout) if self._iterator is None else next(self._iterator)
         except queue.Empty:
             raise self._late(step) from None
-        except RuntimeError as error:  # torch's loader has no class of its own for these
+        except RuntimeError as error:
+            # torch's loader has no exception classes of its own for these, so they are known by their texts.
             if "timed out" in str(error):
                 raise self._late(step) from None
             if "exited unexpectedly" in str(error):
@@ -117,6 +134,7 @@ class Feed:
         for step in self.steps:
             if self._stop.is_set():
                 return
+            # Blocks while the queue is full, which keeps the thread `AHEAD` steps ahead and no more.
             self._queue.put(self._shares[step])
 
     def _late(self, step: int) -> DataError:
@@ -132,16 +150,19 @@ class Feed:
         )
 
     def _shard(self, step: int) -> str:
-        """Name the shard at which the reader is that owes a step's samples, which they take in turn."""
+        """Name the shard that is being read for a step; readers take the steps in turn."""
         at = int(self._at[(step - self.steps.start) % len(self._at)])
         return self.source.data.names[at] if at != IDLE else "no shard: it waits for the machine"
 
 
 class _Shares(Dataset[Samples]):
-    """A rank's samples by step. What goes wrong is returned: raised in a process, it would come with a traceback."""
+    """A rank's samples by step. Errors are returned: one raised in a worker process arrives with a traceback in it."""
 
     def __init__(self, source: BatchSource, rank: int, world: int, at: torch.Tensor) -> None:
-        self.source, self.rank, self.world, self.at = source, rank, world, at
+        self.source = source
+        self.rank = rank
+        self.world = world
+        self.at = at
 
     def __getitem__(self, step: int) -> Samples | Exception:  # type: ignore[override]
         worker = get_worker_info()
@@ -155,8 +176,9 @@ class _Shares(Dataset[Samples]):
         except RearkitError as error:
             return error
         except Exception as error:
+            # A bug: its traceback is wanted. torch passes it on from a process; from a thread, the queue must.
             if worker is not None:
-                raise  # torch hands it on
+                raise
             return error
         finally:
             reading(IDLE)

@@ -1,4 +1,4 @@
-"""Learning rate and weight decay, as the published training has them."""
+"""Learning rate and weight decay, as in the published training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 
 
 def learning_rate(train: TrainTable, step: int) -> float:
-    """Learning rate of step 0, 1, …: linear from 0 over ``warmup_steps``, then a half cosine down to ``end_lr``."""
+    """Return the learning rate of a step, from 0: linear over ``warmup_steps``, then half a cosine to ``end_lr``."""
     if step < train.warmup_steps:
         return train.lr * step / train.warmup_steps
     progress = (step - train.warmup_steps) / (train.steps - train.warmup_steps)
@@ -21,9 +21,9 @@ def learning_rate(train: TrainTable, step: int) -> float:
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split trainable parameters in two: decayed, and not decayed.
+    """Split the trainable parameters into those with weight decay and those without.
 
-    Not decayed are biases and other vectors, norms, embeddings, and tables whose name says that they embed (positions).
+    Without are biases and other vectors, norms, embeddings, and tensors with "embed" in their names (positions).
     """
     undecayed: set[int] = set()
     for owner in module.modules():
@@ -34,10 +34,12 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
+        # The last part of the name only: a linear layer inside a module called "embed…" is decayed.
         exempt = parameter.ndim < 2 or id(parameter) in undecayed or "embed" in name.rpartition(".")[2]
         (other_group if exempt else decayed_group).append(parameter)
     groups = [
         {"params": decayed_group, "weight_decay": weight_decay},
         {"params": other_group, "weight_decay": 0.0},
     ]
+    # DeepSpeed flattens each group into one tensor, so a group must not be empty.
     return [group for group in groups if group["params"]]

@@ -1,4 +1,4 @@
-"""Trackers: where measurements go for people to look at, TensorBoard and Weights & Biases."""
+"""Trackers, which show measurements to people: TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ WANDB_RUN = "wandb-run.txt"
 
 
 class Tracker(Protocol):
-    """Takes measurements as they are made."""
+    """Receives measurements during training."""
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Take named numbers at a step."""
+        """Record named numbers at a step."""
         ...
 
     def close(self) -> None:
-        """Flush; what cannot be written any more is given up."""
+        """Flush and close; numbers that cannot be written any more are dropped."""
         ...
 
 
 def check_trackers(table: TrackersTable) -> None:
-    """See that what a recipe asks for is installed.
+    """Check that the trackers of a recipe are installed.
 
     Raises:
-        RearkitError: it is not; the message has the command that installs it.
+        RearkitError: one is not; the message has the command that installs it.
     """
     if table.wandb and importlib.util.find_spec("wandb") is None:
         raise RearkitError(
@@ -45,11 +45,11 @@ def check_trackers(table: TrackersTable) -> None:
 
 
 def open_trackers(recipe: Recipe, folder: Path, step: int) -> list[Tracker]:
-    """Start the trackers that a recipe asks for.
+    """Start the trackers of a recipe.
 
     Args:
-        recipe: whose ``[train.trackers]`` counts.
-        folder: where their files go.
+        recipe: the recipe, with ``[train.trackers]``.
+        folder: folder for their files.
         step: the step that the run resumes from; 0 for a fresh one.
 
     Raises:
@@ -66,14 +66,17 @@ def open_trackers(recipe: Recipe, folder: Path, step: int) -> list[Tracker]:
 
 
 class TensorBoard:
-    """TensorBoard's files in ``tensorboard/``; a resumed run takes the place of what it repeats."""
+    """TensorBoard's files in ``tensorboard/``; in a resumed run, repeated steps replace the earlier ones."""
 
     def __init__(self, folder: Path, step: int) -> None:
+        # Here, so that runs without it don't wait for its import.
         from torch.utils.tensorboard import SummaryWriter
 
         self.place = folder / TENSORBOARD
+        # TensorBoard writes in a thread, whose failure would be printed as a traceback.
         self._excepthook, threading.excepthook = threading.excepthook, self._note_thread_error
         with storage_errors(self.place):
+            # The step that the run resumes from was logged already, so steps are repeated from the next one on.
             self._writer = SummaryWriter(str(self.place), purge_step=step + 1 if step else None)
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -93,23 +96,25 @@ class TensorBoard:
         threading.excepthook = self._excepthook
 
     def _note_thread_error(self, arguments: threading.ExceptHookArgs) -> None:
-        """Pass over a failed write of TensorBoard's thread: the next call here raises it again, and tells it."""
+        """Skip a failed write in TensorBoard's thread: it is raised again, and reported, by the next call here."""
         ours = type(arguments.thread).__module__.startswith("tensorboard.")
         if not (ours and isinstance(arguments.exc_value, OSError)):
             self._excepthook(arguments)
 
 
 class WeightsAndBiases:
-    """A run of Weights & Biases; a resumed training goes on with the same one.
+    """A run of Weights & Biases; a resumed training continues the same one.
 
-    Its id is kept in ``wandb-run.txt``. Steps that a resumed training repeats are passed over by W&B, which keeps the
-    first value. Without network: ``wandb_offline``, or the environment's ``WANDB_MODE``, which W&B reads itself.
+    Its id is kept in ``wandb-run.txt``. Of steps that a resumed training repeats, W&B keeps the first values. Without a
+    network, set ``wandb_offline``, or the environment variable ``WANDB_MODE``, which W&B reads itself.
     """
 
     def __init__(self, recipe: Recipe, folder: Path, step: int) -> None:
         import wandb
 
-        table, note = recipe.train.trackers, folder / WANDB_RUN
+        table = recipe.train.trackers
+        note = folder / WANDB_RUN
+        # Written before the run starts, so that a run that is killed at once is found again.
         if not (step and note.is_file()):
             write_text(note, uuid.uuid4().hex + "\n")
         options: dict[str, Any] = {"mode": "offline"} if table.wandb_offline else {}
@@ -124,7 +129,8 @@ class WeightsAndBiases:
                 config=recipe_to_dict(recipe),
                 **options,
             )
-        except Exception as error:  # not logged in, no network, no such project: each an error class of its own
+        except Exception as error:
+            # Not logged in, no network, no such project: each has an exception class of its own.
             raise RearkitError(
                 f"[train.trackers] wandb: it could not start ({first_line(error)}); run `wandb login`, "
                 "or set wandb_offline = true"

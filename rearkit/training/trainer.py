@@ -1,4 +1,4 @@
-"""The trainer: what a training run is made of, and its step."""
+"""The trainer: the parts of a training run, and its step."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from rearkit.training.validation import validate
 
 
 class Trainer:
-    """A training run between its first step and its last; use it as a context around its steps.
+    """A training run. Use it as a context, and call `step`, `report` and `save` inside it for each step.
 
     Args:
-        model: trained in place.
-        data: what it is trained on.
+        model: the model, trained in place.
+        data: the training data.
         held_out: tokens to validate on, or None.
-        folder: where checkpoints and logs go, and where an earlier run resumes from; None for neither.
+        folder: folder for checkpoints and logs; an earlier run is resumed from it. None for neither.
 
     Attributes:
         table: the recipe's ``[train]``.
@@ -48,9 +48,9 @@ class Trainer:
         feed: reads samples ahead.
         guard: watches losses and gradient norms.
         checkpoints: None without a folder.
-        log: None without a folder, and on all ranks but the first.
+        log: None without a folder, and on all ranks except the first.
         done: steps taken, those of the earlier run included.
-        last: what was logged last.
+        last: the numbers that were logged last.
     """
 
     def __init__(self, model: Model, data: TrainingData, held_out: TokenData | None, folder: Path | None) -> None:
@@ -65,6 +65,7 @@ class Trainer:
         self.checkpoints: Checkpoints | None = None
         if folder is not None:
             self.checkpoints = Checkpoints(folder / "checkpoints", self.table.keep_checkpoints, self.table.keep_every)
+        # Before anything is built, since the order of what follows depends on whether there is a checkpoint.
         found = None if self.checkpoints is None else self.checkpoints.latest()
         self.done = 0 if found is None else found.step
         self._first = self.done
@@ -85,16 +86,19 @@ class Trainer:
         steps = range(self.done, self.table.steps)
         self.feed = Feed(self.source, steps, self.rank, self.world, guards.data_timeout, data.workers)
         self.log: TrainLog | None = None
+        # Values are averaged over the ranks before they are logged, so one log has them all.
         if folder is not None and self.rank == 0:
             self.log = TrainLog(folder, self.done, open_trackers(recipe, folder, self.done))
         self.last: dict[str, float] = {} if self.log is None else self.log.last
-        self._busy = 0.0  # seconds in steps, without validation and checkpoints
+        # Seconds spent in steps; validation and checkpoints would make the reported speed depend on their intervals.
+        self._busy = 0.0
         self._began = time.monotonic()
         self._open = contextlib.ExitStack()
 
     def _resumed_engine(self, found: Found | None) -> Engine:
-        """Wrap the model. Weights are read before DeepSpeed divides them, the optimizer's state after."""
+        """Wrap the model in an engine, and load a checkpoint into it, if one was found."""
         module = TrainModule(self.model).to(self.device)
+        # Weights are loaded before DeepSpeed divides them, the optimizer's state when it exists, which is after.
         if found is not None:
             state.read_weights(module, found.folder)
         engine = Engine(module, self.table, self.device)
@@ -106,6 +110,7 @@ class Trainer:
 
     def __enter__(self) -> Trainer:
         self._open.enter_context(self.feed)
+        # A GPU's memory is kept by torch's own allocator.
         if self.device.type == "cpu":
             self._open.enter_context(freed_memory_kept())
         self._open.enter_context(prepared_blocks(self.model))
@@ -117,9 +122,11 @@ class Trainer:
         whole = None
         try:
             self._open.__exit__(kind, error, trace)
-            if kind is None:  # all ranks are here, so that parts can be gathered
+            # Gathering needs all ranks: after an error, the others may not come here, and this one would wait forever.
+            if kind is None:
                 if self.table.ema_decay:
                     state.adopt_average(self.engine)
+                # Before the engine is closed, since only it can gather the parts of stage 3.
                 whole = self.engine.whole_parameters()
         finally:
             if self.log is not None:
@@ -132,23 +139,24 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether all steps are taken."""
+        """True if all steps are taken."""
         return self.done == self.table.steps
 
     def next_samples(self) -> Samples:
-        """Return this rank's samples of the next step, read ahead."""
-        self._began = time.monotonic()  # waiting for data is part of a step's time
+        """Return this rank's samples of the next step, which were read ahead."""
+        # Waiting for data is part of a step's time.
+        self._began = time.monotonic()
         return self.feed.next(self.done)
 
     def step(self, samples: Samples) -> dict[str, Any]:
-        """Take an optimizer step, or skip it where a gradient is NaN or infinite.
+        """Take an optimizer step, or skip it if a gradient is NaN or infinite.
 
         Args:
             samples: this rank's share of the global batch.
 
         Returns:
-            this rank's means over its micro-batches: the loss, its parts, and what the schedules are at. Tensors may
-            be on the device still.
+            the loss and its parts, averaged over this rank's micro-batches; the noise level, the learning rate, and the
+            gradient norm if it is known. Tensors may still be on the device.
 
         Raises:
             DataError, DivergedError: too many samples or steps had to be skipped.
@@ -162,7 +170,7 @@ class Trainer:
         totals: dict[str, Any] = {}
         losses = []
         for index, part in enumerate(batch.pieces(self.engine.micro_batch)):
-            # Dropout is a function of step, rank and micro-batch, so that a resumed run draws the same.
+            # Seeded by step, rank and micro-batch, so that a resumed run draws the same dropout masks.
             seed_everything(self.source.seed, "dropout", step, self.rank, index)
             loss, parts = self.engine(part)
             self.engine.backward(poisoned(loss))
@@ -174,29 +182,32 @@ class Trainer:
         skipped = self.engine.skipped
         self.guard.after_step(step + 1, skipped, norm, losses, np.split(samples.indices, count))
         self.done += 1
-        if self.table.ema_decay and not skipped:  # a skipped step changes nothing
+        # A skipped step changes neither weights nor averages.
+        if self.table.ema_decay and not skipped:
             state.update_average(self.engine, self.table.ema_decay, self.done)
         self._busy += time.monotonic() - self._began
         values = {**totals, "noise_level": batch.noise_level, "lr": lr}
         return values if norm is None else values | {"grad_norm": norm}
 
     def report(self, values: dict[str, Any]) -> None:
-        """Log what a step returned, and validate, where the recipe says so; all ranks call this after each step."""
+        """Log the values of a step and validate, if they are due. All ranks must call this after each step."""
         table = self.table
         validates = self.finished or (table.validate_every and self.done % table.validate_every == 0)
         if not (validates or self.done % table.log_every == 0):
             return
         means = distributed.mean_over_ranks({name: float(value) for name, value in values.items()}, self.device)
+        # NaN and infinity are no JSON; the guard's counts show that a step was skipped.
         self.last = {name: value for name, value in means.items() if math.isfinite(value)} | self.guard.counts()
         self.last["samples_per_second"] = (self.done - self._first) * table.global_batch / self._busy
         if self.held_out is not None and validates:
+            # With the averages, since these are the weights that are exported.
             with state.averaged(self.engine) if table.ema_decay else contextlib.nullcontext():
                 self.last |= validate(self.model, self.held_out, self.device)
         if self.log is not None:
             self.log.write(self.done, self.last)
 
     def save(self, anyway: bool) -> None:
-        """Write a checkpoint where the recipe says so, or ``anyway``; all ranks call this after each step."""
+        """Write a checkpoint if one is due, or ``anyway``. All ranks must call this after each step."""
         due = anyway or self.finished or self.done % self.table.checkpoint_every == 0
         if self.checkpoints is not None and due:
             self.checkpoints.save(self.done, lambda place: state.write(self.engine, place))

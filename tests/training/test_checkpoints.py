@@ -97,8 +97,8 @@ def test_a_damaged_checkpoint_is_passed_over_with_its_reason_for_the_one_before(
     DAMAGE[damage](tmp_path / "step-00000003")
     assert found(checkpoints) == 2
     output = capsys.readouterr().out
-    assert "step-00000003 is passed over: " in output
-    assert "step-00000002 is passed over" not in output
+    assert "step-00000003 is skipped: " in output
+    assert "step-00000002 is skipped" not in output
     for step in (1, 2):
         DAMAGE[damage](tmp_path / f"step-0000000{step}")
     assert checkpoints.latest() is None
