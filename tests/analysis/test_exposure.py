@@ -9,16 +9,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rearkit.analysis.exposure import under_own_draws, under_random_codes
+from rearkit.contracts import Backbone
 
 V, N = 8, 6
 
 
-class Copier:
+class Copier(Backbone):
     """Predicts, with confidence, the token before plus one: right on counting sequences with a clean context."""
 
     prefix_length, hidden_size, num_layers = 1, V, 1
 
     def __init__(self, scale: float) -> None:
+        super().__init__()
         self.scale = scale
 
     def forward(
@@ -34,14 +36,14 @@ def counting(batch: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def test_clean_contexts_are_predicted_as_in_validation() -> None:
-    (clean,) = under_random_codes(Copier(5.0), counting(4), V, [0.0])  # type: ignore[arg-type]
+    (clean,) = under_random_codes(Copier(5.0), counting(4), V, [0.0])
     expected = math.log(math.exp(5) + V - 1) - 5
     assert (clean.replaced, clean.accuracy) == (0.0, 1.0)
     assert clean.cross_entropy == pytest.approx(expected, rel=1e-5)
 
 
 def test_accuracy_falls_by_the_share_of_codes_that_are_wrong() -> None:
-    found = under_random_codes(Copier(5.0), counting(2000), V, [0.0, 0.2, 0.5, 1.0])  # type: ignore[arg-type]
+    found = under_random_codes(Copier(5.0), counting(2000), V, [0.0, 0.2, 0.5, 1.0])
     for one in found:
         wrong = one.replaced * (1 - 1 / V) * (N - 1) / N  # token 0 has no token before it
         assert one.accuracy == pytest.approx(1 - wrong, abs=0.01)
@@ -49,16 +51,16 @@ def test_accuracy_falls_by_the_share_of_codes_that_are_wrong() -> None:
 
 
 def test_the_draws_of_a_sure_and_right_model_cost_nothing_and_those_of_an_unsure_one_do() -> None:
-    sure = under_own_draws(Copier(100.0), counting(50))  # type: ignore[arg-type]
+    sure = under_own_draws(Copier(100.0), counting(50))
     assert all(one.accuracy == 1 for one in sure)
-    unsure = under_own_draws(Copier(0.0), counting(2000), [0.0, 1.0])  # type: ignore[arg-type]
+    unsure = under_own_draws(Copier(0.0), counting(2000), [0.0, 1.0])
     assert unsure[0].cross_entropy == pytest.approx(math.log(V))  # uniform, whatever the context
-    half = under_own_draws(Copier(math.log(V - 1)), counting(2000), [0.0, 1.0])  # type: ignore[arg-type]
+    half = under_own_draws(Copier(math.log(V - 1)), counting(2000), [0.0, 1.0])
     assert half[0].accuracy == 1
     assert half[1].accuracy == pytest.approx(1 - 0.5 * (N - 1) / N, abs=0.01)  # each draw is right half the time
 
 
 def test_the_same_seed_makes_the_same_contexts() -> None:
-    first, again = (under_random_codes(Copier(2.0), counting(20), V, [0.3]) for _ in range(2))  # type: ignore[arg-type]
-    other = under_random_codes(Copier(2.0), counting(20), V, [0.3], seed=1)  # type: ignore[arg-type]
+    first, again = (under_random_codes(Copier(2.0), counting(20), V, [0.3]) for _ in range(2))
+    other = under_random_codes(Copier(2.0), counting(20), V, [0.3], seed=1)
     assert first == again != other
