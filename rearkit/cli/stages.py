@@ -70,13 +70,14 @@ def data(
 @optional_recipe_options
 @click.option("--from-jsonl", type=click.Path(path_type=Path), help="Published token file to convert to token shards.")
 @click.option("--to", type=click.Path(path_type=Path), help="Folder to write these shards to.")
-def tokens(recipe: Any, out: Path | None, from_jsonl: Path | None, to: Path | None) -> None:
+@click.option("--workers", type=click.IntRange(1), help="Processes that convert; left out: one per core.")
+def tokens(recipe: Any, out: Path | None, from_jsonl: Path | None, to: Path | None, workers: int | None) -> None:
     """Tokenize the image shards of RECIPE and check the token shards; or convert a published token file."""
     if _runs_stage("tokens", recipe, out, from_jsonl, to, "--from-jsonl"):
         return
-    from rearkit.data.convert import jsonl_to_token_shards
+    from rearkit.data.convert_tokens import jsonl_to_token_shards
 
-    shards = jsonl_to_token_shards(from_jsonl, to)  # type: ignore[arg-type]
+    shards = jsonl_to_token_shards(from_jsonl, to, workers=workers)  # type: ignore[arg-type]
     click.echo(f'{to}: {len(shards)} token shards; use them with [tokens] pretokenized = "{to}"')
 
 

@@ -1,32 +1,28 @@
-"""Preparing data outside a run: folders or tars of images into shards, published token files into token shards.
+"""Preparing images outside a run: folders or tars of images into shards.
 
-Both write one shard after another, each whole or not at all, and pass over those that are there already, so that a
-conversion that was cut off goes on.
+Each shard is written whole or not at all, and those that are there already are passed over, so that a conversion that
+was cut off goes on.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
-import json
-import os
 import tarfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import attrs
 import numpy as np
 import webdataset
 
+from rearkit.data.conversions import conversion
 from rearkit.data.image_shards import IMAGE_SUFFIXES
-from rearkit.data.token_shards import MAX_CODES, write_token_shard
 from rearkit.errors import DataError
 from rearkit.system.console import progress_bar
 from rearkit.system.devices import derive_seed
-from rearkit.system.files import read_json, replacing, write_json
+from rearkit.system.files import replacing, write_json
+from rearkit.system.processes import in_processes
 
-PLAN = "plan.json"
 CLASSES = "classes.json"
 
 
@@ -67,19 +63,16 @@ def images_to_shards(source: Path, target: Path, shard_size: int = 1000, workers
     sources, names = list_images(source)
     order = np.random.default_rng(derive_seed("shards")).permutation(len(sources))
     digest = hashlib.sha256("\n".join(f"{s.key} {s.size}" for s in sources).encode()).hexdigest()
-    _claim(target, {"images": len(sources), "shard_size": shard_size, "listing": digest})
-    write_json(target / CLASSES, names)
     jobs = [
         (target / f"{index:06d}.tar", [sources[i] for i in order[start : start + shard_size]])
         for index, start in enumerate(range(0, len(sources), shard_size))
     ]
-    missing = [job for job in jobs if not job[0].is_file()]
-    with (
-        progress_bar("data: shards", len(jobs), len(jobs) - len(missing)) as bar,
-        ProcessPoolExecutor(workers or os.cpu_count()) as pool,
-    ):
-        for _ in pool.map(_write_shard, *zip(*missing, strict=True)) if missing else ():
-            bar.advance(1)
+    with conversion(target, {"images": len(sources), "shard_size": shard_size, "listing": digest}):
+        write_json(target / CLASSES, names)
+        missing = [job for job in jobs if not job[0].is_file()]
+        with progress_bar("data: shards", len(jobs), len(jobs) - len(missing)) as bar:
+            for _ in in_processes(_write_shard, missing, workers):
+                bar.advance(1)
     return [path for path, _ in jobs]
 
 
@@ -103,59 +96,6 @@ def list_images(source: Path) -> tuple[list[Source], list[str]]:
     names = sorted({name for name, _ in found})
     labels = {name: label for label, name in enumerate(names)}
     return sorted((attrs.evolve(s, label=labels[name]) for name, s in found), key=lambda s: s.key), names
-
-
-def jsonl_to_token_shards(source: Path, target: Path, shard_size: int = 100_000) -> list[Path]:
-    """Turn a published token file, one ``{"class_id": 1, "tokens": [...]}`` a line, into token shards.
-
-    Raises:
-        DataError: a line is damaged, of another length, or has a token out of range; the message names it.
-    """
-    if not source.is_file():
-        raise DataError(f"{source}: no such file")
-    _claim(target, {"source": source.name, "bytes": source.stat().st_size, "shard_size": shard_size})
-    paths: list[Path] = []
-    length: int | None = None
-    with source.open(encoding="utf-8") as file, progress_bar("tokens: MiB", source.stat().st_size >> 20) as bar:
-        lines = enumerate(file, start=1)
-        done = 0
-        while chunk := list(itertools.islice(lines, shard_size)):
-            path = target / f"train-{len(paths):06d}.tar"
-            paths.append(path)
-            if not path.is_file():
-                rows = [_parse(text, f"{source}, line {number}") for number, text in chunk]
-                length = length or len(rows[0][1])
-                for (number, _), (_, tokens) in zip(chunk, rows, strict=True):
-                    if len(tokens) != length:
-                        raise DataError(f"{source}, line {number}: {len(tokens)} tokens, where others have {length}")
-                tokens_nN = np.array([tokens for _, tokens in rows])
-                write_token_shard(path, tokens_nN, np.array([label for label, _ in rows]), {"source": source.name})
-            done += sum(len(text) for _, text in chunk)
-            bar.advance((done >> 20) - bar.done)
-    if not paths:
-        raise DataError(f"{source}: no lines")
-    return paths
-
-
-def _parse(text: str, where: str) -> tuple[int, list[int]]:
-    try:
-        row = json.loads(text)
-        label, tokens = int(row["class_id"]), row["tokens"]
-        if not all(isinstance(token, int) and 0 <= token < MAX_CODES for token in tokens):
-            raise ValueError("a token is no whole number from 0 to 65535")
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f'{where}: expected {{"class_id": 1, "tokens": [...]}} ({error})') from None
-    return label, tokens
-
-
-def _claim(target: Path, plan: dict[str, object]) -> None:
-    target.mkdir(parents=True, exist_ok=True)
-    before = read_json(target / PLAN)
-    if before is None and any(target.glob("*.tar")):
-        raise DataError(f"{target}: holds shards of something else; choose another folder")
-    if before not in (None, plan):
-        raise DataError(f"{target}: holds another conversion ({before}); choose another folder")
-    write_json(target / PLAN, plan)
 
 
 def _in_folder(folder: Path) -> Iterator[tuple[str, Source]]:

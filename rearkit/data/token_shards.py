@@ -18,41 +18,16 @@ from typing import Any
 import attrs
 import numpy as np
 import torch
-import webdataset
 from torch import Tensor
 
 from rearkit.data.bad_samples import BadSamples
+from rearkit.data.token_writing import CLASSES, TOKENS
+from rearkit.data.token_writing import MAX_CODES as MAX_CODES
+from rearkit.data.token_writing import write_token_shard as write_token_shard
 from rearkit.data.training_data import Samples
 from rearkit.errors import DataError
 from rearkit.system.console import progress_bar, say
-from rearkit.system.files import read_npy_header, replacing, sha256
-
-# As many as uint16 can hold.
-MAX_CODES = 2**16
-# With a fixed byte order, so that shards can be moved between machines.
-TOKENS = np.dtype("<u2")
-CLASSES = np.dtype("<i4")
-
-
-def write_token_shard(path: Path, tokens: np.ndarray, classes: np.ndarray, meta: Mapping[str, Any]) -> None:
-    """Write one shard atomically.
-
-    Args:
-        path: the ``.tar``.
-        tokens: (n, N), values in [0, 65536).
-        classes: (n,) integers.
-        meta: anything that JSON can represent.
-    """
-    # Without times, so that the same tokens give the same bytes.
-    with replacing(path) as temporary, webdataset.TarWriter(str(temporary), mtime=0) as writer:
-        writer.write(
-            {
-                "__key__": "000000",
-                "tokens.npy": tokens.astype(TOKENS),
-                "classes.npy": classes.astype(CLASSES),
-                "json": dict(meta),
-            }
-        )
+from rearkit.system.files import read_npy_header, sha256
 
 
 @attrs.define(eq=False)

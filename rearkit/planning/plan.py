@@ -14,9 +14,9 @@ from rearkit.planning.measure import (
     step_flops,
     step_memory,
 )
-from rearkit.planning.sizes import train_size
+from rearkit.planning.sizes import train_size, views_made
 from rearkit.planning.step_memory import GIB, STAGES, RankMemory, Settings, rank_memory
-from rearkit.recipe.tables import VIEWS, Recipe
+from rearkit.recipe.tables import Recipe
 from rearkit.training.deepspeed_config import batch_layout, deepspeed_config
 
 MICRO_BATCHES = 8  # powers of two in the table, at most
@@ -107,7 +107,7 @@ def make_plan(recipe: Recipe, machine: Machine) -> Plan:
     samples = train.steps * train.global_batch
     images = train_size(recipe)
     # Shards hold each training image once per view of the augmentation, held-out images once.
-    views = 0 if recipe.tokens.on_the_fly else VIEWS[recipe.tokens.augment]
+    views = views_made(recipe.tokens)
     held_out = 0 if images is None else build_dataset(recipe).size("held-out") or 0
     every = train.steps // train.keep_every if train.keep_every else 0
     # A checkpoint holds weights, AdamW's two moments and the moving average, all in float32.

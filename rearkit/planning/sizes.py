@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rearkit.contracts import num_parameters
-from rearkit.errors import RearkitError
+from rearkit.data.token_shards import TokenData
+from rearkit.errors import DataError, RearkitError
 from rearkit.model import build, build_dataset, build_tokenizer
-from rearkit.recipe.tables import VIEWS, Recipe
+from rearkit.recipe.tables import VIEWS, Recipe, TokensTable
 
 
 def recipe_sizes(recipe: Recipe) -> dict[str, str]:
@@ -21,12 +24,33 @@ def recipe_sizes(recipe: Recipe) -> dict[str, str]:
         "steps": f"{recipe.train.steps:,} of {recipe.train.global_batch:,} samples",
         "image tokens seen": f"{recipe.train.steps * recipe.train.global_batch * model.space.num_tokens:,}",
     }
-    if (size := train_size(recipe)) is not None:
+    size = train_size(recipe)
+    if recipe.tokens.pretokenized is not None:
+        rows["training views"] = _pretokenized(Path(recipe.tokens.pretokenized), size)
+    if size is not None:
         # An epoch is a pass over the images, of which an augmentation's views are further copies.
-        views = 1 if recipe.tokens.on_the_fly else VIEWS[recipe.tokens.augment]
+        views = views_made(recipe.tokens)
         rows["epochs"] = f"{recipe.train.steps * recipe.train.global_batch / size:.1f} of {size:,} training images"
         rows["epochs"] += f", {views} views of each" if views > 1 else ""
     return rows
+
+
+def views_made(table: TokensTable) -> int:
+    """Return how many views of each training image the tokens stage writes."""
+    # On the fly none are written, and shards made elsewhere have the views that they have, whatever `augment` says.
+    return 0 if table.on_the_fly or table.pretokenized is not None else VIEWS[table.augment]
+
+
+def _pretokenized(folder: Path, images: int | None) -> str:
+    """Say how many views token shards made elsewhere have, of a number of training images."""
+    paths = sorted(folder.glob("*.tar"))
+    if not paths:
+        return f"no token shards in {folder} yet"
+    try:
+        views = len(TokenData.from_shards(paths))
+    except DataError as error:
+        return str(error)
+    return f"{views:,} in {folder}" + (f", {views / images:.4g} of each training image" if images else "")
 
 
 def train_size(recipe: Recipe) -> int | None:

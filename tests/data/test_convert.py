@@ -1,9 +1,11 @@
-"""Folders, tars and published token files into shards: whole, resumable, refusing what is not theirs."""
+"""Folders and tars of images into shards: whole, resumable, refusing what is not theirs."""
 
 from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -13,10 +15,10 @@ import pytest
 from PIL import Image
 
 from rearkit.data.bad_samples import BadSamples
-from rearkit.data.convert import CLASSES, images_to_shards, jsonl_to_token_shards, list_images
+from rearkit.data.conversions import LOCK
+from rearkit.data.convert import CLASSES, images_to_shards, list_images
 from rearkit.data.image_shards import read_images
-from rearkit.data.token_shards import TokenData
-from rearkit.errors import DataError
+from rearkit.errors import DataError, RearkitError
 
 NAMES = ("cat", "dog", "owl")
 EACH = 5
@@ -103,6 +105,22 @@ def test_a_folder_with_another_conversion_is_refused(folder: Path, tmp_path: Pat
         images_to_shards(folder, tmp_path / "out", 5, 1)
 
 
+def test_a_folder_that_another_process_converts_into_is_refused(folder: Path, tmp_path: Path) -> None:
+    hold = (
+        "import sys, pathlib; from rearkit.system.locks import claimed\n"
+        "with claimed(pathlib.Path(sys.argv[1]), 'it'): print(flush=True); sys.stdin.read()"
+    )
+    (tmp_path / "out").mkdir()
+    command = [sys.executable, "-c", hold, str(tmp_path / "out" / LOCK)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        with pytest.raises(RearkitError, match="is at work there"):
+            images_to_shards(folder, tmp_path / "out", 4, 1)
+        holder.communicate()
+    assert shades(images_to_shards(folder, tmp_path / "out", 4, 1)) == EXPECTED
+
+
 def test_shards_mix_the_classes(folder: Path, tmp_path: Path) -> None:
     first = images_to_shards(folder, tmp_path / "out", 10, 1)[0]
     assert len({label for _, label in shades([first])}) > 1
@@ -114,28 +132,3 @@ def test_a_source_without_images_is_refused(make: bool, message: str, tmp_path: 
         (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=message):
         list_images(tmp_path / "empty")
-
-
-def write_jsonl(path: Path, rows: list[object]) -> Path:
-    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
-    return path
-
-
-def test_a_published_token_file_becomes_token_shards(tmp_path: Path) -> None:
-    rows = [{"class_id": i % 7, "tokens": [i, i + 1, 65535 - i]} for i in range(23)]
-    shards = jsonl_to_token_shards(write_jsonl(tmp_path / "t.jsonl", list(rows)), tmp_path / "out", shard_size=10)
-    tokens, classes = TokenData.from_shards(shards).take(range(23))
-    assert tokens.tolist() == [row["tokens"] for row in rows]
-    assert classes.tolist() == [row["class_id"] for row in rows]
-    assert len(shards) == 3
-
-
-@pytest.mark.parametrize(
-    "bad",
-    ['{"class_id": 1, "tokens": [1, 2', {"class_id": 1}, {"class_id": 1, "tokens": [1, 65536]},
-     {"class_id": 1, "tokens": [1, -1]}, {"class_id": "x", "tokens": [1, 2]}, {"class_id": 1, "tokens": [1, 2, 3]}],
-)  # fmt: skip
-def test_a_bad_line_is_told_by_its_number(bad: object, tmp_path: Path) -> None:
-    source = write_jsonl(tmp_path / "t.jsonl", [{"class_id": 0, "tokens": [1, 2]}, bad])
-    with pytest.raises(DataError, match=r"t\.jsonl, line 2"):
-        jsonl_to_token_shards(source, tmp_path / "out")
