@@ -260,7 +260,7 @@ class PublishedLayout(Protocol):
     """How a component's weights were published by others; a `rearkit.registry.component.Component` may have one."""
 
     def recognises(self, state: Mapping[str, Tensor]) -> bool:
-        """Tell whether a state dict is in the published layout."""
+        """Tell whether a state dict is in the published layout; it may be anybody's, with any names and shapes."""
         ...
 
     def to_rearkit(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
