@@ -264,7 +264,7 @@ class PublishedLayout(Protocol):
     """The layout of weights published by others; a `rearkit.registry.component.Component` may have one."""
 
     def recognises(self, state: Mapping[str, Tensor]) -> bool:
-        """Return whether a state dict is in the published layout."""
+        """Return whether a state dict, anybody's, with any names and shapes, is in the published layout."""
         ...
 
     def to_rearkit(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

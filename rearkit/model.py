@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import attrs
 import torch
@@ -18,11 +19,13 @@ from rearkit.contracts import (
     Tokenizer,
     TokenSpace,
 )
-from rearkit.errors import PluginError, RecipeError
+from rearkit.errors import PluginError, RearkitError, RecipeError, WeightsError
 from rearkit.objective import NoNoise, Objective
-from rearkit.recipe.tables import ComponentTable, Recipe
+from rearkit.recipe.tables import BackboneTable, ComponentTable, Recipe, TokenizerTable
 from rearkit.registry import plugins
-from rearkit.weights import fit_state_dict, load_weights
+from rearkit.weights import fit_state_dict, load_weights, matching_weights
+
+T = TypeVar("T")
 
 
 @attrs.frozen(eq=False)
@@ -82,7 +85,8 @@ def build(recipe: Recipe, tokenizer: Tokenizer | None = None, classes: Classes |
         name = table.name if table.name not in regularizers else f"{table.name}-{index}"
         regularizers[name] = _build(table, recipe.name, context)
     if recipe.backbone.weights is not None:
-        found = load_weights(backbone, recipe.backbone.weights, plugins.find("backbone", recipe.backbone.name))
+        component = plugins.find("backbone", recipe.backbone.name)
+        found = load_weights(backbone, recipe.backbone.weights, component, recipe.backbone.weights_key)
         # Published weights may include the regularizers' heads.
         for regularizer in regularizers.values():
             names = regularizer.state_dict().keys()
@@ -103,8 +107,48 @@ def build_tokenizer(recipe: Recipe, load: bool = True) -> Tokenizer:
     torch.manual_seed(recipe.seed)
     tokenizer: Tokenizer = _build(recipe.tokenizer, recipe.name)
     if load and recipe.tokenizer.weights is not None:
-        load_weights(tokenizer, recipe.tokenizer.weights, plugins.find("tokenizer", recipe.tokenizer.name))
+        component = plugins.find("tokenizer", recipe.tokenizer.name)
+        load_weights(tokenizer, recipe.tokenizer.weights, component, recipe.tokenizer.weights_key)
     return tokenizer
+
+
+def check_weights(recipe: Recipe) -> list[str]:
+    """Compare the weights that a recipe names with its modules' names and shapes, before hours go into other stages.
+
+    Returns:
+        what does not fit, one text for each file.
+    """
+    if recipe.tokenizer.weights is None and recipe.backbone.weights is None:
+        return []
+    tokenizer = _cheaply(lambda: build_tokenizer(recipe, load=False))
+    modules: dict[str, tuple[TokenizerTable | BackboneTable, Tokenizer | Backbone]] = {}
+    if recipe.tokenizer.weights is not None:
+        modules["tokenizer"] = (recipe.tokenizer, tokenizer)
+    if recipe.backbone.weights is not None:
+        try:
+            classes = build_dataset(recipe).num_classes
+        # The dataset may be gone once its images are in shards; then training compares.
+        except RearkitError:
+            classes = None
+        if classes is not None:
+            space = TokenSpace(tokenizer.num_tokens, tokenizer.codebook_size, classes)
+            modules["backbone"] = (recipe.backbone, _cheaply(lambda: _build(recipe.backbone, recipe.name, space)))
+    problems = []
+    for kind, (table, module) in modules.items():
+        try:
+            matching_weights(module, str(table.weights), plugins.find(kind, table.name), table.weights_key)
+        except WeightsError as error:
+            problems.append(f"[{kind}] weights: {error}")
+    return problems
+
+
+def _cheaply(build: Callable[[], T]) -> T:
+    """Build a module on the meta device, where it has shapes and no content; as it is if it reads values."""
+    try:
+        with torch.device("meta"):
+            return build()
+    except (RuntimeError, NotImplementedError):
+        return build()
 
 
 def make(kind: str, name: str, *context: object, **settings: object) -> Any:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from rearkit.errors import RearkitError
+from rearkit.model import check_weights
 from rearkit.recipe.tables import Recipe
 from rearkit.stages import sample as sampling
 from rearkit.stages import train as training
@@ -125,7 +126,9 @@ def check_inputs(recipe: Recipe, ranks: int | None = None) -> None:
     }
     # Files that the recipe lists under `needs` are reported below, with their sources.
     for key, path in named.items():
-        if path is not None and path not in listed and not Path(path).is_file():
+        if path is not None and Path(path).is_dir():
+            problems.append(f"{key}: {path}: a folder, not a file; name a file in it")
+        elif path is not None and path not in listed and not Path(path).is_file():
             problems.append(f"{key}: {path}: no such file, seen from {Path.cwd()}; correct the path, or leave it out")
     for path, need in listed.items():
         if not _is_there(Path(path)):
@@ -138,6 +141,11 @@ def check_inputs(recipe: Recipe, ranks: int | None = None) -> None:
         problems.append("[tokenizer]: give weights or [tokenizer.fit], not both")
     if recipe.train.steps == 0 and recipe.backbone.weights is None:
         problems.append("[train] steps = 0 leaves the backbone untrained: give [backbone] weights")
+    for table in (recipe.tokenizer, recipe.backbone):
+        if table.weights_key is not None and table.weights is None:
+            problems.append(f"[{table.kind}] weights_key chooses within weights, and there are none")
+    # Only once all files are there: these build modules and open the files.
+    problems = problems or check_weights(recipe)
     if problems:
         raise RearkitError("\n".join(problems))
 

@@ -2,52 +2,35 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rearkit.contracts import EXTRA, PublishedLayout
-from rearkit.errors import WeightsError, first_line
+from rearkit.errors import WeightsError
 from rearkit.registry.component import Component
+from rearkit.system.console import say_once
 from rearkit.system.files import replacing
+from rearkit.system.weight_files import is_safetensors, read_state_dict
 
-TORCH_SUFFIXES = (".pt", ".pth", ".bin")
-# Keys under which training scripts store a state dict.
-WRAPPERS = ("state_dict", "model", "model_state_dict")
+TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+# What wrappers put into names: torch.compile, FSDP and activation checkpointing before those of the module wrapped, ...
+WRAPPED = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+# ... and DDP, EMA classes and trainers before all of them, one around the other.
+PREFIXES = (
+    *("module.", "model.", "net.", "network.", "backbone.", "tokenizer.", "generator.", "transformer.", "vqgan."),
+    *("ema.", "model_ema.", "ema_model."),
+)
+WRAPPERS_DEEP = 3
+# What a trainer keeps beside the module, passed over where the module has no such names.
+ASIDE = ("loss.", "perceptual_loss.", "criterion.", "discriminator.", "ema.", "model_ema.", "ema_model.")
 # Tensors named in an error message.
 SHOWN = 3
-
-
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Read a state dict from ``.safetensors``, or from ``.pt``, ``.pth`` or ``.bin`` written by torch.
-
-    Raises:
-        WeightsError: the file is missing, damaged, or contains anything but tensors.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such weights file; correct the path")
-    try:
-        if path.suffix not in TORCH_SUFFIXES:
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise WeightsError(f"{path}: refused, since it holds more than tensors ({first_line(error)})") from None
-    # Unpickling damaged bytes can raise anything.
-    except Exception as error:
-        raise WeightsError(f"{path}: not a readable weights file ({first_line(error)})") from None
-    if isinstance(state, Mapping) and len(state) == 1 and next(iter(state)) in WRAPPERS:
-        state = next(iter(state.values()))
-    if not isinstance(state, Mapping) or not all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
-    ):
-        raise WeightsError(f"{path}: expected a state dict of tensors, found {type(state).__name__}")
-    return dict(state)
 
 
 def write_state_dict(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -69,35 +52,66 @@ def write_state_dict(path: Path, state: Mapping[str, Tensor], metadata: Mapping[
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """Return the metadata of a safetensors file; empty for torch files, which have none."""
-    if Path(path).suffix in TORCH_SUFFIXES:
+    if not is_safetensors(path):
         return {}
     with safetensors.safe_open(path, "pt") as file:
         return dict(file.metadata() or {})
 
 
-def load_weights(module: nn.Module, path: str | Path, component: Component | None = None) -> dict[str, Tensor]:
+def load_weights(
+    module: nn.Module, path: str | Path, component: Component | None = None, key: str | None = None
+) -> dict[str, Tensor]:
     """Load a file into a module, translating from the published layout if the file has it and the component knows it.
 
     Returns:
         tensors of the file that the module does not have, by their names without the prefix `EXTRA`.
 
     Raises:
+        WeightsError: see `matching_weights`.
+    """
+    own, extra = matching_weights(module, path, component, key)
+    module.load_state_dict(own)
+    return extra
+
+
+def matching_weights(
+    module: nn.Module, path: str | Path, component: Component | None = None, key: str | None = None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Find a module's weights in a file, without loading them; the module may be on the meta device.
+
+    Args:
+        module: whose names and shapes they must have.
+        path: the file.
+        component: knows the published layout, which is translated.
+        key: which of the file's state dicts; see `rearkit.system.weight_files.read_state_dict`.
+
+    Returns:
+        the module's tensors, and those that it does not have, by their names without the prefix `EXTRA`.
+
+    Raises:
         WeightsError: tensors are missing, surplus or of another shape; the message names the first few of each.
     """
-    state = read_state_dict(path)
+    state = read_state_dict(path, key)
     layout = None if component is None else component.published
-    if layout is not None and layout.recognises(state):
-        state = layout.to_rearkit(state)
-    own = {key: value for key, value in state.items() if not key.startswith(EXTRA)}
+    names = module.state_dict().keys()
+    # The names as they are come first, then those without prefixes; the nearest is what an error is about.
+    found = [_translated(layout, variant) for variant in _variants(state)]
+    best = max(found, key=lambda one: len(names & one.keys()))
+    aside = [name for name in best if name.startswith(ASIDE) and name not in names]
+    if aside:
+        say_once(f"{path}: {len(aside)} tensors passed over, such as {aside[0]}")
+    own = {name: value for name, value in best.items() if not name.startswith(EXTRA) and name not in aside}
     try:
-        fit_state_dict(module, own, str(path))
+        check_fit(module, own, str(path))
     except WeightsError as error:
         # With the settings that would fit: the usual cause is a recipe with other sizes.
         raise WeightsError(f"{error}{_needed(layout, own)}") from None
-    return {key.removeprefix(EXTRA): value for key, value in state.items() if key.startswith(EXTRA)}
+    return own, {name.removeprefix(EXTRA): value for name, value in best.items() if name.startswith(EXTRA)}
 
 
-def convert(source: str | Path, target: Path, to: str, components: Sequence[Component]) -> Component:
+def convert(
+    source: str | Path, target: Path, to: str, components: Sequence[Component], key: str | None = None
+) -> Component:
     """Convert a file of weights between rearkit's layout and the published one.
 
     Args:
@@ -105,6 +119,7 @@ def convert(source: str | Path, target: Path, to: str, components: Sequence[Comp
         target: the file to write; its suffix selects the format, as in `write_state_dict`.
         to: ``"rearkit"`` or ``"published"``.
         components: the components to try.
+        key: which of the file's state dicts, as for `load_weights`.
 
     Returns:
         the component to which the weights belong.
@@ -112,29 +127,80 @@ def convert(source: str | Path, target: Path, to: str, components: Sequence[Comp
     Raises:
         WeightsError: no component recognises the weights, or the file cannot be read.
     """
-    state = read_state_dict(source)
-    for component in components:
-        layout = component.published
-        if layout is None:
-            continue
-        if layout.recognises(state):
-            ours = layout.to_rearkit(state)
-        # Our own layout is recognised by its translation: a layout only has to know the published one.
-        elif layout.recognises(layout.to_published(state)):
-            ours = state
-        else:
-            continue
-        write_state_dict(target, ours if to == "rearkit" else layout.to_published(ours), read_metadata(source))
-        return component
-    known = ", ".join(component.name for component in components if component.published is not None)
+    layouts = [(component, component.published) for component in components if component.published is not None]
+    variants = list(_variants(read_state_dict(source, key)))
+    # Our own layout is recognised by its translation, since a layout only has to know the published one.
+    for recognises in (_recognises, _is_ours):
+        for state, (component, layout) in itertools.product(variants, layouts):
+            if recognises(layout, state):
+                ours = layout.to_rearkit(state) if recognises is _recognises else dict(state)
+                content = ours if to == "rearkit" else layout.to_published(ours)
+                write_state_dict(target, content, read_metadata(source))
+                return component
+    known = ", ".join(component.name for component, _ in layouts)
     raise WeightsError(f"{source}: not the weights of any component with a published layout ({known})")
+
+
+def _variants(state: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
+    """Yield a state dict as it is, then without what wrappers put before its names."""
+    yield state
+    level: list[Mapping[str, Tensor]] = [{_unwrapped(name): value for name, value in state.items()}]
+    yield from level
+    for _ in range(WRAPPERS_DEEP):
+        level = [
+            _without(one, prefix) for one in level for prefix in PREFIXES if any(k.startswith(prefix) for k in one)
+        ]
+        yield from level
+
+
+def _unwrapped(name: str) -> str:
+    for part in WRAPPED:
+        name = name.replace(part, "")
+    return name
+
+
+def _without(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return {name: value for name, value in state.items() if not name.startswith(prefix)} | inside
+
+
+def _recognises(layout: PublishedLayout, state: Mapping[str, Tensor]) -> bool:
+    """Ask a layout, which may be a plugin's and fail on weights that it was not written for."""
+    try:
+        return bool(layout.recognises(state))
+    except Exception:
+        return False
+
+
+def _is_ours(layout: PublishedLayout, state: Mapping[str, Tensor]) -> bool:
+    """Return whether weights are in rearkit's layout of the component that a published layout belongs to."""
+    try:
+        return bool(layout.recognises(layout.to_published(state)))
+    except Exception:
+        return False
+
+
+def _translated(layout: PublishedLayout | None, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if layout is not None and _recognises(layout, state):
+        return layout.to_rearkit(state)
+    return dict(state)
 
 
 def fit_state_dict(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     """Load ``state`` into ``module``.
 
     Raises:
-        WeightsError: they do not fit; see `load_weights`.
+        WeightsError: they do not fit; see `matching_weights`.
+    """
+    check_fit(module, state, where)
+    module.load_state_dict(dict(state))
+
+
+def check_fit(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Compare names and shapes of ``state`` with those of ``module``, which may be on the meta device.
+
+    Raises:
+        WeightsError: they do not fit; see `matching_weights`.
     """
     own = module.state_dict()
     # Compared here, since torch's message lists every tensor and fills pages.
@@ -154,17 +220,16 @@ def fit_state_dict(module: nn.Module, state: Mapping[str, Tensor], where: str) -
         raise WeightsError(
             f"{where}: weights do not fit the {type(module).__name__} of the recipe: tensors {'; '.join(parts)}"
         )
-    module.load_state_dict(dict(state))
 
 
 def _needed(layout: PublishedLayout | None, state: Mapping[str, Tensor]) -> str:
     """Return which settings a recipe needs for these weights, if their shapes show it."""
     # Not recognised: the weights of another component, whose sizes this layout cannot read.
-    if layout is None or not layout.recognises(layout.to_published(state)):
+    if layout is None or not _is_ours(layout, state):
         return ""
     try:
         sizes = layout.sizes(state)
     # Tensors are missing, which the message says already.
-    except (KeyError, IndexError):
+    except Exception:
         return ""
     return f"; these weights need {', '.join(f'{name} = {value}' for name, value in sizes.items())}"

@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rearkit.contracts import Backbone, NoiseSchedule, Tokenizer, TokenSpace
-from rearkit.errors import PluginError, RecipeError, WeightsError
-from rearkit.model import Model, build, build_tokenizer, make
+from rearkit.errors import PluginError, RearkitError, RecipeError, WeightsError
+from rearkit.model import Model, build, build_tokenizer, check_weights, make
+from rearkit.pipeline import check_inputs
 from rearkit.recipe.tables import Recipe
 from rearkit.registry import plugins
 from rearkit.registry.component import Component
@@ -160,3 +161,38 @@ def test_a_component_that_is_no_module_of_its_contract_is_refused_with_the_line_
     monkeypatch.setattr(plugins, "find", lambda kind, name: component)
     with pytest.raises(PluginError, match=r"Shaped is no Tokenizer of rearkit.contracts; write: class Shaped\(Tokeniz"):
         build_tokenizer(recipe)
+
+
+def test_named_weights_are_compared_before_anything_runs(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
+    model = build(tiny())
+    paths = {kind: tmp_path / f"{kind}.pt" for kind in ("tokenizer", "backbone")}
+    torch.save({"model": weights(model.tokenizer), "ema": {"a": torch.zeros(1)}}, paths["tokenizer"])
+    torch.save(weights(model.backbone), paths["backbone"])
+    right = {kind: {"weights": str(path)} for kind, path in paths.items()}
+    assert check_weights(tiny(**right)) == []
+    assert check_weights(tiny()) == []
+    wrong = {
+        "tokenizer": right["tokenizer"] | {"weights_key": "ema"},
+        "backbone": right["backbone"] | {"num_layers": 1},
+    }
+    first, second = check_weights(tiny(**wrong))
+    assert first.startswith("[tokenizer] weights: ") and "1 surplus (a)" in first
+    assert second.startswith("[backbone] weights: ") and "these weights need" in second and "num_layers = 2" in second
+    with pytest.raises(RearkitError, match=r"\[tokenizer\] weights: .*\n\[backbone\] weights: "):
+        check_inputs(tiny(**wrong))
+
+
+def test_weights_of_ema_are_built_by_choice(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
+    own = weights(build_tokenizer(tiny()))
+    ema = {key: value + 1 for key, value in own.items()}
+    torch.save({"model": own, "ema": ema, "epoch": 3}, tmp_path / "trainer.pt")
+    table = {"weights": str(tmp_path / "trainer.pt")}
+    assert same(weights(build_tokenizer(tiny(tokenizer=table))), own)
+    assert same(weights(build_tokenizer(tiny(tokenizer=table | {"weights_key": "ema"}))), ema)
+
+
+def test_inputs_that_are_folders_are_called_so(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
+    with pytest.raises(RearkitError, match=r"\[backbone\] weights: .*: a folder, not a file"):
+        check_inputs(tiny(backbone={"weights": str(tmp_path)}))
+    with pytest.raises(RearkitError, match=r"\[backbone\] weights_key chooses within weights, and there are none"):
+        check_inputs(tiny(backbone={"weights_key": "ema"}))

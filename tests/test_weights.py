@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,19 +13,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rearkit.errors import WeightsError
 from rearkit.recipe.settings import settings
 from rearkit.registry import plugins
 from rearkit.registry.component import Component
+from rearkit.system.weight_files import conversion, is_safetensors, read_state_dict
 from rearkit.weights import (
     EXTRA,
     convert,
     fit_state_dict,
     load_weights,
+    matching_weights,
     read_metadata,
-    read_state_dict,
     write_state_dict,
 )
 
@@ -80,7 +84,7 @@ def test_a_pickle_with_code_is_refused_and_its_code_not_run(
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "weights.pt"
     torch.save({"first.weight": Sneaky()}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(WeightsError, match=r"weights\.pt: refused"):
+    with pytest.raises(WeightsError, match=r"weights\.pt: refused, since it holds more than tensors"):
         read_state_dict(path)
     path.write_bytes(pickle.dumps(Sneaky(), protocol=2))
     with pytest.raises(WeightsError, match=r"weights\.pt"):
@@ -125,7 +129,8 @@ def test_any_garbage_is_a_weights_error(tmp_path_factory: pytest.TempPathFactory
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"gone\.safetensors: no such weights file"):
         read_state_dict(tmp_path / "gone.safetensors")
-    with pytest.raises(WeightsError, match="no such weights file"):
+    torch.save(state(), tmp_path / "a.pt")
+    with pytest.raises(WeightsError, match=r": a folder, not a weights file; name a file in it: a\.pt"):
         read_state_dict(tmp_path)
 
 
@@ -187,7 +192,7 @@ def test_a_published_layout_is_translated_and_what_has_no_place_is_returned(tmp_
     extra = load_weights(module, tmp_path / "theirs.safetensors", COMPONENT)
     assert same(module.state_dict(), saved)
     assert set(extra) == {"head"}
-    with pytest.raises(WeightsError, match=r"5 missing.*6 surplus"):
+    with pytest.raises(WeightsError, match=r"tensors 1 surplus \(head\)"):
         load_weights(module, tmp_path / "theirs.safetensors")
 
 
@@ -294,3 +299,179 @@ def test_metadata_is_written_beside_the_tensors(tmp_path: Path) -> None:
     assert read_metadata(tmp_path / "a.safetensors") == {"steps": "7"}
     write_state_dict(tmp_path / "a.pt", state(), {"steps": "7"})
     assert read_metadata(tmp_path / "a.pt") == {}  # torch's files have no room for any
+
+
+# Files as people have them
+
+
+def ema_of(saved: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value + 1 for key, value in saved.items()}
+
+
+def put(path: Path, content: Any) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def test_the_first_bytes_tell_the_format(tmp_path: Path) -> None:
+    saved = state()
+    torch_file = put(tmp_path / "torch.safetensors", saved)
+    save_file(saved, tmp_path / "safetensors.pth")
+    assert not is_safetensors(torch_file) and is_safetensors(tmp_path / "safetensors.pth")
+    assert same(read_state_dict(torch_file), saved)
+    assert same(read_state_dict(tmp_path / "safetensors.pth"), saved)
+    assert read_metadata(torch_file) == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        (b"<!DOCTYPE html><html>", "a web page"),
+        (b"\x89HDF\r\n", "an HDF5 file"),
+        (b"", "not a readable weights file"),
+    ],
+)
+def test_what_is_often_mistaken_for_weights_is_called_what_it_is(content: bytes, what: str, tmp_path: Path) -> None:
+    (tmp_path / "weights.pt").write_bytes(content)
+    with pytest.raises(WeightsError, match=rf"weights\.pt: {what}"):
+        read_state_dict(tmp_path / "weights.pt")
+
+
+def test_of_several_state_dicts_the_model_is_taken_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved = state()
+    content = {"ema": ema_of(saved), "model": saved, "optimizer": {"state": {}, "param_groups": []}, "epoch": 3}
+    path = put(tmp_path / "trainer.pt", content)
+    assert same(read_state_dict(path), saved)
+    assert 'trainer.pt: weights are its "model"; weights_key chooses another: "ema"' in capsys.readouterr().out
+    assert same(read_state_dict(path, "ema"), ema_of(saved))
+    module = Tiny()
+    load_weights(module, path, key="ema")
+    assert same(module.state_dict(), ema_of(saved))
+    with pytest.raises(WeightsError, match=r'weights_key = "emma", but .*did you mean \'ema\'.*it has ema, model'):
+        read_state_dict(path, "emma")
+    assert same(read_state_dict(put(tmp_path / "only.pt", {"ema": saved})), saved)
+
+
+def test_a_key_that_nobody_knows_has_to_be_chosen(tmp_path: Path) -> None:
+    saved = state()
+    path = put(tmp_path / "strange.pt", {"student": saved, "step": 3})
+    with pytest.raises(WeightsError, match=r'found a dict of student, step; choose one by weights_key = "student"'):
+        read_state_dict(path)
+    assert same(read_state_dict(path, "student"), saved)
+
+
+def test_a_part_of_a_flat_state_dict_can_be_chosen(tmp_path: Path) -> None:
+    saved = state()
+    both = {f"model.{k}": v for k, v in saved.items()} | {f"ema.{k}": v for k, v in ema_of(saved).items()}
+    save_file(both, tmp_path / "both.safetensors")
+    module = Tiny()
+    load_weights(module, tmp_path / "both.safetensors")
+    assert same(module.state_dict(), saved)
+    load_weights(module, tmp_path / "both.safetensors", key="ema")
+    assert same(module.state_dict(), ema_of(saved))
+
+
+@pytest.mark.parametrize(
+    "before", ["module.", "_orig_mod.", "module._orig_mod.", "model.", "model.net.", "ema_model.module."]
+)
+def test_what_wrappers_put_before_names_is_taken_off(before: str, tmp_path: Path) -> None:
+    saved = state()
+    path = put(tmp_path / "wrapped.pt", {"model": {f"{before}{k}": v for k, v in saved.items()}})
+    module = Tiny()
+    load_weights(module, path)
+    assert same(module.state_dict(), saved)
+
+
+def test_names_of_compiled_parts_are_read(tmp_path: Path) -> None:
+    saved = state()
+    path = put(tmp_path / "compiled.pt", {k.replace("first.", "first._orig_mod."): v for k, v in saved.items()})
+    module = Tiny()
+    load_weights(module, path)
+    assert same(module.state_dict(), saved)
+
+
+def test_names_that_fit_keep_their_prefix(tmp_path: Path) -> None:
+    outer = nn.Module()
+    outer.model = Tiny()
+    path = put(tmp_path / "own.pt", outer.state_dict())
+    other = nn.Module()
+    other.model = Tiny()
+    load_weights(other, path)
+    assert same(other.state_dict(), dict(outer.state_dict()))
+
+
+def test_lightning_files_and_their_losses_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved = state()
+    inside = {f"model.{k}": v for k, v in saved.items()} | {"loss.discriminator.weight": torch.zeros(2)}
+    content = {"state_dict": inside, "hyper_parameters": {"lr": 1e-3}, "pytorch-lightning_version": "2.5", "epoch": 1}
+    module = Tiny()
+    load_weights(module, put(tmp_path / "last.ckpt", content))
+    assert same(module.state_dict(), saved)
+    assert "1 tensors passed over, such as loss.discriminator.weight" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["zip", "old", "pickle"])
+def test_the_three_lines_convert_what_is_refused(kind: str, tmp_path: Path) -> None:
+    saved = state()
+    path = tmp_path / "trained.pt"
+    content = {"model": saved, "ema": ema_of(saved), "args": argparse.Namespace(lr=1e-3)}
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps(content, protocol=2))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
+    with pytest.raises(WeightsError, match=r"trained\.pt: refused") as caught:
+        read_state_dict(path)
+    first, *lines = str(caught.value).splitlines()
+    assert len(lines) == 3 and "weights_only=" not in first and "add_safe_globals" not in str(caught.value)
+    exec("\n".join(lines), {})
+    assert same(read_state_dict(tmp_path / "trained.safetensors"), saved)
+    exec(conversion(path, "ema"), {})
+    assert same(read_state_dict(tmp_path / "trained.safetensors"), ema_of(saved))
+
+
+def test_a_script_is_refused_with_lines_that_convert_it(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        script = torch.jit.script(nn.Linear(2, 3))
+        script.save(str(tmp_path / "script.pt"))
+    with pytest.raises(WeightsError, match=r"script\.pt: refused.*TorchScript.*\n.*torch\.jit\.load"):
+        read_state_dict(tmp_path / "script.pt")
+
+
+class Raising(Prefixed):
+    """A plugin's layout that looks for a tensor which others do not have."""
+
+    def recognises(self, state: Mapping[str, Tensor]) -> bool:
+        return state["my_own.weight"].shape[0] > 0
+
+
+def test_a_layout_that_fails_on_foreign_weights_recognises_none(tmp_path: Path) -> None:
+    saved = state()
+    write_state_dict(tmp_path / "theirs.safetensors", published(saved))
+    other = attrs.evolve(COMPONENT, name="raising", published=Raising())
+    assert convert(tmp_path / "theirs.safetensors", tmp_path / "ours.pt", "rearkit", [other, COMPONENT]) is COMPONENT
+    module = Tiny()
+    write_state_dict(tmp_path / "plain.safetensors", saved)
+    load_weights(module, tmp_path / "plain.safetensors", other)
+    assert same(module.state_dict(), saved)
+
+
+def test_a_trainers_file_is_converted_by_choice(tmp_path: Path) -> None:
+    saved = state()
+    wrapped = {f"module.{k}": v for k, v in published(saved).items()}
+    path = put(tmp_path / "trainer.ckpt", {"model": wrapped, "ema": ema_of(wrapped), "epoch": 3})
+    for key, expected in ((None, saved), ("ema", ema_of(saved))):
+        assert convert(path, tmp_path / "ours.safetensors", "rearkit", [COMPONENT], key) is COMPONENT
+        module = Tiny()
+        load_weights(module, tmp_path / "ours.safetensors")
+        assert same(module.state_dict(), expected)
+
+
+def test_weights_are_compared_with_a_module_without_content(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        module = Tiny()
+    own, extra = matching_weights(module, put(tmp_path / "a.pt", state()))
+    assert own.keys() == module.state_dict().keys() and extra == {}
+    with pytest.raises(WeightsError, match="of another shape"):
+        matching_weights(module, put(tmp_path / "b.pt", dict(Tiny(7).state_dict())))

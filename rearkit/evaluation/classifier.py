@@ -20,7 +20,8 @@ from rearkit.errors import WeightsError
 from rearkit.recipe.tables import ClassifierTable
 from rearkit.system.console import progress_bar
 from rearkit.system.devices import seed_everything
-from rearkit.weights import fit_state_dict, read_state_dict, write_state_dict
+from rearkit.system.weight_files import read_state_dict
+from rearkit.weights import fit_state_dict, write_state_dict
 
 FILE = "classifier.safetensors"
 # As augmentation, training images are shifted by up to 1/16 of their side: 2 pixels of 32.

@@ -20,7 +20,8 @@ from torch_fidelity.utils import create_feature_extractor
 from rearkit.data.pixels import to_float
 from rearkit.errors import RearkitError, WeightsError, first_line
 from rearkit.evaluation.classifier import load_classifier
-from rearkit.weights import read_metadata, read_state_dict
+from rearkit.system.weight_files import is_safetensors, read_state_dict
+from rearkit.weights import read_metadata
 
 CLASSIFIER = "rearkit-classifier"
 INCEPTION = "inception-v3-compat"
@@ -137,7 +138,8 @@ def inception_space(weights: str | None) -> FeatureSpace:
     """
     if weights is not None:
         if not Path(weights).is_file():
-            raise RearkitError(f"[evaluate] feature_weights: {weights}: no such file")
+            what = "a folder, not a file" if Path(weights).is_dir() else "no such file"
+            raise RearkitError(f"[evaluate] feature_weights: {weights}: {what}")
         # Read once just to check it: torch-fidelity would unpickle, and so execute, whatever is in the file.
         read_state_dict(weights)
     description = "Inception-v3 (torch-fidelity's port of the original TensorFlow graph)"
@@ -150,8 +152,8 @@ def space_of_file(weights: str | None) -> FeatureSpace:
     Raises:
         RearkitError: the file is neither of these, or is damaged.
     """
-    # Inception's published weights are a .pth, so the suffix distinguishes the two.
-    if weights is not None and Path(weights).is_file() and weights.endswith(".safetensors"):
+    # Inception's published weights are a file of torch's, so the format distinguishes the two.
+    if weights is not None and Path(weights).is_file() and is_safetensors(weights):
         try:
             metadata = read_metadata(weights)
         except SafetensorError as error:

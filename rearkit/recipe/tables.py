@@ -13,6 +13,9 @@ import attrs
 from rearkit.recipe.settings import setting, settings
 from rearkit.recipe.train_table import TrainTable
 
+NEW = {"not_in_key_by_default": True}
+"""Marks a field that came later: at its default it is in no stage's key, so that earlier runs stay up to date."""
+
 
 @attrs.frozen
 class ComponentTable:
@@ -44,10 +47,12 @@ class BackboneTable(ComponentTable):
     Attributes:
         weights: path of initial weights, in rearkit's or the published layout; with ``train.steps = 0``, the weights to
             sample from.
+        weights_key: which state dict of that file, where it has several, such as ``"ema"``.
     """
 
     kind = "backbone"
     weights: str | None = None
+    weights_key: str | None = attrs.field(default=None, metadata=NEW)
 
 
 @attrs.frozen
@@ -86,12 +91,14 @@ class TokenizerTable(ComponentTable):
     """``[tokenizer]``: the image tokenizer, with its weights or how to fit them.
 
     Attributes:
-        weights: path of a state dict (.safetensors, .bin, .pt), in rearkit's or the published layout.
+        weights: path of a state dict (safetensors, or torch's), in rearkit's or the published layout.
+        weights_key: which state dict of that file, where it has several, such as ``"ema"``.
         fit: how to fit the tokenizer. Exactly one of ``weights`` and ``fit`` is given.
     """
 
     kind = "tokenizer"
     weights: str | None = None
+    weights_key: str | None = attrs.field(default=None, metadata=NEW)
     fit: FitTable | None = None
 
 

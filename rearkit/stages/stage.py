@@ -231,7 +231,12 @@ def _result_relevant(value: Any) -> Any:
     # Settings marked "cosmetic", such as how often to log, may change without making a finished stage run again.
     if attrs.has(type(value)):
         fields = [f for f in attrs.fields(type(value)) if not f.metadata.get("cosmetic")]
-        return {field.name: _result_relevant(getattr(value, field.name)) for field in fields}
+        found = {field.name: (field, getattr(value, field.name)) for field in fields}
+        return {
+            name: _result_relevant(item)
+            for name, (field, item) in found.items()
+            if not (field.metadata.get("not_in_key_by_default") and item == field.default)
+        }
     if isinstance(value, Mapping):
         return {key: _result_relevant(item) for key, item in value.items()}
     if isinstance(value, tuple | list):

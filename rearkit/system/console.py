@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 from rich.console import Console
 from rich.markup import escape
@@ -30,6 +31,12 @@ def say(text: str) -> None:
     if is_main_process():
         # Escaped, since rich would take the brackets of `[train]` for markup.
         console.print(escape(text))
+
+
+@cache
+def say_once(text: str) -> None:
+    """Print a line on rank 0 once in a process, where the same thing is looked at several times."""
+    say(text)
 
 
 class Bar:

@@ -18,7 +18,8 @@ from rearkit.evaluation.classifier import (
     train_classifier,
 )
 from rearkit.recipe.tables import ClassifierTable
-from rearkit.weights import read_state_dict, write_state_dict
+from rearkit.system.weight_files import read_state_dict
+from rearkit.weights import write_state_dict
 
 CPU = torch.device("cpu")
 TABLE = ClassifierTable(steps=120, batch=16, channels=4, features=8, lr=2e-2)

@@ -15,7 +15,16 @@ from rearkit.recipe.settings import setting, settings
 from rearkit.recipe.tables import ComponentTable, Recipe
 from rearkit.stages.flow import STAGES
 from rearkit.stages.run_folder import RunFolder
-from rearkit.stages.stage import Outcome, Stage, check_stages_before, run_stage, save_resolved_recipe, stage_key
+from rearkit.stages.stage import (
+    Outcome,
+    Stage,
+    _result_relevant,
+    check_stages_before,
+    expected_keys,
+    run_stage,
+    save_resolved_recipe,
+    stage_key,
+)
 
 DONE = "stage.json"
 KEY = "key"
@@ -394,3 +403,11 @@ def test_shards_whose_content_changed_are_noticed_by_all_that_read_them(
     write(b"another", 3 * 10**9)
     assert run_stage(data.STAGE, recipe, folder)
     assert stage_key(tokens.STAGE, recipe, folder) != before
+
+
+def test_a_field_that_came_later_changes_no_key_at_its_default(tiny: Callable[..., Recipe]) -> None:
+    def train_key(**backbone: str) -> str:
+        return expected_keys(STAGES, tiny(backbone=backbone))["train"]
+
+    assert "weights_key" not in _result_relevant(tiny().backbone)
+    assert train_key() != train_key(weights_key="ema")
