@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from rearkit.layers import private_operators as private
 from rearkit.layers.packed_linear import can_pack
 
 Prepare = Callable[..., Tensor]
@@ -88,9 +89,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute ``x @ weight.T + bias``, with oneDNN where it supports the dtype and is faster, else with MKL."""
     if not (can_pack(weight) and WIDE_VECTORS):
         return F.linear(x, weight, bias)
-    # A private operator: F.linear calls MKL for float32, and no public function chooses oneDNN.
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return out
+    # F.linear calls MKL for float32, and no public function chooses oneDNN.
+    return private.linear(x, weight, bias)
 
 
 def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
@@ -191,8 +191,7 @@ class _DroppedAttention(torch.autograd.Function):
             # Keys and values are read by all later pieces, so their gradients add up; those of queries do not.
             grad_v[:, :end] += (weights * factor).mT @ grad_rows
             grad_weights = (grad_rows @ v[:, :end].mT).mul_(factor)
-            # The private function that softmax's own backward calls; written out, it would take several passes.
-            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+            grad_scores = private.softmax_backward(grad_weights, weights)
             # The scale of the queries in `_causal_weights`, applied once for both products below.
             grad_scores *= q.shape[-1] ** -0.5
             grad_q[:, start:end] = grad_scores @ k[:, :end]

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rearkit.errors import RearkitError
+from rearkit.layers import private_operators as private
 
 # Values that GELU takes at a time: as many as torch gives to two threads. With more threads, a part might begin in the
 # middle of a vector register, and torch computes the rest of a register by another function, with another rounding.
@@ -33,8 +34,6 @@ GELU_PIECE = 2**16
 HALF_ROWS = 3
 # Entries of a matrix from which a convolution is faster in spite of its 15 µs.
 CONVOLVED = 2**20
-# Padding, stride, dilation, groups of the convolution.
-ONE_BY_ONE = ((0, 0), (1, 1), (1, 1), 1)
 
 # The layers packed in float16 within `half_weights`; None outside of it. A context variable, since backbones build
 # their layers deep inside `start`, which has no argument for it.
@@ -67,7 +66,8 @@ def half_weights(on: bool = True) -> Iterator[None]:
 class PackedLinear:
     """A copy of an `nn.Linear` for decoding, with an optional exact GELU after it; a part for backbones.
 
-    Where it cannot be packed (not on a CPU, or a dtype that oneDNN does not support), it is the plain layer.
+    Where it cannot be packed (not on a CPU, a dtype that oneDNN does not support, or a torch without the operators that
+    `private_operators` names), it is the plain layer.
 
     Args:
         linear: the layer. On a CPU, later changes of its weights have no effect here.
@@ -86,17 +86,16 @@ class PackedLinear:
         halved = _halved.get()
         if halved is not None and self.packed and can_halve():
             halved.append(self)
-            self.halved = torch.ops.quantized.linear_prepack_fp16(self.weight.float(), self.bias)
+            self.halved = private.pack_half(self.weight, self.bias)
             # Only the packed copy is needed from here on, so the reference to the original is dropped.
             del self.weight
         elif self.packed and not self.convolved:
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, rows)
+            self.weight = private.pack_linear(self.weight, rows)
         elif self.packed:
             outputs, inputs = self.weight.shape
             # The strides of a channels-last tensor, spelt out: a reshape gives dimensions of size 1 other strides.
             kernel = self.weight.contiguous().as_strided((outputs, inputs, 1, 1), (inputs, 1, inputs, inputs))
-            pixels = (1, inputs, 1, rows)
-            self.weight = torch.ops.mkldnn._reorder_convolution_weight(kernel, *ONE_BY_ONE, pixels)
+            self.weight = private.pack_convolution(kernel, (1, inputs, 1, rows))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply the layer: (rows, inputs) to (rows, outputs)."""
@@ -105,18 +104,15 @@ class PackedLinear:
             return F.gelu(out) if self.gelu else out
         if self.halved is not None:
             padded = F.pad(x, (0, 0, 0, -len(x) % HALF_ROWS))
-            return self._finished(torch.ops.quantized.linear_dynamic_fp16(padded, self.halved)[: len(x)])
+            return self._finished(private.half_linear(padded, self.halved)[: len(x)])
         if not self.convolved:
             # oneDNN sums a single row in another order, so it is given twice.
             several = x if len(x) > 1 else x.expand(2, -1)
-            out = torch.ops.mkldnn._linear_pointwise(several, self.weight, self.bias, "none", [], "")
-            return self._finished(out[: len(x)])
+            return self._finished(private.linear(several, self.weight, self.bias)[: len(x)])
         rows, inputs = x.shape
         # Rows become the pixels of a picture one pixel high, inputs its channels, again with channels last.
         picture = x.contiguous().as_strided((1, inputs, 1, rows), (rows * inputs, 1, rows * inputs, inputs))
-        out = torch.ops.mkldnn._convolution_pointwise.default(
-            picture, self.weight, self.bias, *ONE_BY_ONE, "none", [], ""
-        )
+        out = private.convolution(picture, self.weight, self.bias)
         return self._finished(out.as_strided((rows, out.shape[1]), (out.shape[1], 1)))
 
     def _finished(self, out: Tensor) -> Tensor:
@@ -128,19 +124,10 @@ class PackedLinear:
 
 
 def can_halve() -> bool:
-    """Return whether this torch has FBGEMM's kernels for float16 weights (x86 CPUs with AVX2)."""
-    return "fbgemm" in torch.backends.quantized.supported_engines and hasattr(
-        torch.ops.quantized, "linear_dynamic_fp16"
-    )
+    """Return whether weights can be packed in float16."""
+    return private.has_fbgemm()
 
 
 def can_pack(weight: Tensor) -> bool:
     """Return whether oneDNN can pack a weight: on a CPU, float32, or bfloat16 if the CPU computes with it."""
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    # These operators are private, so a later torch may not have them.
-    if not all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_convolution_pointwise")):
-        return False
-    return weight.dtype == torch.float32 or (
-        weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+    return weight.device.type == "cpu" and private.has_onednn(weight.dtype)
