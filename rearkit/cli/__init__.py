@@ -10,6 +10,7 @@ import click
 from rearkit.cli.components import new_plugin, plugins
 from rearkit.cli.evaluate import evaluate
 from rearkit.cli.plan import plan
+from rearkit.cli.recipes import recipes
 from rearkit.cli.runs import compare, diagnose, sweep
 from rearkit.cli.show import show
 from rearkit.cli.stages import data, run, sample, tokenizer, tokens, train
@@ -27,6 +28,7 @@ COMMANDS: tuple[click.Command, ...] = (
     sweep,
     compare,
     diagnose,
+    recipes,
     show,
     plan,
     plugins,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from rearkit.cli.options import SET
+from rearkit.cli.options import SET, complete_recipes
 
 # Shared by `compare` and `diagnose`.
 RUNS = click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -15,7 +15,7 @@ PAGE = click.option("--page", type=click.Path(path_type=Path), help="Page to wri
 
 
 @click.command()
-@click.argument("sweep", metavar="SWEEP", type=click.Path(path_type=Path))
+@click.argument("sweep", metavar="SWEEP", type=click.Path(path_type=Path), shell_complete=complete_recipes)
 @SET
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the sweep; left out: runs/NAME.")
 @click.option("--jobs", type=click.IntRange(1), help="Runs at once; left out: one per GPU, or one per core.")
