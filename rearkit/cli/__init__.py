@@ -14,6 +14,7 @@ from rearkit.cli.recipes import recipes
 from rearkit.cli.runs import compare, diagnose, sweep
 from rearkit.cli.show import show
 from rearkit.cli.stages import data, run, sample, tokenizer, tokens, train
+from rearkit.cli.version import version
 from rearkit.cli.weights import convert
 
 # In the order of a workflow; click lists them alphabetically.
@@ -34,4 +35,5 @@ COMMANDS: tuple[click.Command, ...] = (
     plugins,
     convert,
     new_plugin,
+    version,
 )

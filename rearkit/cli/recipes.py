@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rearkit.cli.examples import Command
 from rearkit.cli.options import complete_recipes
 
 if TYPE_CHECKING:
     from rearkit.recipe.recipe_files import OwnRecipe
 
 
-@click.command()
+@click.command(cls=Command, example="recipes --copy mnist --to mine.toml")
 @click.option(
     "--copy", "name", metavar="NAME", shell_complete=complete_recipes, help="Write this one to a file to edit."
 )

@@ -113,8 +113,13 @@ def own_recipes() -> list[OwnRecipe]:
 
 
 def takes(path: Path) -> str:
-    """Return how long a recipe takes and on what, as the comment at its top says; empty if it does not."""
-    return " ".join(text for kind, text in _heading(path)[1] if kind == "Takes")
+    """Return how long a recipe takes and on what, by its own comment; empty if it does not say so.
+
+    Ours say the same as the file that they extend unless they say otherwise; other people's may do much more.
+    """
+    if path.resolve() in own_files().values():
+        return _described(path.resolve()).takes
+    return "" if path.suffix != ".toml" else _own_time(path)
 
 
 def _described(path: Path) -> OwnRecipe:
@@ -122,12 +127,16 @@ def _described(path: Path) -> OwnRecipe:
     what, entries = _heading(path)
     parent = content.get("extends") or content.get("recipe")
     base = None if parent is None else _described(find_file(parent, beside=path))
-    time = takes(path) or ("" if base is None else base.takes)
+    time = _own_time(path) or ("" if base is None else base.takes)
     needs = [text for kind, text in entries if kind == "Needs"]
     needs += [f"{need['what']} ({need['size']})" for need in content.get("needs", ())]
     needs += [f"the plugin {entry.partition('@')[0].strip()}" for entry in content.get("requires", ())]
     own = tuple(needs) or (() if base is None else base.needs)
     return OwnRecipe(path, "recipe" in content, what, time, own)
+
+
+def _own_time(path: Path) -> str:
+    return " ".join(text for kind, text in _heading(path)[1] if kind == "Takes")
 
 
 def _heading(path: Path) -> tuple[str, list[tuple[str, str]]]:
