@@ -50,8 +50,12 @@ def run(recipe: Recipe, out: str | Path | None = None, only: str | None = None) 
         if only is not None:
             distributed.from_main(lambda: check_stages_before(stages[0], STAGES, recipe, folder, _command(out)))
         # `sum` and not `any`, which would stop at the first stage that had work to do.
+        say(f"{recipe.name}: files go to {folder.path.resolve()}")
+        if only is None:
+            say(f"to do, less what is finished already: {_work(recipe)}")
         worked = sum(run_stage(stage, recipe, folder) for stage in stages) > 0
         distributed.from_main(lambda: _report(recipe, folder, worked, time.monotonic() - started))
+        say(f"next: {_next(folder, only)}")
     return folder
 
 
@@ -64,6 +68,28 @@ def trained_run(recipe: Recipe, out: str | Path | None = None) -> RunFolder:
     folder = RunFolder(Path(out) if out is not None else DEFAULT_ROOT / recipe.name)
     check_stages_before(sampling.STAGE, STAGES, recipe, folder, _command(out))
     return folder
+
+
+def _work(recipe: Recipe) -> str:
+    """Say in numbers what a whole run does, and where."""
+    fit, steps = recipe.tokenizer.fit, recipe.train.steps
+    parts = (
+        f"load the tokenizer {recipe.tokenizer.name}" if fit is None else f"fit a tokenizer, {fit.steps:,} steps",
+        f"train {recipe.backbone.name}, {steps:,} steps of {recipe.train.global_batch:,} images"
+        if steps
+        else f"load the weights of {recipe.backbone.name}",
+        f"sample {recipe.sample.num_images:,} images and score them",
+    )
+    ranks = distributed.world_size()
+    return f"{'; '.join(parts)}; on {resolve_device(recipe.device)}{f', {ranks} ranks' if ranks > 1 else ''}"
+
+
+def _next(folder: RunFolder, only: str | None) -> str:
+    """Say what to look at, or to run, after a run or one of its stages."""
+    if only is not None and only != NAMES[-1]:
+        return f"python -m rearkit {NAMES[NAMES.index(only) + 1]} with the same recipe, or run for all that remains"
+    page, pictures = folder.report, folder.path / folder.sample_grid.name
+    return f"open {page} in a browser, look at {pictures}; python -m rearkit diagnose {folder.path} says what limits it"
 
 
 def _command(out: str | Path | None) -> str:

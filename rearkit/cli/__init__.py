@@ -10,9 +10,11 @@ import click
 from rearkit.cli.components import new_plugin, plugins
 from rearkit.cli.evaluate import evaluate
 from rearkit.cli.plan import plan
+from rearkit.cli.recipes import recipes
 from rearkit.cli.runs import compare, diagnose, sweep
 from rearkit.cli.show import show
 from rearkit.cli.stages import data, run, sample, tokenizer, tokens, train
+from rearkit.cli.version import version
 from rearkit.cli.weights import convert
 
 # In the order of a workflow; click lists them alphabetically.
@@ -27,9 +29,11 @@ COMMANDS: tuple[click.Command, ...] = (
     sweep,
     compare,
     diagnose,
+    recipes,
     show,
     plan,
     plugins,
     convert,
     new_plugin,
+    version,
 )

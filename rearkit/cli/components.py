@@ -9,14 +9,16 @@ import attrs
 import click
 from rich.markup import escape
 
+from rearkit.cli.examples import Command
 
-@click.command()
+
+@click.command(cls=Command, example="plugins")
 def plugins() -> None:
     """List the components that recipes can name, with their providers and settings."""
     show_plugins()
 
 
-@click.command("new-plugin")
+@click.command("new-plugin", cls=Command, example="new-plugin mine")
 @click.argument("name")
 @click.option("--into", type=click.Path(path_type=Path), default=Path(), help="Folder to create the package in.")
 def new_plugin(name: str, into: Path) -> None:

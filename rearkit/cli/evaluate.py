@@ -8,6 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from rearkit.cli.examples import Command
 from rearkit.cli.options import optional_recipe_options
 
 FILE = click.Path(path_type=Path)
@@ -21,7 +22,7 @@ TAKEN = {
 """The parameters that each of the command's three forms takes."""
 
 
-@click.command()
+@click.command(cls=Command, example="evaluate mnist")
 @optional_recipe_options
 @click.option("--tokenizer", is_flag=True, help="Score RECIPE's tokenizer alone; runs its stage first if needed.")
 @click.option("--samples", type=FILE, help="Score this .npz (arr_0: uint8 images) instead of a run's.")

@@ -12,20 +12,26 @@ import click
 
 from rearkit import errors
 from rearkit.cli import COMMANDS
+from rearkit.cli.examples import Group, example_lines, program
 from rearkit.system.console import is_main_process, stderr
 from rearkit.system.signals import Terminations
 
 # Seconds that other ranks wait before they report an error: enough for the launcher to stop them after the first has.
 RANK_DELAY_S = 3.0
+EXAMPLES = """run mnist
+recipes
+show mnist --set train.lr=1e-3
+run --help"""
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-@click.group(context_settings=CONTEXT)
+@click.group(cls=Group, context_settings=CONTEXT, invoke_without_command=True, example=EXAMPLES)
 @click.version_option(package_name="rearkit")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 # DeepSpeed's launcher adds --local_rank to the command. It is ignored: the variable LOCAL_RANK has the same value.
 @click.option("--local_rank", hidden=True)
-def cli(debug: bool, local_rank: str | None) -> None:
+@click.pass_context
+def cli(context: click.Context, debug: bool, local_rank: str | None) -> None:
     """Train visual autoregressive image models that agree with their tokenizer.
 
     \b
@@ -33,6 +39,8 @@ def cli(debug: bool, local_rank: str | None) -> None:
     4 a failed write; 5 training diverged; 75 stopped by SIGTERM; 130 stopped by Ctrl-C.
     A stopped command resumes when run again.
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 for _command in COMMANDS:
@@ -55,12 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
                 adopt_slurm()
             # Without its standalone mode, click returns the code of an Exit.
-            code = cli.main(arguments, prog_name="python -m rearkit", standalone_mode=False, obj=ranks_arguments)
+            code = cli.main(arguments, prog_name=program(), standalone_mode=False, obj=ranks_arguments)
             sys.exit(code if isinstance(code, int) else errors.EXIT_OK)
         except click.exceptions.Exit as error:
             sys.exit(error.exit_code)
         except click.ClickException as error:
             error.show()
+            _show_example(error)
             sys.exit(errors.EXIT_USAGE)
         except (click.Abort, KeyboardInterrupt):
             code = errors.EXIT_PREEMPTED if terminations.came else errors.EXIT_INTERRUPTED
@@ -79,6 +88,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             # Not imported here: that would import torch, for commands that need none of it.
             if "rearkit.system.distributed" in sys.modules:
                 sys.modules["rearkit.system.distributed"].leave()
+
+
+def _show_example(error: click.ClickException) -> None:
+    """Print how the command is used that an error is about."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    if context is not None:
+        for line in example_lines(context.command, context)[:1]:
+            click.echo(line, err=True)
 
 
 def _tells_of_a_lost_rank(error: RuntimeError) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 SET = click.option(
     "--set",
@@ -16,6 +17,22 @@ SET = click.option(
     metavar="KEY=VALUE",
     help="Override a key: train.steps=10; repeatable.",
 )
+
+
+def complete_recipes(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Offer files, and the names of recipes that come with rearkit, to shell completion."""
+    from rearkit.recipe.recipe_files import own_recipes
+
+    sweep = context.info_name == "sweep"
+    # Files first: where bash is told to complete those, it forgets the words before.
+    return [
+        CompletionItem(incomplete, type="file"),
+        *(
+            CompletionItem(recipe.name, help=recipe.what)
+            for recipe in own_recipes()
+            if recipe.name.startswith(incomplete) and (recipe.sweep == sweep or context.info_name == "recipes")
+        ),
+    ]
 
 
 def recipe_options(command: Callable[..., None], required: bool = True) -> Callable[..., None]:
@@ -27,7 +44,7 @@ def recipe_options(command: Callable[..., None], required: bool = True) -> Calla
     """
 
     # Loaded here rather than in each command, so that every command checks and reports recipes alike.
-    @click.argument("recipe", type=click.Path(path_type=Path), required=required)
+    @click.argument("recipe", type=click.Path(path_type=Path), required=required, shell_complete=complete_recipes)
     @SET
     @functools.wraps(command)
     def wrapped(recipe: Path | None, overrides: Sequence[str], **options: Any) -> None:

@@ -6,13 +6,14 @@ from typing import Any
 
 import click
 
+from rearkit.cli.examples import Command
 from rearkit.cli.options import recipe_options
 
 # The defaults below are a usual node for training: eight A100s with 80 GB each.
 POSITIVE = click.FloatRange(0, min_open=True)
 
 
-@click.command()
+@click.command(cls=Command, example="plan rear_b_maskgit --gpus 8")
 @recipe_options
 @click.option("--gpus", type=click.IntRange(1), default=8, show_default=True, help="Accelerators, over all nodes.")
 @click.option("--gpu-memory", type=POSITIVE, default=80.0, show_default=True, help="Memory of each accelerator, GiB.")

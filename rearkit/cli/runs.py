@@ -7,15 +7,16 @@ from pathlib import Path
 
 import click
 
-from rearkit.cli.options import SET
+from rearkit.cli.examples import Command
+from rearkit.cli.options import SET, complete_recipes
 
 # Shared by `compare` and `diagnose`.
 RUNS = click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 PAGE = click.option("--page", type=click.Path(path_type=Path), help="Page to write; left out: comparison.html.")
 
 
-@click.command()
-@click.argument("sweep", metavar="SWEEP", type=click.Path(path_type=Path))
+@click.command(cls=Command, example="sweep components")
+@click.argument("sweep", metavar="SWEEP", type=click.Path(path_type=Path), shell_complete=complete_recipes)
 @SET
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the sweep; left out: runs/NAME.")
 @click.option("--jobs", type=click.IntRange(1), help="Runs at once; left out: one per GPU, or one per core.")
@@ -29,7 +30,7 @@ def sweep(sweep: Path, overrides: Sequence[str], out: Path | None, jobs: int | N
     sweep_and_report(sweep, overrides, out, jobs)
 
 
-@click.command()
+@click.command(cls=Command, example="compare runs/mnist runs/mnist_ar")
 @RUNS
 @PAGE
 def compare(runs: Sequence[Path], page: Path | None) -> None:
@@ -39,7 +40,7 @@ def compare(runs: Sequence[Path], page: Path | None) -> None:
     compare(runs, page)
 
 
-@click.command()
+@click.command(cls=Command, example="diagnose runs/mnist")
 @RUNS
 @PAGE
 @click.option("--images", type=click.IntRange(10), default=1000, show_default=True, help="Images to measure on.")

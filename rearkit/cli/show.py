@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rearkit.cli.examples import Command
 from rearkit.cli.options import recipe_options
 
 if TYPE_CHECKING:
     from rearkit.recipe.tables import Recipe
 
 
-@click.command()
+@click.command(cls=Command, example="show mnist")
 @recipe_options
 @click.option(
     "--num-gpus", type=click.IntRange(1), default=1, show_default=True, help="Ranks to configure DeepSpeed for."

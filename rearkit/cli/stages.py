@@ -7,10 +7,11 @@ from typing import Any
 
 import click
 
+from rearkit.cli.examples import Command
 from rearkit.cli.options import NUM_GPUS, OUT, optional_recipe_options, recipe_options
 
 
-@click.command()
+@click.command(cls=Command, example="run mnist")
 @recipe_options
 @OUT
 @NUM_GPUS
@@ -20,7 +21,7 @@ def run(arguments: list[str], recipe: Any, out: Path | None, num_gpus: int | Non
     _run_ranks(arguments, recipe, out, num_gpus)
 
 
-@click.command()
+@click.command(cls=Command, example="train mnist")
 @recipe_options
 @OUT
 @NUM_GPUS
@@ -28,6 +29,17 @@ def run(arguments: list[str], recipe: Any, out: Path | None, num_gpus: int | Non
 def train(arguments: list[str], recipe: Any, out: Path | None, num_gpus: int | None) -> None:
     """Train the backbone on the token shards."""
     _run_ranks(arguments, recipe, out, num_gpus, only="train")
+
+
+def _say_time() -> None:
+    """Say how long a run takes, where its recipe file says so and nothing was changed."""
+    from rearkit.recipe.recipe_files import find_file, takes
+    from rearkit.system.console import say
+
+    given = click.get_current_context().params
+    file = find_file(given["recipe"])
+    if not given["overrides"] and (time := takes(file)):
+        say(f"takes {time}, as {file.name} says")
 
 
 def _run_ranks(
@@ -39,6 +51,8 @@ def _run_ranks(
 
     # In a started rank the same option is given again; there it must not start further ranks.
     if num_gpus in (None, 1) or distributed.world_size() > 1:
+        if only is None:
+            _say_time()
         pipeline.run(recipe, out, only)
         return
     from rearkit.system.launch import launch
@@ -48,7 +62,7 @@ def _run_ranks(
     raise click.exceptions.Exit(launch(num_gpus, arguments))
 
 
-@click.command()
+@click.command(cls=Command, example="data mnist\ndata --from-folder photos --to shards")
 @optional_recipe_options
 @click.option("--from-folder", type=click.Path(path_type=Path), help="Folder or tar of images to convert to shards.")
 @click.option("--to", type=click.Path(path_type=Path), help="Folder to write these shards to.")
@@ -66,7 +80,7 @@ def data(
     click.echo(f"{to}: {len(shards)} shards")
 
 
-@click.command()
+@click.command(cls=Command, example="tokens mnist")
 @optional_recipe_options
 @click.option("--from-jsonl", type=click.Path(path_type=Path), help="Published token file to convert to token shards.")
 @click.option("--to", type=click.Path(path_type=Path), help="Folder to write these shards to.")
@@ -104,7 +118,7 @@ def _runs_stage(
 def _stage_command(name: str, summary: str) -> click.Command:
     """Make the command of a stage that has no options of its own."""
 
-    @click.command(name, help=summary)
+    @click.command(name, help=summary, cls=Command, example=f"{name} mnist")
     @recipe_options
     @OUT
     def command(recipe: Any, out: Path | None) -> None:
@@ -118,7 +132,7 @@ def _stage_command(name: str, summary: str) -> click.Command:
 tokenizer = _stage_command("tokenizer", "Fit RECIPE's tokenizer, or load its weights.")
 
 
-@click.command()
+@click.command(cls=Command, example="sample mnist\nsample mnist --classes 3,7 --grid digits.png")
 @recipe_options
 @OUT
 @NUM_GPUS

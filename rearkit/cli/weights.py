@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
+from rearkit.cli.examples import Command
 
-@click.command()
+
+@click.command(cls=Command, example="convert runs/mnist/train/model.safetensors published.safetensors --to published")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--to", type=click.Choice(["rearkit", "published"]), required=True, help="Layout to write.")

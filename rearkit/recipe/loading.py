@@ -11,8 +11,9 @@ from typing import Any
 
 import attrs
 
-from rearkit.errors import RecipeError, did_you_mean, first_line
+from rearkit.errors import RecipeError, first_line
 from rearkit.recipe.checking import KeyPath, structure
+from rearkit.recipe.recipe_files import find_file, read_toml
 from rearkit.recipe.tables import ComponentTable, Recipe
 
 if sys.version_info >= (3, 11):
@@ -43,7 +44,8 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str 
     """Read and check a recipe.
 
     Args:
-        source: path of a TOML file, or of an exported model, which contains its recipe; or a mapping.
+        source: name of a recipe that comes with rearkit; path of a TOML file, or of an exported model, which contains
+            its recipe; or a mapping.
         overrides: changes, or texts ``key=value`` with a dotted key (``train.steps``, ``regularizers.0.weight``) and a
             value in TOML's syntax.
 
@@ -58,8 +60,9 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str 
         if "extends" in content:
             raise RecipeError([f"{where}: extends: only a recipe file can extend another"])
     else:
-        where = str(source)
-        content = _read(Path(source), origins, ())
+        path = find_file(source)
+        where = str(path)
+        content = _read(path, origins, ())
     changes = [override if isinstance(override, Change) else parse_override(override) for override in overrides]
     for i, change in enumerate(changes):
         _apply(change, content, origins, changes[:i])
@@ -73,23 +76,6 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     return plain
 
 
-def read_toml(path: Path, what: str = "recipe") -> dict[str, Any]:
-    """Read a TOML file; ``what`` names its kind in error messages.
-
-    Raises:
-        RecipeError: the file is missing, unreadable, or not valid TOML.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.toml")])
-        raise RecipeError([f"{path}: no such {what} file{near}"]) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError([f"{path}: cannot be read: {error}"]) from None
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError([f"{path}: not valid TOML: {error}"]) from None
-
-
 def _read(path: Path, origins: dict[KeyPath, str], seen: tuple[Path, ...]) -> dict[str, Any]:
     """Read a file and, recursively, the file it extends; record in ``origins`` which file set each key."""
     if path.resolve() in seen:
@@ -101,7 +87,7 @@ def _read(path: Path, origins: dict[KeyPath, str], seen: tuple[Path, ...]) -> di
         if not isinstance(parent, str):
             raise RecipeError([f"{path}: extends: expected the path of a recipe file, got {parent!r}"])
         # Relative to the extending file, not to the working directory.
-        base = _read(path.parent / parent, origins, (*seen, path.resolve()))
+        base = _read(find_file(parent, beside=path), origins, (*seen, path.resolve()))
     # After the base's, so that this file's entries replace those of the file that it extends.
     _note_origins(content, str(path), origins, ())
     return _merge(base, content)

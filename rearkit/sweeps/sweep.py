@@ -23,7 +23,8 @@ import attrs
 
 from rearkit.errors import RecipeError
 from rearkit.recipe.checking import KeyPath, structure
-from rearkit.recipe.loading import Change, load_recipe, parse_override, read_toml
+from rearkit.recipe.loading import Change, load_recipe, parse_override
+from rearkit.recipe.recipe_files import find_file, read_toml
 from rearkit.recipe.settings import setting, settings
 from rearkit.recipe.tables import Recipe
 
@@ -36,7 +37,7 @@ class SweepTable:
     """A sweep file."""
 
     name: str = setting("name of the sweep; its files go to runs/NAME", min_len=1)
-    recipe: str = setting("the recipe that all runs start from, relative to this file")
+    recipe: str = setting("the recipe that all runs start from: a path relative to this file, or a name")
     seeds: tuple[int, ...] = setting(
         "each variant is trained and sampled once with each seed", default=(0,), ge=0, min_len=1
     )
@@ -84,12 +85,13 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     """Read a sweep file, and check the recipe of each of its runs.
 
     Args:
-        path: of the TOML file.
+        path: of the TOML file, or the name of one that comes with rearkit.
         overrides: ``key=value`` each, for all runs; variants and grid are applied on top.
 
     Raises:
         RecipeError: the file is wrong, or the recipe of a run is; lists all errors of the first such run.
     """
+    path = find_file(path, "sweep")
     table = structure(read_toml(path, "sweep"), SweepTable, str(path), {})
     common = [parse_override(text) for text in overrides]
     variants = list(_variants(table, path))
@@ -107,7 +109,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         said = f"{path}: run {name}"
         # Not the recipe's own seed: that is the seed of data, tokenizer and classifier, which all runs share.
         own = {("name",): f"{table.name}-{name}", ("train", "seed"): seed, ("sample", "seed"): seed}
-        recipe = load_recipe(path.parent / table.recipe, [*common, *_as_changes({**changes, **own}, said)])
+        recipe = load_recipe(find_file(table.recipe, beside=path), [*common, *_as_changes({**changes, **own}, said)])
         runs.append(PlannedRun(name, variant, recipe))
     # Equal names would mean one folder for two runs.
     if len({run.name for run in runs}) < len(runs):

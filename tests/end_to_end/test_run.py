@@ -82,6 +82,13 @@ def test_a_second_run_does_nothing_and_says_so(finished: Path) -> None:
     output = rearkit("run", str(SMOKE), f"--out={finished}")
     assert up_to_date(output) == list(STAGES)
     assert "nothing to do" in output
+    first, second, third, *_, last = output.splitlines()
+    assert first == "takes less than a minute on 2 CPU cores, as smoke.toml says"
+    assert second == f"smoke: files go to {finished.resolve()}"
+    assert third.startswith(
+        "to do, less what is finished already: fit a tokenizer, 30 steps; train dit-ar, 40 steps of 16"
+    )
+    assert last.startswith(f"next: open {finished}/report.html in a browser, look at {finished}/samples.png")
     assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
 
 
