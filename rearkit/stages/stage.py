@@ -224,8 +224,13 @@ def hash_of(file: str | None) -> str | None:
 def _result_relevant(value: Any) -> Any:
     """Settings as plain values, less those that cannot change a result."""
     if attrs.has(type(value)):
-        fields = [f for f in attrs.fields(type(value)) if not f.metadata.get("cosmetic")]
-        return {field.name: _result_relevant(getattr(value, field.name)) for field in fields}
+        fields = [field for field in attrs.fields(type(value)) if not field.metadata.get("cosmetic")]
+        return {
+            field.name: _result_relevant(getattr(value, field.name))
+            for field in fields
+            # A setting that came later, at its default: results from before it are the same.
+            if not field.metadata.get("since") or getattr(value, field.name) != field.default
+        }
     if isinstance(value, Mapping):
         return {key: _result_relevant(item) for key, item in value.items()}
     if isinstance(value, tuple | list):

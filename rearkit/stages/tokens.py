@@ -95,7 +95,7 @@ def _on_the_fly(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, stage: 
     bad = images.budget()
     bad.expected = sum(counts.values()) // distributed.world_size()  # each rank counts its own share of an epoch
     # What is read ahead may be of the next window, while another process is still in the one before.
-    cache = ShardCache(folder.copies(stage), 3 * table.shuffle_shards, images.retry)
+    cache = ShardCache(folder.copies(stage), 3 * table.shuffle_shards, images.access.retry)
     return OnTheFly(ImageIndex.open(folder.image_index, counts), tokenizer, table, recipe.train_seed, cache, bad)
 
 
@@ -123,7 +123,7 @@ def _tokenize_split(
             path = folder.stage("tokens") / names[-1]
             if (before := _already_skipped(path)) is not None:
                 bad.reasons.update(before)
-                bad.good += count - sum(before.values())
+                bad.good += len(TokenData.from_shards([path])) // VIEWS[augment]
             else:
                 single = attrs.evolve(images, shards={shard: count})
                 tokenize_shard(tokenizer, single, augment, table.batch, path, bad)
@@ -145,7 +145,7 @@ def _index(recipe: Recipe, folder: RunFolder, skipped: Counter[str]) -> dict[str
     """Index the training images; return what tokens made of them depend on, beside the tokenizer."""
     images = open_split(recipe, folder, "train", 0, "tokens")  # only located, so at no size
     bad = images.budget()
-    counts = write_index(folder.image_index, images.shards, images.num_classes, bad, images.retry)
+    counts = write_index(folder.image_index, images.shards, images.num_classes, bad, images.access)
     skipped.update(bad.reasons)
     say(f"tokens: {sum(counts.values())} training images, to be tokenized while training")
     done = folder.done("data")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rearkit.contracts import Tokenizer
-from rearkit.data.bad_samples import BadSamples
+from rearkit.data.bad_samples import BadSamples, Unusable
 from rearkit.data.fetching import ShardCache
 from rearkit.data.image_index import ImageIndex, ImageReader
 from rearkit.data.image_shards import decoded
@@ -113,7 +113,7 @@ class OnTheFly:
             try:
                 content, label = self._reader.read(candidate)
                 return decoded(content, side), label
-            except DataError as error:
+            except Unusable as error:
                 if attempt == 0:
                     skipped.append((f"{self.names[shard]} image {candidate - int(self.starts[shard])}", str(error)))
         raise DataError(f"{self.names[shard]}: {skipped[-1][1]}; nor can {attempt} samples after it be read")

@@ -15,6 +15,7 @@ from rearkit.components.noise.schedules import NoNoise
 from rearkit.data.bad_samples import BadSamples
 from rearkit.data.fetching import Retry, ShardCache
 from rearkit.data.image_index import ImageIndex, write_index
+from rearkit.data.image_shards import Access
 from rearkit.errors import DataError, RecipeError
 from rearkit.model import build, build_tokenizer
 from rearkit.recipe.tables import Recipe, TokensTable
@@ -60,7 +61,7 @@ def make(shards: dict[str, int], tiny: Callable[..., Recipe], tmp_path: Path) ->
         recipe = tiny(tokens={"on_the_fly": True, "shuffle_shards": 2, **table})
         names = {f"pipe:cat {name}" if remote else name: size for name, size in shards.items()}
         retry, bad = Retry(1), BadSamples(max_bad_share, TOTAL)
-        counts = write_index(tmp_path / "index.npy", names, 10, BadSamples(0, TOTAL), retry)
+        counts = write_index(tmp_path / "index.npy", names, 10, BadSamples(0, TOTAL), Access(retry))
         index = ImageIndex.open(tmp_path / "index.npy", counts)
         return OnTheFly(index, build_tokenizer(recipe), recipe.tokens, 0, ShardCache(tmp_path / "cache", 6, retry), bad)
 
