@@ -14,8 +14,10 @@ from pathlib import Path
 
 import attrs
 import numpy as np
+from torch import Tensor
 
 from rearkit.data.bad_samples import UNFETCHED, BadSamples, Unusable
+from rearkit.data.decoding import Decoding, decoded
 from rearkit.data.fetching import FetchError, ShardCache
 from rearkit.data.image_shards import Access, find_samples
 from rearkit.errors import DataError
@@ -65,17 +67,27 @@ class ImageIndex:
 
 
 class ImageReader:
-    """Reads single images' bytes.
+    """Reads single images.
 
     Args:
         index: where they are.
         cache: has remote shards at hand.
+        decoding: how they become pixels.
     """
 
-    def __init__(self, index: ImageIndex, cache: ShardCache) -> None:
-        self.index, self.cache = index, cache
+    def __init__(self, index: ImageIndex, cache: ShardCache, decoding: Decoding) -> None:
+        self.index, self.cache, self.decoding = index, cache, decoding
         self._open: OrderedDict[int, int] = OrderedDict()  # shard → descriptor, the latest used last
         self._process = os.getpid()
+
+    def decode(self, index: int) -> tuple[Tensor, int]:
+        """Return an image, uint8 (3, R, R), and its class.
+
+        Raises:
+            Unusable: it cannot be read.
+        """
+        content, label = self.read(index)
+        return decoded(content, self.decoding), label
 
     def read(self, index: int) -> tuple[bytes, int]:
         """Return the bytes of an image file and its class.

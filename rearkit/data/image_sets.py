@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rearkit.data.bad_samples import BadSamples
+from rearkit.data.decoding import Decoding
 from rearkit.data.fetching import FetchError, local_copy
 from rearkit.data.image_shards import DEFAULT_ACCESS, Access, ReadImage, read_headers, read_images
 from rearkit.data.pixels import to_float
@@ -62,7 +63,7 @@ class Split:
         name: ``"train"`` or ``"held-out"``.
         shards: paths or URLs, with the number of samples in each; None where it is unknown.
         num_classes: C; labels are checked against it.
-        image_size: R, to which images are resized and cropped.
+        decoding: how images become pixels of side R.
         max_bad_share: largest share of the samples that may be skipped.
         access: how the shards are come by and read.
         seed: of the shuffled orders.
@@ -72,7 +73,7 @@ class Split:
     name: str
     shards: Mapping[str, int | None]
     num_classes: int
-    image_size: int
+    decoding: Decoding
     max_bad_share: float = 0.0
     access: Access = DEFAULT_ACCESS
     seed: int = 0
@@ -111,7 +112,7 @@ class Split:
         """
         shuffle = None if epoch is None else torch.Generator().manual_seed(self.seed * EPOCH_STRIDE + epoch)
         bad = self.budget() if bad is None else bad
-        return read_images(self.shards, self.image_size, self.num_classes, bad, shuffle, self.access)
+        return read_images(self.shards, self.decoding, self.num_classes, bad, shuffle, self.access)
 
     def batches(self, batch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches without end: images (batch, 3, R, R) float32 in [0, 1] and labels (batch,) int64.
@@ -132,7 +133,7 @@ class Split:
                     if start > 0:
                         start -= 1
                     else:
-                        found = ImageSet.of(held, self.image_size)
+                        found = ImageSet.of(held, self.decoding.size)
                         yield to_float(found.images), found.labels
                     held = []
             if not bad.good:
@@ -140,4 +141,4 @@ class Split:
 
     def all(self, limit: int | None = None) -> ImageSet:
         """Read the split, or its first ``limit`` images, into memory."""
-        return ImageSet.of(itertools.islice(self.read(), limit), self.image_size)
+        return ImageSet.of(itertools.islice(self.read(), limit), self.decoding.size)

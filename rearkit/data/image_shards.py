@@ -20,8 +20,9 @@ from torch import Tensor
 
 from rearkit.contracts import ImageSample
 from rearkit.data.bad_samples import LOST, PATIENCE, UNFETCHED, BadSamples, Unusable
+from rearkit.data.decoding import Decoding, decoded
 from rearkit.data.fetching import FetchError, Retry, local_copy
-from rearkit.data.labels import read_class
+from rearkit.data.labels import checked_class, read_class
 from rearkit.data.shard_members import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from rearkit.data.shard_members import Contents, Fields, Member, Sample, is_packed, opened, read_contents
 from rearkit.errors import DataError
@@ -119,7 +120,7 @@ def read_headers(shard: str, fields: Fields = DEFAULT_ACCESS.fields, path: Path 
 
 def read_images(
     shards: Mapping[str, int | None],
-    image_size: int,
+    decoding: Decoding | int,
     num_classes: int,
     bad: BadSamples,
     shuffle: torch.Generator | None = None,
@@ -130,7 +131,7 @@ def read_images(
     Args:
         shards: paths or URLs in the order to read, and how many samples each should yield; fewer are counted as
             skipped. None where the number is unknown.
-        image_size: R.
+        decoding: how images become pixels; or R alone.
         num_classes: C; labels are checked against it.
         bad: takes what has to be skipped.
         shuffle: shuffles the shards and, within a window, the samples.
@@ -139,6 +140,7 @@ def read_images(
     Raises:
         DataError: too much had to be skipped, a label is no class, or it cannot be told what the samples are.
     """
+    how = Decoding(decoding) if isinstance(decoding, int) else decoding
     order = list(shards)
     if shuffle is not None:
         order = [order[i] for i in torch.randperm(len(order), generator=shuffle).tolist()]
@@ -146,7 +148,7 @@ def read_images(
         image
         for shard in order
         for file, sample in find_samples(shard, shards[shard], num_classes, bad, access)
-        for image in _decode(shard, file, sample, image_size, bad)
+        for image in _decode(shard, file, sample, how, bad)
     )
     yield from images if shuffle is None else _shuffled(images, shuffle)
 
@@ -223,9 +225,9 @@ def _contents(shard: str, path: Path, fields: Fields) -> Iterator[tuple[IO[bytes
         yield file, read_contents(shard, file, fields)
 
 
-def _decode(shard: str, file: IO[bytes], found: Found, image_size: int, bad: BadSamples) -> Iterator[ReadImage]:
+def _decode(shard: str, file: IO[bytes], found: Found, how: Decoding, bad: BadSamples) -> Iterator[ReadImage]:
     try:
-        image = decoded(_bytes(file, found.image), image_size)
+        image = decoded(_bytes(file, found.image), how)
     except Unusable as error:
         bad.skip(f"{shard} {found.key}", str(error))
         return
@@ -233,32 +235,24 @@ def _decode(shard: str, file: IO[bytes], found: Found, image_size: int, bad: Bad
     yield ReadImage(image, found.label, found.key)
 
 
-def open_image(image: np.ndarray | Path) -> Image.Image:
-    """Make a picture of pixels, or of an image file."""
-    return Image.open(image) if isinstance(image, Path) else Image.fromarray(np.asarray(image))
-
-
-def center_crop(image: Image.Image, size: int) -> Tensor:
-    """Resize the shorter side to ``size`` and crop the middle; uint8 (3, size, size)."""
-    from torchvision.transforms import functional as transforms  # here, since it takes seconds to import
-
-    if image.size != (size, size):
-        image = transforms.resize(image, size, interpolation=transforms.InterpolationMode.BICUBIC, antialias=True)
-        image = transforms.center_crop(image, [size, size])
-    return transforms.pil_to_tensor(image.convert("RGB"))
-
-
-def decoded(content: bytes, size: int) -> Tensor:
-    """Decode an image file, resize and crop it to a square; uint8 (3, size, size).
+def read_dataset(
+    samples: Iterable[ImageSample], how: Decoding, num_classes: int, bad: BadSamples
+) -> Iterator[ReadImage]:
+    """Read a dataset's images as they would come out of the shards that `write_shards` makes of them.
 
     Raises:
-        Unusable: that cannot be done.
+        DataError: too much had to be skipped, or a label is no class.
     """
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            return center_crop(image.convert("RGB"), size)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise Unusable("image cannot be decoded") from None
+    for sample in samples:
+        label = checked_class(int(sample.label), num_classes, sample.key)
+        try:
+            (content,) = _encoded(sample).values()
+            image = decoded(content, how)
+        except Unusable as error:
+            bad.skip(sample.key, str(error))
+            continue
+        bad.good += 1
+        yield ReadImage(image, label, sample.key)
 
 
 def _encoded(sample: ImageSample) -> dict[str, bytes]:
@@ -266,7 +260,7 @@ def _encoded(sample: ImageSample) -> dict[str, bytes]:
     if isinstance(sample.image, Path):
         return {sample.image.suffix.lower().removeprefix("."): sample.image.read_bytes()}
     buffer = io.BytesIO()
-    open_image(sample.image).save(buffer, format="png")
+    Image.fromarray(np.asarray(sample.image)).save(buffer, format="png")
     return {"png": buffer.getvalue()}
 
 

@@ -23,7 +23,7 @@ from webdataset.tariterators import base_plus_ext
 
 from rearkit.errors import DataError
 
-IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
+IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff")
 CLASS = "cls"
 OTHER_LABELS = ("json", "txt")  # taken for the label where there is no `CLASS`
 SHOWN = 6  # members that a message lists

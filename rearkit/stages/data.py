@@ -10,9 +10,11 @@ from typing import Any
 import attrs
 
 from rearkit.contracts import SPLITS, Classes, Dataset
+from rearkit.data.bad_samples import BadSamples
+from rearkit.data.decoding import Decoding
 from rearkit.data.fetching import Retry, is_remote
 from rearkit.data.image_sets import ImageSet, Split
-from rearkit.data.image_shards import Access, ReadImage, center_crop, open_image, read_headers, write_shards
+from rearkit.data.image_shards import Access, read_dataset, read_headers, write_shards
 from rearkit.data.shard_members import Fields
 from rearkit.errors import DataError, RearkitError
 from rearkit.model import build_dataset, build_tokenizer
@@ -54,6 +56,7 @@ def run(recipe: Recipe, folder: RunFolder) -> Outcome:
             "class_names": classes.names,
             # Only where it says something, so that other runs' files stay as they were.
             **({"fields": attrs.asdict(fields)} if fields != Fields() else {}),
+            **({"decoding": attrs.asdict(how)} if (how := decoding_of(recipe, 0)) != Decoding(0) else {}),
         },
     )
     counts = {split: _total(shards) for split, shards in listing.items()}
@@ -62,14 +65,20 @@ def run(recipe: Recipe, folder: RunFolder) -> Outcome:
     return Outcome(result, (folder.images.name, *written))
 
 
-def open_split(recipe: Recipe, folder: RunFolder, name: str, image_size: int, stage: str) -> Split:
+def decoding_of(recipe: Recipe, image_size: int) -> Decoding:
+    """How a recipe's image files become pixels, of a size."""
+    table = recipe.data
+    return Decoding(image_size, table.crop, table.background, table.orientation)
+
+
+def open_split(recipe: Recipe, folder: RunFolder, name: str, decoding: Decoding | int, stage: str) -> Split:
     """Open a split of a run's images.
 
     Args:
         recipe: says how many samples may be bad, and how patiently to fetch.
         folder: the run; its data stage is done.
         name: ``"train"`` or ``"held-out"``.
-        image_size: R.
+        decoding: how images become pixels; for the recipe's way, R alone.
         stage: which stage reads, and lists what it skips.
     """
     listing = _listing(folder)
@@ -80,7 +89,7 @@ def open_split(recipe: Recipe, folder: RunFolder, name: str, image_size: int, st
         name=name,
         shards={str(place / shard) if (place / shard).is_file() else shard: count for shard, count in shards.items()},
         num_classes=listing["num_classes"],
-        image_size=image_size,
+        decoding=decoding_of(recipe, decoding) if isinstance(decoding, int) else decoding,
         max_bad_share=recipe.data.max_bad_share,
         access=Access(_retry(recipe), Fields(**listing.get("fields", {}))),
         seed=recipe.seed,
@@ -96,7 +105,7 @@ def run_classes(folder: RunFolder) -> Classes:
 
 
 def load_images(recipe: Recipe, split: str = "train") -> ImageSet:
-    """Read a split of a recipe's dataset into memory, without a run folder.
+    """Read a split of a recipe's dataset into memory, without a run folder: the pixels that the stages have.
 
     Args:
         recipe: whose ``[data.source]`` and tokenizer's image size are used.
@@ -106,7 +115,7 @@ def load_images(recipe: Recipe, split: str = "train") -> ImageSet:
         DataError: the data cannot be read.
     """
     dataset = build_dataset(recipe)
-    size = build_tokenizer(recipe, load=False).image_size
+    how = decoding_of(recipe, build_tokenizer(recipe, load=False).image_size)
     shards = dataset.shards(split)
     if shards is not None:
         fields = _fields(dataset)
@@ -114,15 +123,13 @@ def load_images(recipe: Recipe, split: str = "train") -> ImageSet:
             name=split,
             shards={shard: read_headers(shard, fields).samples for shard in shards},
             num_classes=dataset.num_classes,
-            image_size=size,
+            decoding=how,
             max_bad_share=recipe.data.max_bad_share,
             access=Access(_retry(recipe), fields),
         ).all()
-    images = (
-        ReadImage(center_crop(open_image(sample.image), size), sample.label, sample.key)
-        for sample in dataset.images(split)
-    )
-    return ImageSet.of(images, size)
+    samples = list(dataset.images(split))
+    bad = BadSamples(recipe.data.max_bad_share, len(samples))
+    return ImageSet.of(read_dataset(samples, how, dataset.num_classes, bad), how.size)
 
 
 def _retry(recipe: Recipe) -> Retry:

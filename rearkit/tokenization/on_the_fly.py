@@ -14,15 +14,13 @@ from torch import Tensor
 
 from rearkit.contracts import Tokenizer
 from rearkit.data.bad_samples import BadSamples, Unusable
-from rearkit.data.fetching import ShardCache
-from rearkit.data.image_index import ImageIndex, ImageReader
-from rearkit.data.image_shards import decoded
+from rearkit.data.image_index import ImageReader
 from rearkit.data.pixels import to_float
 from rearkit.data.training_data import Samples
 from rearkit.errors import DataError
 from rearkit.recipe.tables import TokensTable
 from rearkit.system.devices import derive_seed
-from rearkit.tokenization.views import draw_view, read_size, views
+from rearkit.tokenization.views import draw_view, views
 
 TRIES = 10_000  # samples in a row that cannot be read
 
@@ -31,31 +29,29 @@ class OnTheFly:
     """See `rearkit.data.training_data.TrainingData`.
 
     Args:
-        index: the images.
+        images: read at `read_at` the tokenizer's size.
         tokenizer: put into eval mode; it is not trained.
         table: how views are drawn, how many shards are mixed, how many images are tokenized at once.
         seed: of the views.
-        cache: has remote shards at hand.
         bad: takes what cannot be read; the next sample that can be stands in for it, so that batches stay whole.
     """
 
     def __init__(
         self,
-        index: ImageIndex,
+        images: ImageReader,
         tokenizer: Tokenizer,
         table: TokensTable,
         seed: int,
-        cache: ShardCache,
         bad: BadSamples,
     ) -> None:
         import torchvision.transforms.functional  # noqa: F401  before workers are forked, which would import it each
 
         self.num_tokens, self.image_size = tokenizer.num_tokens, tokenizer.image_size
-        self.names, self.starts, self.window = index.shards, index.starts, table.shuffle_shards
+        self.names, self.starts, self.window = images.index.shards, images.index.starts, table.shuffle_shards
         self.workers = table.workers
         self.tokenizer, self.table, self.seed, self.bad = tokenizer, table, seed, bad
         tokenizer.eval().requires_grad_(False)
-        self._reader = ImageReader(index, cache)
+        self._reader = images
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -77,9 +73,8 @@ class OnTheFly:
         images: list[Tensor] = []
         classes: list[int] = []
         skipped: list[tuple[str, str]] = []
-        side = read_size(self.table.augment, self.image_size)
         for row, index in enumerate(indices.tolist()):
-            image, label = self._readable(index, side, reading, skipped)
+            image, label = self._readable(index, reading, skipped)
             if places is None:
                 images.append(views(image, self.table.augment, self.image_size)[0])
             else:
@@ -103,7 +98,7 @@ class OnTheFly:
         return torch.cat([self.tokenizer.encode(to_float(part)) for part in parts]), samples.classes_B.to(device)
 
     def _readable(
-        self, index: int, side: int, reading: Callable[[int], None], skipped: list[tuple[str, str]]
+        self, index: int, reading: Callable[[int], None], skipped: list[tuple[str, str]]
     ) -> tuple[Tensor, int]:
         """Decode an image, or where it cannot be read the next one that can; note the one that was wanted."""
         for attempt in range(min(TRIES, len(self))):
@@ -111,8 +106,7 @@ class OnTheFly:
             shard = self._reader.index.shard_of(candidate)
             reading(shard)
             try:
-                content, label = self._reader.read(candidate)
-                return decoded(content, side), label
+                return self._reader.decode(candidate)
             except Unusable as error:
                 if attempt == 0:
                     skipped.append((f"{self.names[shard]} image {candidate - int(self.starts[shard])}", str(error)))

@@ -37,7 +37,7 @@ def tokenize_shard(tokenizer: Tokenizer, images: Split, augment: str, batch: int
 
     Args:
         tokenizer: frozen, in eval mode.
-        images: a split with that one shard, read at `read_size`.
+        images: a split with that one shard, read at `read_at`.
         augment: which views of an image are tokenized; see `views`.
         batch: views tokenized at once.
         path: the token shard.

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rearkit.data.bad_samples import BadSamples
+from rearkit.data.decoding import Decoding
 from rearkit.data.fetching import Retry
 from rearkit.data.image_index import write_index
 from rearkit.data.image_sets import Split
@@ -274,7 +275,7 @@ def test_no_more_remote_shards_are_counted_than_are_needed(tmp_path: Path) -> No
     path = shard(tmp_path / "a.tar", pair)
     log = tmp_path / "fetched"
     shards = {f"pipe:echo {i} >> {log}; cat {path}": None for i in range(4)} | {str(path): COUNT, "pipe:exit 3": None}
-    split = Split(name="train", shards=shards, num_classes=3, image_size=4, access=Access(Retry(1)))
+    split = Split(name="train", shards=shards, num_classes=3, decoding=Decoding(4), access=Access(Retry(1)))
     assert split.count(COUNT + 1) == COUNT + 1
     assert log.read_text().split() == ["0", "1"]
     assert split.count() == 5 * COUNT

@@ -17,7 +17,7 @@ from rearkit.system.files import read_json
 
 @settings
 class Shards:
-    """Existing WebDataset shards: an image (.png, .jpg, .jpeg or .webp) and a class (.cls) for each sample."""
+    """Existing WebDataset shards: an image (.jpg, .png, .webp, …) and a class (.cls) for each sample."""
 
     train: str | None = setting(
         "train shards: a folder, or a path or URL with braces, such as 'in/{0000..1023}.tar'; left out, no images",
@@ -27,7 +27,7 @@ class Shards:
     train_images: int | None = setting("number of training images, for counting epochs", default=None, ge=1)
     num_classes: int = setting("C; labels are 0 to C-1", ge=1)
     image: str | None = setting(
-        "the image's name after its key, such as 'left.jpg'; left out: the one .png, .jpg, .jpeg or .webp",
+        "the image's name after its key, such as 'left.jpg'; left out: the one with a suffix of images",
         default=None,
         min_len=1,
         since="0.2.0",
