@@ -13,6 +13,10 @@ PATIENCE = 100  # bad samples are judged against at least so many, so that one e
 LOST, UNFETCHED = "lost with a damaged, truncated or empty shard", "lost with a shard that could not be fetched"
 
 
+class Unusable(DataError):
+    """A sample cannot be used; the message is a reason, for `BadSamples`."""
+
+
 class BadSamples:
     """Counts what had to be skipped.
 

@@ -8,21 +8,20 @@ changes at a resume. What is held in memory are 20 bytes an image, mapped from a
 from __future__ import annotations
 
 import os
-import tarfile
-from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
 
 import attrs
 import numpy as np
-from webdataset.tariterators import base_plus_ext
+from torch import Tensor
 
-from rearkit.data.bad_samples import LOST, PATIENCE, UNFETCHED, BadSamples
-from rearkit.data.fetching import FetchError, Retry, ShardCache, local_copy
-from rearkit.data.image_shards import IMAGE_SUFFIXES, checked_label
+from rearkit.data.bad_samples import UNFETCHED, BadSamples, Unusable
+from rearkit.data.decoding import Decoding, decoded
+from rearkit.data.fetching import FetchError, ShardCache
+from rearkit.data.image_shards import Access, find_samples
 from rearkit.errors import DataError
-from rearkit.system.console import progress_bar, say
+from rearkit.system.console import progress_bar
 from rearkit.system.files import replacing
 
 ROW = np.dtype([("offset", "<i8"), ("size", "<i8"), ("label", "<i4")])
@@ -68,34 +67,44 @@ class ImageIndex:
 
 
 class ImageReader:
-    """Reads single images' bytes.
+    """Reads single images.
 
     Args:
         index: where they are.
         cache: has remote shards at hand.
+        decoding: how they become pixels.
     """
 
-    def __init__(self, index: ImageIndex, cache: ShardCache) -> None:
-        self.index, self.cache = index, cache
+    def __init__(self, index: ImageIndex, cache: ShardCache, decoding: Decoding) -> None:
+        self.index, self.cache, self.decoding = index, cache, decoding
         self._open: OrderedDict[int, int] = OrderedDict()  # shard → descriptor, the latest used last
         self._process = os.getpid()
+
+    def decode(self, index: int) -> tuple[Tensor, int]:
+        """Return an image, uint8 (3, R, R), and its class.
+
+        Raises:
+            Unusable: it cannot be read.
+        """
+        content, label = self.read(index)
+        return decoded(content, self.decoding), label
 
     def read(self, index: int) -> tuple[bytes, int]:
         """Return the bytes of an image file and its class.
 
         Raises:
-            DataError: it cannot be read; the message is a reason, for `BadSamples`.
+            Unusable: it cannot be read.
         """
         row = self.index.rows[index]
         try:
             descriptor = self._descriptor(self.index.shard_of(index))
             content = os.pread(descriptor, int(row["size"]), int(row["offset"]))
         except FetchError:
-            raise DataError(UNFETCHED) from None
+            raise Unusable(UNFETCHED) from None
         except OSError as error:
-            raise DataError(f"shard cannot be read: {error.strerror}") from None
+            raise Unusable(f"shard cannot be read: {error.strerror}") from None
         if len(content) != row["size"]:
-            raise DataError("shard was cut off since it was indexed")
+            raise Unusable("shard was cut off since it was indexed")
         return content, int(row["label"])
 
     def _descriptor(self, shard: int) -> int:
@@ -110,19 +119,22 @@ class ImageReader:
 
 
 def write_index(
-    path: Path, shards: Mapping[str, int], num_classes: int, bad: BadSamples, retry: Retry
+    path: Path, shards: Mapping[str, int | None], num_classes: int, bad: BadSamples, access: Access
 ) -> dict[str, int]:
     """Index the images of shards; what was indexed before a call was cut off is kept.
 
     Args:
         path: the ``.npy`` to write; the parts of it, one a shard, go beside it.
-        shards: paths or URLs with how many samples each should have; 0 where nobody knows.
+        shards: paths or URLs with how many samples each should have; None where nobody knows.
         num_classes: C; labels are checked against it.
         bad: takes what has to be skipped.
-        retry: how often to try to fetch a shard that is remote.
+        access: how the shards are come by and read.
 
     Returns:
         how many images of each shard can be used.
+
+    Raises:
+        DataError: too much had to be skipped, a label is no class, or it cannot be told what the samples are.
     """
     parts = [path.with_name(f"{path.stem}-{number:06d}.part.npy") for number in range(len(shards))]
     with progress_bar("tokens: index of images", len(shards)) as bar:
@@ -130,9 +142,9 @@ def write_index(
             if part.is_file():
                 found = len(np.load(part))
                 bad.good += found
-                bad.skip(shard, "skipped before the stage was cut off", max(expected - found, 0))
+                bad.skip(shard, "skipped before the stage was cut off", max((expected or 0) - found, 0))
             else:
-                rows = _index(shard, expected, num_classes, bad, retry)
+                rows = _index(shard, expected, num_classes, bad, attrs.evolve(access, in_place=True))
                 with replacing(part) as temporary, temporary.open("wb") as file:
                     np.save(file, rows)
             bar.advance(1)
@@ -149,65 +161,9 @@ def write_index(
     return dict(zip(shards, counts, strict=True))
 
 
-def _index(shard: str, expected: int, num_classes: int, bad: BadSamples, retry: Retry) -> np.ndarray:
-    try:
-        with local_copy(shard, retry) as path:
-            return _index_file(shard, path, expected, num_classes, bad)
-    except FetchError as error:
-        say(f"data: {shard} is passed over: {error}")
-        bad.skip(shard, UNFETCHED, expected or PATIENCE)
-        return np.empty(0, ROW)
-
-
-def _index_file(shard: str, path: Path, expected: int, num_classes: int, bad: BadSamples) -> np.ndarray:
+def _index(shard: str, expected: int | None, num_classes: int, bad: BadSamples, access: Access) -> np.ndarray:
     rows: list[tuple[int, int, int]] = []
-    skipped: Counter[str] = Counter()
-    with path.open("rb") as file:
-        if file.read(2) == b"\x1f\x8b":
-            raise DataError(f"{shard}: compressed; images are read out of the middle of a shard, so unpack it first")
-        size, whole = path.stat().st_size, True
-        try:
-            for key, members in _samples(path):
-                try:
-                    rows.append(_row(file, members, size, num_classes))
-                except DataError as error:
-                    skipped[str(error)] += 1
-                    bad.skip(f"{shard} {key}", str(error))
-        except (tarfile.ReadError, OSError):
-            whole = False
-    bad.good += len(rows)
-    seen = len(rows) + skipped.total()
-    silent = (not whole or not seen) and not skipped
-    bad.skip(shard, LOST, max(expected - seen, 1 if silent else 0))
+    for _, found in find_samples(shard, expected, num_classes, bad, access):
+        rows.append((found.image.offset, found.image.size, found.label))
+        bad.good += 1
     return np.array(rows, ROW)
-
-
-def _samples(path: Path) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
-    """Group the members of a shard as WebDataset does: those of one key follow one another."""
-    key, members = None, dict[str, tarfile.TarInfo]()
-    with tarfile.open(path, "r:") as archive:
-        for member in archive:
-            base, suffix = base_plus_ext(member.name)
-            if not member.isfile() or base is None:
-                continue
-            if base != key:
-                if key is not None:
-                    yield key, members
-                key, members = base, {}
-            members[suffix.lower()] = member
-            archive.members = []  # type: ignore[attr-defined]  # or it would hold them all
-    if key is not None:
-        yield key, members
-
-
-def _row(file: IO[bytes], members: Mapping[str, tarfile.TarInfo], size: int, num_classes: int) -> tuple[int, int, int]:
-    image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
-    if image is None:
-        raise DataError("no image in the sample")
-    if "cls" not in members:
-        raise DataError("no label in the sample")
-    label = members["cls"]
-    if max(image.offset_data + image.size, label.offset_data + label.size) > size:
-        raise DataError(LOST)
-    text = os.pread(file.fileno(), label.size, label.offset_data)
-    return image.offset_data, image.size, checked_label(text, num_classes)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from rearkit.data.bad_samples import BadSamples
-from rearkit.data.fetching import Retry
-from rearkit.data.image_shards import DEFAULT_RETRY, ReadImage, read_images
+from rearkit.data.decoding import Decoding
+from rearkit.data.fetching import FetchError, local_copy
+from rearkit.data.image_shards import DEFAULT_ACCESS, Access, ReadImage, read_headers, read_images
 from rearkit.data.pixels import to_float
 from rearkit.errors import DataError
 
@@ -60,30 +61,44 @@ class Split:
 
     Attributes:
         name: ``"train"`` or ``"held-out"``.
-        shards: paths or URLs, with the number of samples in each; 0 where it is unknown.
+        shards: paths or URLs, with the number of samples in each; None where it is unknown.
         num_classes: C; labels are checked against it.
-        image_size: R, to which images are resized and cropped.
+        decoding: how images become pixels of side R.
         max_bad_share: largest share of the samples that may be skipped.
-        retry: how often to try to fetch a shard that is remote.
+        access: how the shards are come by and read.
         seed: of the shuffled orders.
         log: file to which each skipped sample is appended, or None.
     """
 
     name: str
-    shards: Mapping[str, int]
+    shards: Mapping[str, int | None]
     num_classes: int
-    image_size: int
+    decoding: Decoding
     max_bad_share: float = 0.0
-    retry: Retry = DEFAULT_RETRY
+    access: Access = DEFAULT_ACCESS
     seed: int = 0
     log: Path | None = None
 
-    def __len__(self) -> int:
-        return sum(self.shards.values())
+    def count(self, limit: int | None = None) -> int:
+        """Count the samples, up to ``limit``; shards of unknown number are fetched for it, and lost ones have none."""
+        total = 0
+        for shard, number in self.shards.items():
+            if limit is not None and total >= limit:
+                return limit
+            total += self._count(shard) if number is None else number
+        return total if limit is None else min(total, limit)
+
+    def _count(self, shard: str) -> int:
+        try:
+            with local_copy(shard, self.access.retry) as path:
+                return read_headers(shard, self.access.fields, path).samples or 0
+        except FetchError:
+            return 0
 
     def budget(self) -> BadSamples:
         """Begin a count of samples that have to be skipped, which raises when they are too many."""
-        return BadSamples(self.max_bad_share, len(self), self.log)
+        known = sum(number or 0 for number in self.shards.values())
+        return BadSamples(self.max_bad_share, known, self.log)
 
     def read(self, epoch: int | None = None, bad: BadSamples | None = None) -> Iterator[ReadImage]:
         """Read the split once, in the order of its shards.
@@ -97,7 +112,7 @@ class Split:
         """
         shuffle = None if epoch is None else torch.Generator().manual_seed(self.seed * EPOCH_STRIDE + epoch)
         bad = self.budget() if bad is None else bad
-        return read_images(self.shards, self.image_size, self.num_classes, bad, shuffle, self.retry)
+        return read_images(self.shards, self.decoding, self.num_classes, bad, shuffle, self.access)
 
     def batches(self, batch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches without end: images (batch, 3, R, R) float32 in [0, 1] and labels (batch,) int64.
@@ -118,7 +133,7 @@ class Split:
                     if start > 0:
                         start -= 1
                     else:
-                        found = ImageSet.of(held, self.image_size)
+                        found = ImageSet.of(held, self.decoding.size)
                         yield to_float(found.images), found.labels
                     held = []
             if not bad.good:
@@ -126,4 +141,4 @@ class Split:
 
     def all(self, limit: int | None = None) -> ImageSet:
         """Read the split, or its first ``limit`` images, into memory."""
-        return ImageSet.of(itertools.islice(self.read(), limit), self.image_size)
+        return ImageSet.of(itertools.islice(self.read(), limit), self.decoding.size)

@@ -6,12 +6,10 @@ A sample that cannot be used is counted and logged by shard, key and reason, and
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
-import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import attrs
 import numpy as np
@@ -21,14 +19,33 @@ from PIL import Image
 from torch import Tensor
 
 from rearkit.contracts import ImageSample
-from rearkit.data.bad_samples import LOST, PATIENCE, UNFETCHED, BadSamples
+from rearkit.data.bad_samples import LOST, PATIENCE, UNFETCHED, BadSamples, Unusable
+from rearkit.data.decoding import Decoding, decoded
 from rearkit.data.fetching import FetchError, Retry, local_copy
+from rearkit.data.labels import checked_class, read_class
+from rearkit.data.shard_members import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+from rearkit.data.shard_members import Contents, Fields, Member, Sample, is_packed, opened, read_contents
 from rearkit.errors import DataError
 from rearkit.system.console import say
 from rearkit.system.files import replacing
 
-IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
-DEFAULT_RETRY = Retry()
+
+@attrs.frozen
+class Access:
+    """How shards are come by and read.
+
+    Attributes:
+        retry: how often to try to fetch a shard that is remote.
+        fields: which members of a sample are its image and its label.
+        in_place: whether single images will be read out of the middle, which a compressed shard does not allow.
+    """
+
+    retry: Retry = attrs.field(factory=Retry)
+    fields: Fields = attrs.field(factory=Fields)
+    in_place: bool = False
+
+
+DEFAULT_ACCESS = Access()
 
 
 @attrs.frozen(eq=False)
@@ -73,157 +90,169 @@ class ShardHeaders:
     """What the headers of a shard tell without reading its images.
 
     Attributes:
-        samples: labelled images; 0 for a shard that is not a local file.
+        samples: how many it has; None for a shard that is not a local file.
         whole: whether the shard is neither damaged nor truncated.
         digest: of the names, sizes and times of its members, by which other content is noticed.
     """
 
-    samples: int
+    samples: int | None
     whole: bool
     digest: str
 
 
-def read_headers(shard: str) -> ShardHeaders:
-    """Read the headers of a shard; of one that is not a local file, nothing is known."""
-    if not Path(shard).is_file():
-        return ShardHeaders(0, True, "")
-    names: set[str] = set()
-    digest = hashlib.sha256()
-    end = 0
-    whole = True
-    try:
-        with tarfile.open(shard) as archive:
-            for member in archive:
-                names.add(member.name)
-                digest.update(f"{member.name} {member.size} {member.mtime}\n".encode("utf-8", "surrogateescape"))
-                end = member.offset_data + member.size
-        whole = Path(shard).stat().st_size >= end > 0
-    except (tarfile.ReadError, OSError):
-        whole = False
-    return ShardHeaders(sum(name.endswith(".cls") for name in names), whole, digest.hexdigest())
+def read_headers(shard: str, fields: Fields = DEFAULT_ACCESS.fields, path: Path | None = None) -> ShardHeaders:
+    """Read the headers of a shard; of one that is not a local file, nothing is known.
+
+    Args:
+        shard: path or URL.
+        fields: which members of a sample are its image and its label.
+        path: of a copy of it, if there is one.
+
+    Raises:
+        DataError: it cannot be told what its samples are.
+    """
+    path = path or Path(shard)
+    if not path.is_file():
+        return ShardHeaders(None, True, "")
+    with _contents(shard, path, fields) as (_, contents):
+        return ShardHeaders(len(contents.samples), contents.whole, contents.digest)
 
 
 def read_images(
-    shards: Mapping[str, int],
-    image_size: int,
+    shards: Mapping[str, int | None],
+    decoding: Decoding | int,
     num_classes: int,
     bad: BadSamples,
     shuffle: torch.Generator | None = None,
-    retry: Retry = DEFAULT_RETRY,
+    access: Access = DEFAULT_ACCESS,
 ) -> Iterator[ReadImage]:
     """Read images once through, resized and cropped to a square.
 
     Args:
         shards: paths or URLs in the order to read, and how many samples each should yield; fewer are counted as
-            skipped. 0 where the number is unknown.
-        image_size: R.
+            skipped. None where the number is unknown.
+        decoding: how images become pixels; or R alone.
         num_classes: C; labels are checked against it.
         bad: takes what has to be skipped.
         shuffle: shuffles the shards and, within a window, the samples.
-        retry: how often to try to fetch a shard that is remote.
+        access: how the shards are come by and read.
+
+    Raises:
+        DataError: too much had to be skipped, a label is no class, or it cannot be told what the samples are.
     """
+    how = Decoding(decoding) if isinstance(decoding, int) else decoding
     order = list(shards)
     if shuffle is not None:
         order = [order[i] for i in torch.randperm(len(order), generator=shuffle).tolist()]
     images = (
-        image for shard in order for image in _read_shard(shard, image_size, num_classes, bad, shards[shard], retry)
+        image
+        for shard in order
+        for file, sample in find_samples(shard, shards[shard], num_classes, bad, access)
+        for image in _decode(shard, file, sample, how, bad)
     )
     yield from images if shuffle is None else _shuffled(images, shuffle)
 
 
-def open_image(image: np.ndarray | Path) -> Image.Image:
-    """Make a picture of pixels, or of an image file."""
-    return Image.open(image) if isinstance(image, Path) else Image.fromarray(np.asarray(image))
+@attrs.frozen
+class Found:
+    """A sample that can be used, if its image can be decoded."""
+
+    key: str
+    image: Member
+    label: int
 
 
-def center_crop(image: Image.Image, size: int) -> Tensor:
-    """Resize the shorter side to ``size`` and crop the middle; uint8 (3, size, size)."""
-    from torchvision.transforms import functional as transforms  # here, since it takes seconds to import
+def find_samples(
+    shard: str, expected: int | None, num_classes: int, bad: BadSamples, access: Access
+) -> Iterator[tuple[IO[bytes], Found]]:
+    """Find the samples of a shard, wherever it is, with the tar that holds them; read their labels, not their images.
 
-    if image.size != (size, size):
-        image = transforms.resize(image, size, interpolation=transforms.InterpolationMode.BICUBIC, antialias=True)
-        image = transforms.center_crop(image, [size, size])
-    return transforms.pil_to_tensor(image.convert("RGB"))
-
-
-def _read_shard(
-    shard: str, image_size: int, num_classes: int, bad: BadSamples, expected: int, retry: Retry
-) -> Iterator[ReadImage]:
+    Raises:
+        DataError: too much had to be skipped, a label is no class, or it cannot be told what the samples are.
+    """
     with contextlib.ExitStack() as stack:
         try:
-            path = stack.enter_context(local_copy(shard, retry))
+            path = stack.enter_context(local_copy(shard, access.retry))
         except FetchError as error:
             say(f"data: {shard} is passed over: {error}")
             # Where nobody knows how many samples it has, it counts as so many that a loss of shards is noticed.
             bad.skip(shard, UNFETCHED, expected or PATIENCE)
             return
-        yield from _read_file(shard, path, image_size, num_classes, bad, expected)
+        if access.in_place and is_packed(path):
+            raise DataError(f"{shard}: compressed; images are read out of the middle of a shard, so unpack it first")
+        file, contents = stack.enter_context(_contents(shard, path, access.fields))
+        before = bad.count
+        for sample in contents.samples:
+            try:
+                found = _found(file, sample, access.fields, num_classes, f"{shard} {sample.key}")
+            except Unusable as error:
+                bad.skip(f"{shard} {sample.key}", str(error))
+                continue
+            yield file, found
+        # What the damage cut in two was skipped above; the damage itself counts where nothing else tells of it.
+        silent = (not contents.whole or not contents.samples) and bad.count == before
+        bad.skip(shard, LOST, max((expected or 0) - len(contents.samples), 1 if silent else 0))
 
 
-def _read_file(
-    shard: str, path: Path, image_size: int, num_classes: int, bad: BadSamples, expected: int
-) -> Iterator[ReadImage]:
-    errors: list[Exception] = []
+def _found(file: IO[bytes], sample: Sample, fields: Fields, num_classes: int, where: str) -> Found:
+    if sample.image is None:
+        raise Unusable("no image in the sample")
+    if sample.label is None:
+        raise Unusable("no label in the sample")
+    label = read_class(_bytes(file, sample.label), sample.label.name, fields, num_classes, where)
+    if sample.image.offset + sample.image.size > file.seek(0, 2):
+        raise Unusable(LOST)
+    return Found(sample.key, sample.image, label)
 
-    def note(error: Exception) -> bool:
-        errors.append(error)
-        return len(errors) < PATIENCE  # a stream that only fails is given up
 
-    shards = webdataset.SimpleShardList([str(path)])
-    pipeline = webdataset.DataPipeline(shards, webdataset.tarfile_to_samples(handler=note))
-    seen, before = 0, bad.count
-    for sample in pipeline:
-        seen += 1
-        where = f"{shard} {sample['__key__']}"
+def _bytes(file: IO[bytes], member: Member) -> bytes:
+    file.seek(member.offset)
+    content = file.read(member.size)
+    if len(content) != member.size:
+        raise Unusable(LOST)
+    return content
+
+
+@contextlib.contextmanager
+def _contents(shard: str, path: Path, fields: Fields) -> Iterator[tuple[IO[bytes], Contents]]:
+    """The tar of a shard and what it holds; nothing, where it cannot be read."""
+    with contextlib.ExitStack() as stack:
         try:
-            read = _decoded(sample, image_size, num_classes)
-        except DataError as error:
-            bad.skip(where, str(error))
+            file = stack.enter_context(opened(path))
+        except OSError:
+            yield io.BytesIO(), Contents((), False, "")
+            return
+        yield file, read_contents(shard, file, fields)
+
+
+def _decode(shard: str, file: IO[bytes], found: Found, how: Decoding, bad: BadSamples) -> Iterator[ReadImage]:
+    try:
+        image = decoded(_bytes(file, found.image), how)
+    except Unusable as error:
+        bad.skip(f"{shard} {found.key}", str(error))
+        return
+    bad.good += 1
+    yield ReadImage(image, found.label, found.key)
+
+
+def read_dataset(
+    samples: Iterable[ImageSample], how: Decoding, num_classes: int, bad: BadSamples
+) -> Iterator[ReadImage]:
+    """Read a dataset's images as they would come out of the shards that `write_shards` makes of them.
+
+    Raises:
+        DataError: too much had to be skipped, or a label is no class.
+    """
+    for sample in samples:
+        label = checked_class(int(sample.label), num_classes, sample.key)
+        try:
+            (content,) = _encoded(sample).values()
+            image = decoded(content, how)
+        except Unusable as error:
+            bad.skip(sample.key, str(error))
             continue
         bad.good += 1
-        yield read
-    # A sample that the damage cut in two was skipped above; the damage itself counts where nothing else tells of it.
-    silent = (errors or not seen) and bad.count == before
-    lost = max(expected - seen, 1 if silent else 0)
-    bad.skip(shard, LOST, lost)
-
-
-def _decoded(sample: Mapping[str, Any], image_size: int, num_classes: int) -> ReadImage:
-    suffix = next((suffix for suffix in IMAGE_SUFFIXES if suffix in sample), None)
-    if suffix is None:
-        raise DataError("no image in the sample")
-    if "cls" not in sample:
-        raise DataError("no label in the sample")
-    label = checked_label(sample["cls"], num_classes)
-    return ReadImage(decoded(sample[suffix], image_size), label, sample["__key__"])
-
-
-def checked_label(text: bytes, num_classes: int) -> int:
-    """Return the class that a ``.cls`` member holds.
-
-    Raises:
-        DataError: it holds none; the message is a reason, for `BadSamples`.
-    """
-    try:
-        label = int(text)
-    except ValueError:
-        raise DataError("label is not a whole number") from None
-    if not 0 <= label < num_classes:
-        raise DataError(f"label out of range 0 to {num_classes - 1}")
-    return label
-
-
-def decoded(content: bytes, size: int) -> Tensor:
-    """Decode an image file, resize and crop it to a square; uint8 (3, size, size).
-
-    Raises:
-        DataError: that cannot be done; the message is a reason, for `BadSamples`.
-    """
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            return center_crop(image.convert("RGB"), size)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise DataError("image cannot be decoded") from None
+        yield ReadImage(image, label, sample.key)
 
 
 def _encoded(sample: ImageSample) -> dict[str, bytes]:
@@ -231,7 +260,7 @@ def _encoded(sample: ImageSample) -> dict[str, bytes]:
     if isinstance(sample.image, Path):
         return {sample.image.suffix.lower().removeprefix("."): sample.image.read_bytes()}
     buffer = io.BytesIO()
-    open_image(sample.image).save(buffer, format="png")
+    Image.fromarray(np.asarray(sample.image)).save(buffer, format="png")
     return {"png": buffer.getvalue()}
 
 

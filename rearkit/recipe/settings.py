@@ -35,6 +35,7 @@ def setting(
     min_len: int | None = None,
     validator: Callable[..., Any] | None = None,
     cosmetic: bool = False,
+    since: str | None = None,
 ) -> Any:
     """Declare one setting.
 
@@ -50,6 +51,8 @@ def setting(
         validator: a further attrs validator.
         cosmetic: true if the value cannot change a stage's results (how often it logs, how work is divided), so that
             the stage does not run again when it changes.
+        since: the version that the setting came with. At its default, it leaves what earlier versions made up to date,
+            so the default must be what they did.
     """
     checks: list[Any] = []
     limits: list[str] = []  # the same in words, for the recipe reference
@@ -72,7 +75,7 @@ def setting(
         default=default,
         # Optional, so that None passes: it stands for a setting that is left out.
         validator=validators.optional(validators.and_(*checks)) if checks else None,
-        metadata={"doc": doc, "cosmetic": cosmetic, "limits": tuple(limits)},
+        metadata={"doc": doc, "cosmetic": cosmetic, "since": since, "limits": tuple(limits)},
     )
 
 

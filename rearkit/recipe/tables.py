@@ -13,7 +13,7 @@ import attrs
 from rearkit.recipe.settings import setting, settings
 from rearkit.recipe.train_table import TrainTable
 
-NEW = {"not_in_key_by_default": True}
+NEW = {"since": "0.2.0"}
 """Marks a field that came later: at its default it is in no stage's key, so that earlier runs stay up to date."""
 
 
@@ -102,6 +102,12 @@ class TokenizerTable(ComponentTable):
     fit: FitTable | None = None
 
 
+def _colour(instance: Any, attribute: Any, value: str) -> None:
+    from PIL import ImageColor
+
+    ImageColor.getrgb(value)  # its ValueError says what is wrong
+
+
 @settings
 class DataTable:
     """``[data]``: image shards."""
@@ -110,6 +116,21 @@ class DataTable:
     shard_size: int = setting("images in a shard, where shards are written", default=1000, ge=1)
     max_bad_share: float = setting(
         "share of samples that may be unreadable or mislabelled before the run stops", default=0.01, ge=0, le=1
+    )
+    crop: str = setting(
+        "how images become squares: the shorter side resized and the middle cut out; or ADM's way to the same",
+        default="center",
+        choices=("center", "adm"),
+        since="0.2.0",
+    )
+    background: str = setting(
+        "colour under transparent pixels, by name or as '#rrggbb'", default="white", validator=_colour, since="0.2.0"
+    )
+    orientation: str = setting(
+        "images as they are stored, as in published recipes, or turned as their EXIF data say",
+        default="stored",
+        choices=("stored", "exif"),
+        since="0.2.0",
     )
     fetch_tries: int = setting("attempts to fetch a shard that is a URL or a pipe", default=4, ge=1, cosmetic=True)
     fetch_wait: float = setting(

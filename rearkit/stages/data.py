@@ -7,10 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from rearkit.contracts import SPLITS, Classes, Dataset
-from rearkit.data.fetching import Retry
+from rearkit.data.bad_samples import BadSamples
+from rearkit.data.decoding import Decoding
+from rearkit.data.fetching import Retry, is_remote
 from rearkit.data.image_sets import ImageSet, Split
-from rearkit.data.image_shards import ReadImage, center_crop, open_image, read_headers, write_shards
+from rearkit.data.image_shards import Access, read_dataset, read_headers, write_shards
+from rearkit.data.shard_members import Fields
 from rearkit.errors import DataError, RearkitError
 from rearkit.model import build_dataset, build_tokenizer
 from rearkit.recipe.tables import Recipe
@@ -24,16 +29,17 @@ def run(recipe: Recipe, folder: RunFolder) -> Outcome:
     """Write or find the shards of both splits, and list them with their counts and the classes."""
     place = folder.stage("data")
     dataset = build_dataset(recipe)
-    listing: dict[str, dict[str, int]] = {}
+    fields = _fields(dataset)
+    listing: dict[str, dict[str, int | None]] = {}
     written: list[str] = []
     found: dict[str, str] = {}
     for split in SPLITS:
         existing = dataset.shards(split)
         if existing is None:
-            listing[split] = _write(dataset, split, place, recipe.data.shard_size)
+            listing[split] = {**_write(dataset, split, place, recipe.data.shard_size)}
             written += [Path(shard).name for shard in listing[split]]
         else:
-            listing[split] = _count(existing, split, found)
+            listing[split] = _count(existing, split, found, fields)
     if not listing["train"] and recipe.tokens.pretokenized is None:
         raise DataError("[data.source]: no training shards, and no [tokens] pretokenized")
     classes = Classes.of(dataset)
@@ -48,34 +54,44 @@ def run(recipe: Recipe, folder: RunFolder) -> Outcome:
             "found": found,
             "num_classes": classes.number,
             "class_names": classes.names,
+            # Only where it says something, so that other runs' files stay as they were.
+            **({"fields": attrs.asdict(fields)} if fields != Fields() else {}),
+            **({"decoding": attrs.asdict(how)} if (how := decoding_of(recipe, 0)) != Decoding(0) else {}),
         },
     )
-    counts = {split: sum(shards.values()) for split, shards in listing.items()}
-    say(f"data: {counts['train']} training and {counts['held-out']} held-out images")
+    counts = {split: _total(shards) for split, shards in listing.items()}
+    say(f"data: {_told(counts['train'])} training and {_told(counts['held-out'])} held-out images")
     result = {"images": counts, "num_classes": classes.number, "existing": _stamps(dataset)}
     return Outcome(result, (folder.images.name, *written))
 
 
-def open_split(recipe: Recipe, folder: RunFolder, name: str, image_size: int, stage: str) -> Split:
+def decoding_of(recipe: Recipe, image_size: int) -> Decoding:
+    """How a recipe's image files become pixels, of a size."""
+    table = recipe.data
+    return Decoding(image_size, table.crop, table.background, table.orientation)
+
+
+def open_split(recipe: Recipe, folder: RunFolder, name: str, decoding: Decoding | int, stage: str) -> Split:
     """Open a split of a run's images.
 
     Args:
         recipe: says how many samples may be bad, and how patiently to fetch.
         folder: the run; its data stage is done.
         name: ``"train"`` or ``"held-out"``.
-        image_size: R.
+        decoding: how images become pixels; for the recipe's way, R alone.
         stage: which stage reads, and lists what it skips.
     """
     listing = _listing(folder)
-    shards: Mapping[str, int] = listing["shards"][name]
+    # Earlier versions wrote 0 for a remote shard.
+    shards = {shard: n or (None if is_remote(shard) else n) for shard, n in listing["shards"][name].items()}
     place = folder.stage("data")
     return Split(
         name=name,
         shards={str(place / shard) if (place / shard).is_file() else shard: count for shard, count in shards.items()},
         num_classes=listing["num_classes"],
-        image_size=image_size,
+        decoding=decoding_of(recipe, decoding) if isinstance(decoding, int) else decoding,
         max_bad_share=recipe.data.max_bad_share,
-        retry=_retry(recipe),
+        access=Access(_retry(recipe), Fields(**listing.get("fields", {}))),
         seed=recipe.seed,
         log=folder.skipped(stage),
     )
@@ -89,7 +105,7 @@ def run_classes(folder: RunFolder) -> Classes:
 
 
 def load_images(recipe: Recipe, split: str = "train") -> ImageSet:
-    """Read a split of a recipe's dataset into memory, without a run folder.
+    """Read a split of a recipe's dataset into memory, without a run folder: the pixels that the stages have.
 
     Args:
         recipe: whose ``[data.source]`` and tokenizer's image size are used.
@@ -99,26 +115,41 @@ def load_images(recipe: Recipe, split: str = "train") -> ImageSet:
         DataError: the data cannot be read.
     """
     dataset = build_dataset(recipe)
-    size = build_tokenizer(recipe, load=False).image_size
+    how = decoding_of(recipe, build_tokenizer(recipe, load=False).image_size)
     shards = dataset.shards(split)
     if shards is not None:
+        fields = _fields(dataset)
         return Split(
             name=split,
-            shards=dict.fromkeys(shards, 0),
+            shards={shard: read_headers(shard, fields).samples for shard in shards},
             num_classes=dataset.num_classes,
-            image_size=size,
+            decoding=how,
             max_bad_share=recipe.data.max_bad_share,
-            retry=_retry(recipe),
+            access=Access(_retry(recipe), fields),
         ).all()
-    images = (
-        ReadImage(center_crop(open_image(sample.image), size), sample.label, sample.key)
-        for sample in dataset.images(split)
-    )
-    return ImageSet.of(images, size)
+    samples = list(dataset.images(split))
+    bad = BadSamples(recipe.data.max_bad_share, len(samples))
+    return ImageSet.of(read_dataset(samples, how, dataset.num_classes, bad), how.size)
 
 
 def _retry(recipe: Recipe) -> Retry:
     return Retry(recipe.data.fetch_tries, recipe.data.fetch_wait)
+
+
+def _fields(dataset: Dataset) -> Fields:
+    """What a dataset with shards says of their samples' members, if it does."""
+    fields: Fields = getattr(dataset, "fields", Fields())
+    return fields
+
+
+def _total(shards: Mapping[str, int | None]) -> int | None:
+    """How many samples shards have; None where that of any is unknown."""
+    counts = list(shards.values())
+    return None if None in counts else sum(n or 0 for n in counts)
+
+
+def _told(count: int | None) -> str:
+    return "an unknown number of" if count is None else str(count)
 
 
 def _listing(folder: RunFolder) -> dict[str, Any]:
@@ -142,12 +173,12 @@ def _write(dataset: Dataset, split: str, place: Path, shard_size: int) -> dict[s
     return listing
 
 
-def _count(shards: Sequence[str], split: str, digests: dict[str, str]) -> dict[str, int]:
+def _count(shards: Sequence[str], split: str, digests: dict[str, str], fields: Fields) -> dict[str, int | None]:
     """Count the samples of shards that exist, and note in ``digests`` what distinguishes their content."""
-    listing: dict[str, int] = {}
+    listing: dict[str, int | None] = {}
     with progress_bar(f"data: {split} shards", len(shards)) as bar:
         for shard in shards:
-            headers = read_headers(shard)
+            headers = read_headers(shard, fields)
             if not headers.whole:
                 say(f"data: {shard} is damaged or truncated; its headers tell of {headers.samples} samples")
             listing[shard] = headers.samples

@@ -114,8 +114,7 @@ def split_images(recipe: Recipe, folder: RunFolder, split: str, side: int) -> St
     def stream(size: int) -> Iterator[Tensor]:
         return in_batches((image.image for image in itertools.islice(images.read(), limit)), size)
 
-    count = min(limit, len(images))
-    # Identifies the set of images, for the cache of features, without reading them.
+    count = images.count(limit)
     digest = (folder.done("data") or {}).get("digest")
     return StreamedImages(count, stream, hashlib.sha256(f"{digest} {split} {side} {limit}".encode()).hexdigest())
 

@@ -230,12 +230,12 @@ def _result_relevant(value: Any) -> Any:
     """Return settings as plain values, without those that cannot change a result."""
     # Settings marked "cosmetic", such as how often to log, may change without making a finished stage run again.
     if attrs.has(type(value)):
-        fields = [f for f in attrs.fields(type(value)) if not f.metadata.get("cosmetic")]
-        found = {field.name: (field, getattr(value, field.name)) for field in fields}
+        fields = [field for field in attrs.fields(type(value)) if not field.metadata.get("cosmetic")]
         return {
-            name: _result_relevant(item)
-            for name, (field, item) in found.items()
-            if not (field.metadata.get("not_in_key_by_default") and item == field.default)
+            field.name: _result_relevant(getattr(value, field.name))
+            for field in fields
+            # A setting that came later, at its default: results from before it are the same.
+            if not field.metadata.get("since") or getattr(value, field.name) != field.default
         }
     if isinstance(value, Mapping):
         return {key: _result_relevant(item) for key, item in value.items()}

@@ -14,12 +14,12 @@ import torch
 
 from rearkit.contracts import SPLITS, Tokenizer
 from rearkit.data.fetching import ShardCache
-from rearkit.data.image_index import ImageIndex, write_index
+from rearkit.data.image_index import ImageIndex, ImageReader, write_index
 from rearkit.data.image_sets import ImageSet
 from rearkit.data.token_shards import MAX_CODES, TokenData, read_meta, whole_shards
 from rearkit.errors import DataError, RearkitError
 from rearkit.recipe.tables import VIEWS, Recipe
-from rearkit.stages.data import open_split
+from rearkit.stages.data import decoding_of, open_split
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.stage import Outcome, Stage
 from rearkit.stages.tokenizer import fitted_tokenizer
@@ -30,7 +30,7 @@ from rearkit.system.files import read_json, sha256, write_json
 from rearkit.tokenization.on_the_fly import OnTheFly
 from rearkit.tokenization.quality import codebook_usage, compare, module_device, show_decoded, survival
 from rearkit.tokenization.tokenize import tokenize_shard
-from rearkit.tokenization.views import read_size, views
+from rearkit.tokenization.views import read_at, views
 
 
 def run(recipe: Recipe, folder: RunFolder) -> Outcome:
@@ -94,14 +94,15 @@ def training_data(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer) -> To
 def _on_the_fly(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, stage: str) -> OnTheFly:
     """Open the images that are tokenized during training, for a stage."""
     table = recipe.tokens
-    images = open_split(recipe, folder, "train", tokenizer.image_size, stage)
+    how = read_at(table.augment, decoding_of(recipe, tokenizer.image_size))
+    images = open_split(recipe, folder, "train", how, stage)
     counts = dict(zip(images.shards, _listing(folder)["on_the_fly"]["images"], strict=True))
     bad = images.budget()
-    # Each rank counts the bad samples of its own share of an epoch.
-    bad.expected = sum(counts.values()) // distributed.world_size()
-    # Samples that are read ahead may be in the next window while another process is still in the previous one.
-    cache = ShardCache(folder.copies(stage), 3 * table.shuffle_shards, images.retry)
-    return OnTheFly(ImageIndex.open(folder.image_index, counts), tokenizer, table, recipe.train_seed, cache, bad)
+    bad.expected = sum(counts.values()) // distributed.world_size()  # each rank counts its own share of an epoch
+    # What is read ahead may be of the next window, while another process is still in the one before.
+    cache = ShardCache(folder.copies(stage), 3 * table.shuffle_shards, images.access.retry)
+    reader = ImageReader(ImageIndex.open(folder.image_index, counts), cache, how)
+    return OnTheFly(reader, tokenizer, table, recipe.train_seed, bad)
 
 
 def _listing(folder: RunFolder) -> dict[str, Any]:
@@ -120,7 +121,8 @@ def _tokenize_split(
         return []
     # Held-out tokens are for measuring, on the images as they are.
     augment = table.augment if split == "train" else "none"
-    images = open_split(recipe, folder, split, read_size(augment, tokenizer.image_size), "tokens")
+    how = read_at(augment, decoding_of(recipe, tokenizer.image_size))
+    images = open_split(recipe, folder, split, how, "tokens")
     bad = images.budget()
     names: list[str] = []
     with progress_bar(f"tokens: {split} shards", len(images.shards)) as bar:
@@ -130,7 +132,7 @@ def _tokenize_split(
             # The budget of bad samples is the split's, so an earlier, cut-off run's samples count towards it.
             if (before := _already_skipped(path)) is not None:
                 bad.reasons.update(before)
-                bad.good += count - sum(before.values())
+                bad.good += len(TokenData.from_shards([path])) // VIEWS[augment]
             else:
                 single = attrs.evolve(images, shards={shard: count})
                 tokenize_shard(tokenizer, single, augment, table.batch, path, bad)
@@ -153,7 +155,7 @@ def _index(recipe: Recipe, folder: RunFolder, skipped: Counter[str]) -> dict[str
     # Images are only located and not decoded, so the size does not matter.
     images = open_split(recipe, folder, "train", 0, "tokens")
     bad = images.budget()
-    counts = write_index(folder.image_index, images.shards, images.num_classes, bad, images.retry)
+    counts = write_index(folder.image_index, images.shards, images.num_classes, bad, images.access)
     skipped.update(bad.reasons)
     say(f"tokens: {sum(counts.values())} training images, to be tokenized while training")
     done = folder.done("data")
@@ -229,7 +231,7 @@ def _originals(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, split: s
     """Return the first images of a split as they were tokenized: the first view of each."""
     size = tokenizer.image_size
     augment = recipe.tokens.augment if split == "train" else "none"
-    images = open_split(recipe, folder, split, read_size(augment, size), "tokens")
+    images = open_split(recipe, folder, split, read_at(augment, decoding_of(recipe, size)), "tokens")
     read = images.all(recipe.tokens.check_images)
     return attrs.evolve(read, images=torch.stack([views(image, augment, size)[0] for image in read.images]))
 

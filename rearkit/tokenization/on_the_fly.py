@@ -13,16 +13,14 @@ import torch
 from torch import Tensor
 
 from rearkit.contracts import Tokenizer
-from rearkit.data.bad_samples import BadSamples
-from rearkit.data.fetching import ShardCache
-from rearkit.data.image_index import ImageIndex, ImageReader
-from rearkit.data.image_shards import decoded
+from rearkit.data.bad_samples import BadSamples, Unusable
+from rearkit.data.image_index import ImageReader
 from rearkit.data.pixels import to_float
 from rearkit.data.training_data import Samples
 from rearkit.errors import DataError
 from rearkit.recipe.tables import TokensTable
 from rearkit.system.devices import derive_seed
-from rearkit.tokenization.views import draw_view, read_size, views
+from rearkit.tokenization.views import draw_view, views
 
 # Unreadable samples in a row after which reading is given up; so many are several whole shards.
 TRIES = 10_000
@@ -32,38 +30,33 @@ class OnTheFly:
     """See `rearkit.data.training_data.TrainingData`.
 
     Args:
-        index: index of the images.
-        tokenizer: the tokenizer; it is frozen and put into eval mode.
+        images: read at `read_at` the tokenizer's size.
+        tokenizer: put into eval mode; it is not trained.
         table: how views are drawn, how many shards are mixed, how many images are tokenized at once.
-        seed: seed of the views.
-        cache: local copies of remote shards.
-        bad: counts samples that cannot be read. The next readable sample replaces each, so that batches stay full.
+        seed: of the views.
+        bad: takes what cannot be read; the next sample that can be stands in for it, so that batches stay whole.
     """
 
     def __init__(
         self,
-        index: ImageIndex,
+        images: ImageReader,
         tokenizer: Tokenizer,
         table: TokensTable,
         seed: int,
-        cache: ShardCache,
         bad: BadSamples,
     ) -> None:
         # Before worker processes are forked, since each would import it again.
         import torchvision.transforms.functional  # noqa: F401
 
-        self.num_tokens = tokenizer.num_tokens
-        self.image_size = tokenizer.image_size
-        self.names = index.shards
-        self.starts = index.starts
-        self.window = table.shuffle_shards
+        self.num_tokens, self.image_size = tokenizer.num_tokens, tokenizer.image_size
+        self.names, self.starts, self.window = images.index.shards, images.index.starts, table.shuffle_shards
         self.workers = table.workers
         self.tokenizer = tokenizer
         self.table = table
         self.seed = seed
         self.bad = bad
         tokenizer.eval().requires_grad_(False)
-        self._reader = ImageReader(index, cache)
+        self._reader = images
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -85,10 +78,8 @@ class OnTheFly:
         images: list[Tensor] = []
         classes: list[int] = []
         skipped: list[tuple[str, str]] = []
-        # Worker processes return uint8 images, a quarter of the bytes of float32; `to_tokens` converts them.
-        side = read_size(self.table.augment, self.image_size)
         for row, index in enumerate(indices.tolist()):
-            image, label = self._readable(index, side, reading, skipped)
+            image, label = self._readable(index, reading, skipped)
             if places is None:
                 images.append(views(image, self.table.augment, self.image_size)[0])
             else:
@@ -113,7 +104,7 @@ class OnTheFly:
         return torch.cat([self.tokenizer.encode(to_float(part)) for part in parts]), samples.classes_B.to(device)
 
     def _readable(
-        self, index: int, side: int, reading: Callable[[int], None], skipped: list[tuple[str, str]]
+        self, index: int, reading: Callable[[int], None], skipped: list[tuple[str, str]]
     ) -> tuple[Tensor, int]:
         """Decode an image, or the next readable one; add the wanted one to ``skipped`` if it is unreadable."""
         for attempt in range(min(TRIES, len(self))):
@@ -121,10 +112,8 @@ class OnTheFly:
             shard = self._reader.index.shard_of(candidate)
             reading(shard)
             try:
-                content, label = self._reader.read(candidate)
-                return decoded(content, side), label
-            except DataError as error:
-                # Only the wanted image counts: the others that are tried here have their own turns in the epoch.
+                return self._reader.decode(candidate)
+            except Unusable as error:
                 if attempt == 0:
                     skipped.append((f"{self.names[shard]} image {candidate - int(self.starts[shard])}", str(error)))
         raise DataError(f"{self.names[shard]}: {skipped[-1][1]}; nor can {attempt} samples after it be read")

@@ -36,9 +36,9 @@ def tokenize_shard(tokenizer: Tokenizer, images: Split, augment: str, batch: int
     """Write the token shard of an image shard.
 
     Args:
-        tokenizer: a frozen tokenizer in eval mode.
-        images: a split with only that shard, read at `read_size`.
-        augment: the views to tokenize of each image; see `views`.
+        tokenizer: frozen, in eval mode.
+        images: a split with that one shard, read at `read_at`.
+        augment: which views of an image are tokenized; see `views`.
         batch: views tokenized at once.
         path: file for the token shard.
         bad: counts images that have to be skipped.

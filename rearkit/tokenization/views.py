@@ -5,18 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# These cut their views out of a larger image, by this factor.
-LARGER = ("ten-crop", "random-crop")
+from rearkit.data.decoding import Decoding
+
+LARGER = ("ten-crop", "random-crop")  # these cut their views out of an image a tenth larger
 FACTOR = 1.1
 
 
-def read_size(augment: str, size: int) -> int:
-    """Return the side in pixels at which images must be read, so that views of ``size`` can be cut out of them."""
-    return round(size * FACTOR) if augment in LARGER else size
+def read_at(augment: str, decoding: Decoding) -> Decoding:
+    """How images are read, so that views of the size of ``decoding`` can be cut out of them."""
+    return decoding.larger(FACTOR) if augment in LARGER else decoding
 
 
 def views(image: Tensor, augment: str, size: int) -> list[Tensor]:
-    """Return all views of a uint8 image (3, S, S), with S from `read_size`.
+    """Views of a uint8 image (3, S, S), S the size of `read_at`: itself; it and its mirror; or ten crops.
 
     They are the image (``none``), the image and its mirror image (``flip``), or ten crops: the four corners and the
     middle of an image a tenth larger, then the mirror image of each.

@@ -15,7 +15,7 @@ from PIL import Image
 
 from rearkit.data.bad_samples import BadSamples
 from rearkit.data.fetching import FetchError, Retry, fetch, is_remote, local_copy
-from rearkit.data.image_shards import read_images
+from rearkit.data.image_shards import Access, read_images
 from rearkit.errors import DataError
 
 QUICK = Retry(tries=4, wait=0.01)
@@ -92,7 +92,7 @@ def test_a_pipe_that_fails_twice_is_read_at_the_third_try(
     # It breaks off in the middle of the shard, so that samples would be seen twice if they were read at once.
     pipe = flaky(shard, 2, tmp_path / "count", before=f"head -c 4000 {shard}; echo no route >&2;")
     bad = BadSamples(0.0, 6)
-    images = list(read_images({pipe: 6}, 8, 3, bad, retry=QUICK))
+    images = list(read_images({pipe: 6}, 8, 3, bad, access=Access(QUICK)))
     assert [image.key for image in images] == [f"{index:04d}" for index in range(6)]
     assert (bad.good, bad.count) == (6, 0)
     told = capsys.readouterr().out
@@ -131,14 +131,14 @@ def test_a_shard_that_cannot_be_had_counts_as_skipped_up_to_the_limit(
     lost = flaky(shard, 99, tmp_path / "count")
     once = Retry(tries=1)
     bad = BadSamples(0.06, 0, tmp_path / "skipped.jsonl")
-    images = list(read_images({lost: 6, str(shard): 0}, 8, 3, bad, retry=once))
+    images = list(read_images({lost: 6, str(shard): 0}, 8, 3, bad, access=Access(once)))
     assert len(images) == 6
     assert bad.reasons == {"lost with a shard that could not be fetched": 6}
     assert "is passed over: exit 7 (tried 1 time)" in capsys.readouterr().out
     with pytest.raises(DataError, match=r"could not be fetched; 6 samples skipped .* max_bad_share"):
-        list(read_images({lost: 6}, 8, 3, BadSamples(0.05, 0), retry=once))
+        list(read_images({lost: 6}, 8, 3, BadSamples(0.05, 0), access=Access(once)))
     with pytest.raises(DataError, match="100 samples skipped"):  # of a shard of unknown size
-        list(read_images({lost: 0}, 8, 3, BadSamples(0.05, 0), retry=once))
+        list(read_images({lost: 0}, 8, 3, BadSamples(0.05, 0), access=Access(once)))
 
 
 def test_a_copy_is_removed_once_it_was_read_and_a_local_file_is_not(shard: Path) -> None:

@@ -107,7 +107,7 @@ def test_an_empty_folder_of_shards(tmp_path: Path) -> None:
 FAULTS = {
     "an undecodable image": ({"png": b"no picture"}, "cannot be decoded"),
     "a missing label": ({"cls": None}, "label"),
-    "a label out of range": ({"cls": 4}, "label"),
+    "a label in words": ({"cls": b"tench"}, "label"),
 }
 
 
@@ -125,6 +125,12 @@ def test_a_bad_sample_stops_the_run_where_none_is_allowed(fault: str, tmp_path: 
     shard(tmp_path / "shards", {7: FAULTS[fault][0]})
     output = run(tmp_path, 0, 3)
     assert output.count("error:") == 1 and "image-007" in output and "max_bad_share" in output
+
+
+def test_a_label_that_is_no_class_stops_the_run_whatever_may_be_skipped(tmp_path: Path) -> None:
+    shard(tmp_path / "shards", {7: {"cls": 4}})
+    output = run(tmp_path, 1, 3)
+    assert output.count("error:") == 1 and "image-007: label 4 out of range 0 to 3" in output
 
 
 def test_a_truncated_tar(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rearkit.data.decoding import Decoding
 from rearkit.data.image_sets import ImageSet
 from rearkit.data.pixels import to_float
 from rearkit.data.token_shards import TokenData, read_meta, write_token_shard
@@ -32,7 +33,7 @@ from rearkit.stages.tokens import token_data, training_data
 from rearkit.system.files import read_json
 from rearkit.tokenization.on_the_fly import OnTheFly
 from rearkit.tokenization.tokenize import tokenize
-from rearkit.tokenization.views import read_size, views
+from rearkit.tokenization.views import read_at, views
 
 STAGES = (data_stage.STAGE, tokenizer_stage.STAGE, tokens_stage.STAGE)
 
@@ -80,7 +81,7 @@ def run(recipe: Recipe, folder: RunFolder) -> list[str]:
 
 @given(st.sampled_from(sorted(VIEWS)), st.integers(2, 20))
 def test_each_way_of_augmenting_makes_its_number_of_views_of_the_size(augment: str, size: int) -> None:
-    side = read_size(augment, size)
+    side = read_at(augment, Decoding(size)).size
     image = torch.randint(256, (3, side, side), dtype=torch.uint8)
     found = views(image, augment, size)
     assert len(found) == VIEWS[augment]
@@ -94,7 +95,9 @@ def test_views_are_the_image_its_mirror_and_ten_crops() -> None:
     assert torch.equal(plain, image)
     assert torch.equal(mirrored, image.flip(-1))
     crops = views(image, "ten-crop", 20)
-    assert read_size("ten-crop", 20) == 22
+    assert read_at("ten-crop", Decoding(20)).size == 22
+    sizes = [read_at("ten-crop", Decoding(256, crop)).size for crop in ("center", "adm")]
+    assert sizes == [282, 281]  # the published code rounds down
     assert torch.equal(crops[0], image[:, :20, :20])
     assert torch.equal(crops[3], image[:, 2:, 2:])
     assert torch.equal(crops[4], image[:, 1:21, 1:21])
@@ -115,7 +118,7 @@ def test_token_shards_hold_the_tokens_of_every_view_of_every_image(
     tokenizer = fitted_tokenizer(table, folder)
     for split, count in (("train", 30), ("held-out", 10)):
         how = augment if split == "train" else "none"
-        originals = open_split(table, folder, split, read_size(how, 8), "tokens").all()
+        originals = open_split(table, folder, split, read_at(how, Decoding(8)), "tokens").all()
         seen = torch.stack([view for image in originals.images for view in views(image, how, 8)])
         with torch.no_grad():
             expected = tokenizer.encode(to_float(seen))

@@ -13,13 +13,15 @@ from PIL import Image
 
 from rearkit.components.noise.schedules import NoNoise
 from rearkit.data.bad_samples import BadSamples
+from rearkit.data.decoding import Decoding
 from rearkit.data.fetching import Retry, ShardCache
-from rearkit.data.image_index import ImageIndex, write_index
+from rearkit.data.image_index import ImageIndex, ImageReader, write_index
+from rearkit.data.image_shards import Access
 from rearkit.errors import DataError, RecipeError
 from rearkit.model import build, build_tokenizer
 from rearkit.recipe.tables import Recipe, TokensTable
 from rearkit.tokenization.on_the_fly import OnTheFly
-from rearkit.tokenization.views import draw_view, read_size
+from rearkit.tokenization.views import draw_view, read_at
 from rearkit.training.batches import BatchSource
 from rearkit.training.logs import read_log
 from rearkit.training.loop import train
@@ -60,9 +62,11 @@ def make(shards: dict[str, int], tiny: Callable[..., Recipe], tmp_path: Path) ->
         recipe = tiny(tokens={"on_the_fly": True, "shuffle_shards": 2, **table})
         names = {f"pipe:cat {name}" if remote else name: size for name, size in shards.items()}
         retry, bad = Retry(1), BadSamples(max_bad_share, TOTAL)
-        counts = write_index(tmp_path / "index.npy", names, 10, BadSamples(0, TOTAL), retry)
+        counts = write_index(tmp_path / "index.npy", names, 10, BadSamples(0, TOTAL), Access(retry))
         index = ImageIndex.open(tmp_path / "index.npy", counts)
-        return OnTheFly(index, build_tokenizer(recipe), recipe.tokens, 0, ShardCache(tmp_path / "cache", 6, retry), bad)
+        how = read_at(recipe.tokens.augment, Decoding(8))
+        reader = ImageReader(index, ShardCache(tmp_path / "cache", 6, retry), how)
+        return OnTheFly(reader, build_tokenizer(recipe), recipe.tokens, 0, bad)
 
     return build_with
 
@@ -124,7 +128,7 @@ def test_views_are_drawn_afresh_each_epoch(make: Callable[..., OnTheFly]) -> Non
 
 
 def test_a_random_crop_is_any_part_of_the_image_mirrored_or_not() -> None:
-    side = read_size("random-crop", 20)
+    side = read_at("random-crop", Decoding(20)).size
     image = torch.arange(3 * side * side).reshape(3, side, side)
     generator = torch.Generator().manual_seed(0)
     drawn = [draw_view(image, "random-crop", 20, generator) for _ in range(400)]
@@ -139,7 +143,7 @@ def test_tokens_are_those_of_the_frozen_tokenizer(make: Callable[..., OnTheFly])
     data = make(batch=3)  # fewer than are asked for
     module = data.tokenizer
     module.train()
-    data = OnTheFly(data._reader.index, data.tokenizer, data.table, 0, data._reader.cache, data.bad)
+    data = OnTheFly(data._reader, data.tokenizer, data.table, 0, data.bad)
     samples = source(data, batch=8).read(0)
     tokens, classes = data.to_tokens(samples, CPU)
     assert torch.equal(tokens, data.tokenizer.encode(samples.content.float() / 255))
@@ -183,7 +187,8 @@ def test_too_many_images_that_cannot_be_read_stop_training(
     for shard in shards:
         Path(shard).unlink(missing_ok=True)
     with pytest.raises(DataError, match=r"nor can 23 samples after it be read"):
-        make_again = OnTheFly(data._reader.index, data.tokenizer, data.table, 0, data._reader.cache, data.bad)
+        anew = ImageReader(data._reader.index, data._reader.cache, data._reader.decoding)  # which has no file open
+        make_again = OnTheFly(anew, data.tokenizer, data.table, 0, data.bad)
         source(make_again).read(0)
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from rearkit.components.datasets.imagenet_names import readable
 from rearkit.contracts import ImageSample
+from rearkit.data.shard_members import IMAGE_SUFFIXES
 from rearkit.errors import DataError
 from rearkit.recipe.settings import setting, settings
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+SUFFIXES = {f".{suffix}" for suffix in IMAGE_SUFFIXES}
 
 
 @settings

@@ -9,6 +9,7 @@ from webdataset.shardlists import expand_urls
 
 from rearkit.components.datasets.imagenet_names import readable
 from rearkit.contracts import ImageSample
+from rearkit.data.shard_members import Fields
 from rearkit.errors import DataError
 from rearkit.recipe.settings import setting, settings
 from rearkit.system.files import read_json
@@ -16,7 +17,7 @@ from rearkit.system.files import read_json
 
 @settings
 class Shards:
-    """Existing WebDataset shards: an image (.png, .jpg, .jpeg or .webp) and a class (.cls) for each sample."""
+    """Existing WebDataset shards: an image (.jpg, .png, .webp, …) and a class (.cls) for each sample."""
 
     train: str | None = setting(
         "train shards: a folder, or a path or URL with braces, such as 'in/{0000..1023}.tar'; left out, no images",
@@ -25,6 +26,24 @@ class Shards:
     held_out: str | None = setting("held-out shards, likewise", default=None)
     train_images: int | None = setting("number of training images, for counting epochs", default=None, ge=1)
     num_classes: int = setting("C; labels are 0 to C-1", ge=1)
+    image: str | None = setting(
+        "the image's name after its key, such as 'left.jpg'; left out: the one with a suffix of images",
+        default=None,
+        min_len=1,
+        since="0.2.0",
+    )
+    label: str | None = setting(
+        "the label's name likewise, such as 'txt', or 'json:NAME' for a value in JSON; left out: .cls, or else "
+        "the value 'label' of .json, or .txt",
+        default=None,
+        min_len=1,
+        since="0.2.0",
+    )
+
+    @property
+    def fields(self) -> Fields:
+        """Which members of a sample are its image and its label."""
+        return Fields(self.image, self.label)
 
     def checked(self) -> Shards:
         """Return the settings, which are the dataset; the data stage looks for the shards."""

@@ -1,0 +1,125 @@
+"""From an image file to uint8 pixels of a square: one way for shards, folders, on the fly and `load_images`."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import attrs
+import numpy as np
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from rearkit.data.bad_samples import Unusable
+
+CROPS = ("center", "adm")
+ORIENTATIONS = ("stored", "exif")
+BACKGROUND = "white"
+LONGEST = 32  # times its width that an image may be high, or the other way round; resized, longer ones fill the memory
+UNREADABLE, CUT_OFF = "image cannot be decoded", "image is cut off"
+
+# Pillow warns of odd files in the middle of a progress bar. What cannot be used is counted with its reason instead.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+@attrs.frozen
+class Decoding:
+    """How an image file becomes pixels.
+
+    Attributes:
+        size: R, side of the square.
+        crop: one of `CROPS`: the shorter side resized to R and the middle cut out; or ADM's way to the same.
+        background: colour under transparent pixels.
+        orientation: one of `ORIENTATIONS`: pixels as they are stored, or turned as the EXIF data say.
+    """
+
+    size: int
+    crop: str = CROPS[0]
+    background: str = BACKGROUND
+    orientation: str = ORIENTATIONS[0]
+
+    def larger(self, factor: float) -> Decoding:
+        """The same at a larger size, for views to be cut out of: rounded, or rounded down as with ADM's crop."""
+        size = self.size * factor
+        return attrs.evolve(self, size=int(size) if self.crop == "adm" else round(size))
+
+
+def decoded(content: bytes, how: Decoding) -> Tensor:
+    """Decode an image file and make it a square; uint8 (3, R, R).
+
+    Raises:
+        Unusable: that cannot be done.
+    """
+    try:
+        # Whatever Pillow's readers raise on damaged files: they do not agree on one error.
+        with Image.open(io.BytesIO(content)) as image:
+            _check_sides(image)
+            image.load()
+            if how.orientation == "exif":
+                ImageOps.exif_transpose(image, in_place=True)
+    except Unusable:
+        raise
+    except Image.DecompressionBombError:
+        raise Unusable("image is too large, a decompression bomb") from None
+    except Exception as error:
+        raise Unusable(CUT_OFF if "truncated" in str(error).lower() else UNREADABLE) from None
+    return square(image, how)
+
+
+def square(image: Image.Image, how: Decoding) -> Tensor:
+    """Make a picture RGB and a square; uint8 (3, R, R).
+
+    Raises:
+        Unusable: its pixels have no known range.
+    """
+    crop = adm_crop if how.crop == "adm" else center_crop
+    return crop(to_rgb(image, how.background), how.size)
+
+
+def to_rgb(image: Image.Image, background: str = BACKGROUND) -> Image.Image:
+    """Convert a picture of any mode to RGB: 16-bit grey is scaled, transparent pixels show the background.
+
+    Raises:
+        Unusable: its pixels have no known range.
+    """
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise Unusable("image has 32-bit pixels, of unknown range")
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise Unusable("image has floating-point pixels, of unknown range")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        clear = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", clear.size, background), clear).convert("RGB")
+    return image.convert("RGB")
+
+
+def center_crop(image: Image.Image, size: int) -> Tensor:
+    """Resize the shorter side to ``size`` and crop the middle, as torchvision does; uint8 (3, size, size)."""
+    from torchvision.transforms import functional as transforms  # here, since it takes seconds to import
+
+    if image.size != (size, size):
+        image = transforms.resize(image, size, interpolation=transforms.InterpolationMode.BICUBIC, antialias=True)
+        image = transforms.center_crop(image, [size, size])
+    return transforms.pil_to_tensor(image.convert("RGB"))
+
+
+def adm_crop(image: Image.Image, size: int) -> Tensor:
+    """The same as ADM does (published code, image_datasets.py): halved by boxes to under twice the size at first."""
+    from torchvision.transforms import functional as transforms  # here, since it takes seconds to import
+
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return transforms.pil_to_tensor(image.crop((left, top, left + size, top + size)).convert("RGB"))
+
+
+def _check_sides(image: Image.Image) -> None:
+    shorter, longer = sorted(image.size)
+    if shorter < 2:
+        raise Unusable("image is only one pixel wide or high")
+    if longer > LONGEST * shorter:
+        raise Unusable(f"image is more than {LONGEST} times as long as it is wide")
