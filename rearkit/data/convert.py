@@ -15,8 +15,8 @@ import attrs
 import numpy as np
 import webdataset
 
+from rearkit.data.class_folders import find_images, sort_classes, strip_roots, suffix_of
 from rearkit.data.conversions import conversion
-from rearkit.data.image_shards import IMAGE_SUFFIXES
 from rearkit.errors import DataError
 from rearkit.system.console import progress_bar
 from rearkit.system.devices import derive_seed
@@ -27,21 +27,32 @@ CLASSES = "classes.json"
 
 
 @attrs.frozen
-class Source:
-    """Where the bytes of one image file lie.
+class Place:
+    """Where the bytes of a file lie.
 
     Attributes:
-        file: the image file, or the tar that it is in.
+        file: the file itself, or the tar that it is in.
         offset: of its first byte.
         size: bytes.
-        key: unique name, ``class/name``.
-        suffix: of the image file, without the dot.
-        label: its class.
     """
 
     file: str
     offset: int
     size: int
+
+
+@attrs.frozen
+class Source:
+    """An image file on its way into a shard.
+
+    Attributes:
+        place: where its bytes lie.
+        key: unique name, ``class/name``.
+        suffix: of the image file, without the dot.
+        label: its class.
+    """
+
+    place: Place
     key: str
     suffix: str
     label: int
@@ -62,7 +73,7 @@ def images_to_shards(source: Path, target: Path, shard_size: int = 1000, workers
     """
     sources, names = list_images(source)
     order = np.random.default_rng(derive_seed("shards")).permutation(len(sources))
-    digest = hashlib.sha256("\n".join(f"{s.key} {s.size}" for s in sources).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join(f"{s.key} {s.place.size}" for s in sources).encode()).hexdigest()
     jobs = [
         (target / f"{index:06d}.tar", [sources[i] for i in order[start : start + shard_size]])
         for index, start in enumerate(range(0, len(sources), shard_size))
@@ -82,62 +93,44 @@ def list_images(source: Path) -> tuple[list[Source], list[str]]:
     Raises:
         DataError: there are none, or the source cannot be read.
     """
+    files: dict[str, Place] = {}
     if source.is_dir():
-        found = list(_in_folder(source))
+        paths = (path for path in source.rglob("*") if path.is_file())
+        files = {path.relative_to(source).as_posix(): Place(str(path), 0, path.stat().st_size) for path in paths}
     elif source.is_file():
         try:
-            found = list(_in_tar(source, 0, None))
+            files = strip_roots(dict(_in_tar(source, 0, "")))
         except tarfile.TarError as error:
             raise DataError(f"{source}: not a readable tar ({error})") from None
     else:
         raise DataError(f"{source}: no such folder or tar")
+    found = find_images(files, str(source))
     if not found:
-        raise DataError(f"{source}: no images in class folders ({', '.join(IMAGE_SUFFIXES)})")
-    names = sorted({name for name, _ in found})
+        raise DataError(f"{source}: no images in class folders")
+    names = sort_classes(image.owner for image in found)
     labels = {name: label for label, name in enumerate(names)}
-    return sorted((attrs.evolve(s, label=labels[name]) for name, s in found), key=lambda s: s.key), names
+    sources = [Source(files[f.path], f.key, suffix_of(f.path), labels[f.owner]) for f in found]
+    return sorted(sources, key=lambda s: s.key), names
 
 
-def _in_folder(folder: Path) -> Iterator[tuple[str, Source]]:
-    for child in sorted(folder.iterdir()):
-        if child.is_dir():
-            for path in sorted(child.rglob("*")):
-                name = path.relative_to(child).as_posix()
-                if (found := _source(child.name, name, str(path), 0, path.stat().st_size)) is not None:
-                    yield child.name, found
-
-
-def _in_tar(path: Path, start: int, name: str | None) -> Iterator[tuple[str, Source]]:
-    """Images of a tar that begins at ``start`` of a file; a tar in a tar is a class of its own."""
+def _in_tar(path: Path, start: int, owner: str) -> Iterator[tuple[str, Place]]:
+    """Files of a tar that begins at ``start`` of a file; a tar in a tar is a class of its own."""
     with path.open("rb") as file:
         file.seek(start)
         with tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
                 if not member.isfile():
                     continue
-                inner = Path(member.name)
-                if inner.suffix == ".tar" and name is None:
-                    yield from _in_tar(path, member.offset_data, inner.stem)
-                    continue
-                owner = name or inner.parent.name
-                found = _source(owner, inner.name, str(path), member.offset_data, member.size)
-                if owner and found is not None:
-                    yield owner, found
-
-
-def _source(owner: str, name: str, file: str, offset: int, size: int) -> Source | None:
-    stem, _, suffix = name.rpartition(".")
-    suffix = suffix.lower()
-    if suffix not in IMAGE_SUFFIXES:
-        return None
-    # A dot would end the key in a WebDataset shard.
-    return Source(file, offset, size, f"{owner}/{stem}".replace(".", "_"), suffix, -1)
+                if member.name.endswith(".tar") and not owner:
+                    yield from _in_tar(path, member.offset_data, f"{Path(member.name).stem}/")
+                else:
+                    yield f"{owner}{member.name}", Place(str(path), member.offset_data, member.size)
 
 
 def _write_shard(path: Path, sources: Sequence[Source]) -> None:
     with replacing(path) as temporary, webdataset.TarWriter(str(temporary), mtime=0) as writer:
         for source in sources:
-            with Path(source.file).open("rb") as file:
-                file.seek(source.offset)
-                content = file.read(source.size)
+            with Path(source.place.file).open("rb") as file:
+                file.seek(source.place.offset)
+                content = file.read(source.place.size)
             writer.write({"__key__": source.key, source.suffix: content, "cls": source.label})

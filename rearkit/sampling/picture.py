@@ -60,7 +60,13 @@ def find_class(text: str, names: Sequence[str]) -> int:
     """
     text = text.strip()
     if text.isdecimal() and int(text) < len(names):
-        return int(text)
+        number = int(text)
+        if text in names and names[number] != text:
+            raise RearkitError(
+                f"--classes: {text!r} is the number of class {names[number]!r} and the name of class number "
+                f"{names.index(text)}; give another number or name of the class that you mean"
+            )
+        return number
     lowered = [name.lower() for name in names]
     # Exact case first: ImageNet has a dog "Cardigan" and a garment "cardigan".
     found = (

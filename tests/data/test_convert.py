@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rearkit.components.datasets.folder import Folder, FolderSettings
 from rearkit.data.bad_samples import BadSamples
 from rearkit.data.conversions import LOCK
 from rearkit.data.convert import CLASSES, images_to_shards, list_images
@@ -88,6 +89,30 @@ def test_the_three_kinds_of_source_make_the_same_shards(
     made = [images_to_shards(s, tmp_path / f"out{i}", 4, 1) for i, s in enumerate((folder, tar, nested_tar))]
     for shards in zip(*made, strict=True):
         assert len({shard.read_bytes() for shard in shards}) == 1
+
+
+def test_three_ways_give_the_same_classes_for_the_same_tree(tmp_path: Path) -> None:
+    """By the folder dataset, by a folder and by a tar of it, with nested, hidden, empty and stray files."""
+    tree = tmp_path / "photos"
+    for name in ("10", "2", "1"):
+        (tree / name / "images").mkdir(parents=True)
+        for index in range(3):
+            (tree / name / "images" / f"{index}.JPG").write_bytes(picture(20 * int(name) + index))
+            (tree / name / "images" / f"._{index}.JPG").write_bytes(b"of macOS")
+    for folder in (".ipynb_checkpoints", "__MACOSX", "empty"):
+        (tree / folder).mkdir()
+    (tree / ".DS_Store").write_bytes(b"x")
+    with tarfile.open(tmp_path / "photos.tar", "w") as archive:
+        archive.add(tree, "photos")
+    by_folder, names = list_images(tree)
+    by_tar, tar_names = list_images(tmp_path / "photos.tar")
+    dataset = Folder(FolderSettings(train=str(tree), held_out=str(tree)))
+    assert names == tar_names == list(dataset.class_names()) == ["1", "2", "10"]
+    found = {sample.key: sample.label for sample in dataset.images("train")}
+    assert found == {s.key: s.label for s in by_folder} == {s.key: s.label for s in by_tar}
+    assert len(found) == 9
+    mixed = [sample.label for sample in dataset.images("train")]
+    assert mixed != sorted(mixed) and mixed == [sample.label for sample in dataset.images("train")]
 
 
 def test_a_conversion_that_was_cut_off_goes_on(folder: Path, tmp_path: Path) -> None:

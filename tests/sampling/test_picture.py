@@ -53,3 +53,10 @@ def test_what_is_no_class_is_refused_with_a_hint(text: str, message: str) -> Non
     with pytest.raises(RearkitError) as caught:
         find_class(text, NAMES)
     assert message in str(caught.value)
+
+
+def test_a_number_that_could_mean_two_classes_is_refused() -> None:
+    names = ["0", "1", "2", "10", "3", "4", "5", "6", "7", "8", "9"]
+    assert find_class("2", names) == 2
+    with pytest.raises(RearkitError, match="'10' is the number of class '9' and the name of class number 3"):
+        find_class("10", names)

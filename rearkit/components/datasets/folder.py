@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from rearkit.components.datasets.imagenet_names import readable
 from rearkit.contracts import ImageSample
-from rearkit.data.shard_members import IMAGE_SUFFIXES
+from rearkit.data.class_folders import find_images, is_hidden, sort_classes
 from rearkit.errors import DataError
 from rearkit.recipe.settings import setting, settings
-
-SUFFIXES = {f".{suffix}" for suffix in IMAGE_SUFFIXES}
+from rearkit.system.devices import derive_seed
 
 
 @settings
@@ -34,14 +35,15 @@ class Folder:
         for path in self.folders.values():
             if not path.is_dir():
                 raise DataError(f"[data.source] {path}: no such folder")
-        # From the training folder only, so that both splits number the classes alike.
-        self._names = sorted(path.name for path in self.folders["train"].iterdir() if path.is_dir())
+        root = self.folders["train"]
+        # A class has a file somewhere; which files are images is looked up when they are read.
+        self._names = sort_classes(path.name for path in root.iterdir() if path.is_dir() and _has_files(path))
         if not self._names:
-            raise DataError(f"[data.source] {self.folders['train']}: no class folders in this folder")
+            raise DataError(f"[data.source] {root}: no class folders in this folder")
         self.num_classes = len(self._names)
 
     def class_names(self) -> Sequence[str]:
-        """Return the names of the class folders, or words if they are ImageNet's."""
+        """Return the names of the class folders, with ImageNet's identifiers translated into words."""
         return readable(self._names)
 
     def size(self, split: str) -> None:
@@ -51,18 +53,27 @@ class Folder:
         """Return None: the data stage writes the shards."""
 
     def images(self, split: str) -> Iterator[ImageSample]:
-        """Yield the images of a split, sorted by class and file name.
+        """Yield the images of a split in an order that mixes the classes, the same each time.
 
         Raises:
-            DataError: the split has no images.
+            DataError: the split has no images, or a class that the training images do not have.
         """
-        found = False
-        for label, name in enumerate(self._names):
-            for path in sorted((self.folders[split] / name).glob("*")):
-                if path.suffix.lower() not in SUFFIXES:
-                    continue
-                found = True
-                # A dot would end the key in a WebDataset shard. The file is stored as it is, and decoded when read.
-                yield ImageSample(f"{name}/{path.stem}".replace(".", "_"), path, label)
+        root = self.folders[split]
+        labels = {name: label for label, name in enumerate(self._names)}
+        paths = (path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+        found = find_images(paths, f"[data.source] {root}")
         if not found:
-            raise DataError(f"[data.source] {self.folders[split]}: no images in its class folders")
+            raise DataError(f"[data.source] {root}: no images in its class folders")
+        if strangers := sorted({image.owner for image in found} - labels.keys()):
+            raise DataError(f"[data.source] {root}: class {strangers[0]!r} is not among the training images' classes")
+        # Mixed, so that the first images of a set are of all classes, wherever only some are looked at.
+        for index in np.random.default_rng(derive_seed("shards")).permutation(len(found)).tolist():
+            image = found[index]
+            yield ImageSample(image.key, root / image.path, labels[image.owner])
+
+
+def _has_files(folder: Path) -> bool:
+    """Return whether a folder that is not hidden has a file in it that is not hidden either."""
+    if is_hidden(folder.name):
+        return False
+    return any(path.is_file() and not is_hidden(path.relative_to(folder).as_posix()) for path in folder.rglob("*"))

@@ -1,0 +1,131 @@
+"""Images in class folders: which files are images, of which class, under which key; for folders and tars alike.
+
+The folder just below the root names the class, however deep the files lie. Hidden files, what macOS adds, and empty
+folders are ignored.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import PurePosixPath
+from typing import TypeVar
+
+import attrs
+
+from rearkit.errors import DataError
+from rearkit.system.console import say
+
+T = TypeVar("T")
+# Pillow opens these by other programs (EPS by Ghostscript), by handlers that nobody has, or as more than one image.
+NOT_IMAGES = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF")
+REMEDY = {
+    "heic": "convert them to PNG or JPEG first, for example by: magick mogrify -format png *.heic",
+    "heif": "convert them to PNG or JPEG first, for example by: magick mogrify -format png *.heif",
+    "svg": "render them to PNG first: a drawing has no pixels",
+}
+SHOWN = 5  # suffixes named in a message
+
+
+@attrs.frozen
+class Found:
+    """An image file below a root.
+
+    Attributes:
+        path: below the root, with slashes.
+        owner: name of its class.
+        key: unique name of its sample, ``class/name`` without a dot, since a dot ends a key in a WebDataset shard.
+    """
+
+    path: str
+    owner: str
+    key: str
+
+
+@lru_cache(maxsize=1)
+def image_suffixes() -> frozenset[str]:
+    """Return the suffixes, without dots, of every raster format that Pillow decodes by itself."""
+    from PIL import Image
+
+    known = Image.registered_extensions()
+    return frozenset(s[1:] for s, form in known.items() if form in Image.OPEN and form not in NOT_IMAGES)
+
+
+def suffix_of(path: str) -> str:
+    """Return a file's suffix in lower case, without the dot."""
+    return PurePosixPath(path).suffix.lower().removeprefix(".")
+
+
+def is_hidden(path: str) -> bool:
+    """True for hidden files and folders, and for those in which macOS keeps what its archives have besides."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(path).parts)
+
+
+def sort_classes(names: Iterable[str]) -> list[str]:
+    """Sort the names of classes: as numbers if all are, else by their letters."""
+    found = sorted(set(names))
+    return sorted(found, key=int) if all(name.isdecimal() for name in found) else found
+
+
+def find_images(paths: Iterable[str], root: str) -> list[Found]:
+    """Find the images among the files below a root, sorted by key; say once what was ignored.
+
+    Args:
+        paths: of all files, relative to the root, with slashes; the first part of each is its class.
+        root: what to call the root in messages.
+
+    Raises:
+        DataError: a class has files, but no images.
+    """
+    visible = sorted(path for path in paths if not is_hidden(path))
+    images = [path for path in visible if suffix_of(path) in image_suffixes() and "/" in path]
+    owners = {path.partition("/")[0] for path in images}
+    ignored = Counter(suffix_of(path) for path in set(visible) - set(images))
+    for path in visible:
+        owner, slash, _ = path.partition("/")
+        if slash and owner not in owners:
+            there = Counter(suffix_of(other) for other in visible if other.startswith(f"{owner}/"))
+            raise DataError(f"{root}: class {owner!r} has no images, only {_listed(there)}; move the folder away")
+    if ignored:
+        say(f"data: {root}: ignored {sum(ignored.values())} files that are no images: {_listed(ignored)}")
+    return [Found(path, path.partition("/")[0], key) for path, key in zip(images, _keys(images), strict=True)]
+
+
+def strip_roots(paths: Mapping[str, T]) -> dict[str, T]:
+    """Leave out the folders that contain all others, such as the one of which a tar was made."""
+    found = {str(PurePosixPath(path)): value for path, value in paths.items()}
+    while True:
+        visible = [path for path in found if not is_hidden(path)]
+        tops = {path.partition("/")[0] for path in visible}
+        # With files right inside of it, a single folder is the only class there is.
+        if len(tops) != 1 or any(path.count("/") < 2 for path in visible):
+            return found
+        found = {path.partition("/")[2]: value for path, value in found.items() if path.partition("/")[0] in tops}
+
+
+def _keys(paths: Sequence[str]) -> list[str]:
+    """Name samples by their files; those of one name in several formats, or with dots, are kept apart."""
+    plain = [path.rpartition(".")[0].replace(".", "_") for path in paths]
+    often = Counter(plain)
+    taken: set[str] = set()
+    keys = []
+    for path, key in zip(paths, plain, strict=True):
+        wanted = key if often[key] == 1 else path.replace(".", "_")
+        number = 1
+        unique = wanted
+        while unique in taken or (unique != key and unique in often):
+            number += 1
+            unique = f"{wanted}_{number}"
+        taken.add(unique)
+        keys.append(unique)
+    return keys
+
+
+def _listed(suffixes: Counter[str]) -> str:
+    parts = [
+        f"{count} × .{suffix}" if suffix else f"{count} without a suffix" for suffix, count in suffixes.most_common()
+    ]
+    more = f" and {len(parts) - SHOWN} kinds more" if len(parts) > SHOWN else ""
+    hints = [f" ({REMEDY[suffix]})" for suffix in REMEDY if suffix in suffixes]
+    return ", ".join(parts[:SHOWN]) + more + "".join(hints[:1])
