@@ -120,6 +120,8 @@ class Dataset(Protocol):
     def shards(self, split: str) -> Sequence[str] | None:
         """Return the WebDataset shards (paths or URLs) of a split that exist already; None: write them from `images`.
 
+        A dataset whose samples have unusual members also has ``fields``, a `rearkit.data.shard_members.Fields`.
+
         Args:
             split: ``"train"`` or ``"held-out"``.
         """
