@@ -122,6 +122,8 @@ class Dataset(Protocol):
     def shards(self, split: str) -> Sequence[str] | None:
         """Return a split's existing WebDataset shards (paths or URLs); None to have them written from `images`.
 
+        A dataset whose samples have unusual members also has ``fields``, a `rearkit.data.shard_members.Fields`.
+
         Args:
             split: ``"train"`` or ``"held-out"``.
         """

@@ -17,7 +17,7 @@ from rearkit.system.files import read_json
 
 @settings
 class Shards:
-    """Existing WebDataset shards: an image (.jpg, .png, .webp, …) and a class (.cls) for each sample."""
+    """Existing WebDataset shards: an image (.jpg, .png, .webp, …) and a class (.cls, .json, .txt) for each sample."""
 
     train: str | None = setting(
         "train shards: a folder, or a path or URL with braces, such as 'in/{0000..1023}.tar'; left out, no images",
