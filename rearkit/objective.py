@@ -89,6 +89,9 @@ class Objective(nn.Module):
 
     def __init__(self, regularizers: Mapping[str, Regularizer]) -> None:
         super().__init__()
+        for name, regularizer in regularizers.items():
+            if not isinstance(regularizer, nn.Module):
+                raise TypeError(f"regularizer {name!r} is not an nn.Module")
         self.regularizers = nn.ModuleDict(dict(regularizers))
 
     @property

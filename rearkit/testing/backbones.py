@@ -47,7 +47,8 @@ def check_backbone(build: Callable[[TokenSpace], Backbone], space: TokenSpace = 
         backbone = build(space)
         module = require_module(backbone, "backbone")
         require(
-            isinstance(backbone, Backbone), f"a backbone must have forward, start and step; {named(backbone)} lacks one"
+            isinstance(backbone, Backbone),
+            f"a backbone must inherit from rearkit.contracts.Backbone; {named(backbone)} does not",
         )
         for attribute in ("prefix_length", "hidden_size", "num_layers"):
             require_count(backbone, attribute, "backbone")

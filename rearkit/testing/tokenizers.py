@@ -41,7 +41,7 @@ def check_tokenizer(tokenizer: Tokenizer, rebuild: Callable[[], Tokenizer] | Non
     module = require_module(tokenizer, "tokenizer")
     require(
         isinstance(tokenizer, Tokenizer),
-        f"a tokenizer must have encode, decode, codebook and its four sizes; {named(tokenizer)} lacks one",
+        f"a tokenizer must inherit from rearkit.contracts.Tokenizer; {named(tokenizer)} does not",
     )
     for attribute in ("num_tokens", "codebook_size", "embedding_dim", "image_size"):
         require_count(tokenizer, attribute, "tokenizer")

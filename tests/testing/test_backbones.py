@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rearkit.contracts import TokenSpace
+from rearkit.contracts import Backbone, TokenSpace
 from rearkit.testing import check_backbone
 
 
-class Running(nn.Module):
+class Running(Backbone):
     """A backbone that keeps the contract: the class token alone before the tokens, one block of running sums."""
 
     prefix_length = 1
@@ -249,7 +249,7 @@ def test_a_good_backbone_passes(space: TokenSpace) -> None:
         (PrefixOfTwo, r"the output of block 0, \(B, prefix_length \+ N, D\), must be a tensor"),
         (NoPrefix, "prefix_length must be a whole number from 1; found 0"),
         (lambda space: object(), "must be an nn.Module; found object"),
-        (lambda space: nn.Linear(1, 1), "must have forward, start and step; Linear lacks one"),
+        (lambda space: nn.Linear(1, 1), "must inherit from rearkit.contracts.Backbone; Linear does not"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

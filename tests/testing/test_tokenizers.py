@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rearkit.contracts import FittableTokenizer, Tokenizer
 from rearkit.testing import check_tokenizer
 
 
-class Line(nn.Module):
+class Line(Tokenizer):
     """A tokenizer that keeps the contract, 1-D: five tokens of the image as a whole."""
 
     num_tokens = 5
@@ -35,7 +36,7 @@ class Line(nn.Module):
         return self.codes.weight
 
 
-class Fitted(Line):
+class Fitted(Line, FittableTokenizer):
     """The same, to be fitted."""
 
     def fit_loss(self, images_B3RR: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -175,7 +176,7 @@ def test_a_good_tokenizer_passes(kind: type[Line], size: tuple[int, int]) -> Non
         (FitPerImage, "fit_loss must return named scalar tensors second"),
         (FitWithoutGradient, "must carry a gradient"),
         (object, "must be an nn.Module; found object"),
-        (nn.Module, "must have encode, decode, codebook and its four sizes; Module lacks one"),
+        (nn.Module, "must inherit from rearkit.contracts.Tokenizer; Module does not"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
