@@ -23,7 +23,6 @@ from rearkit.data.bad_samples import LOST, PATIENCE, UNFETCHED, BadSamples, Unus
 from rearkit.data.decoding import Decoding, decoded
 from rearkit.data.fetching import FetchError, Retry, local_copy
 from rearkit.data.labels import checked_class, read_class
-from rearkit.data.shard_members import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from rearkit.data.shard_members import Contents, Fields, Member, Sample, is_packed, opened, read_contents
 from rearkit.errors import DataError
 from rearkit.system.console import say

@@ -21,9 +21,9 @@ from typing import IO, Any
 import attrs
 from webdataset.tariterators import base_plus_ext
 
+from rearkit.data.class_folders import image_suffixes
 from rearkit.errors import DataError
 
-IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff")
 CLASS = "cls"
 OTHER_LABELS = ("json", "txt")  # taken for the label where there is no `CLASS`
 SHOWN = 6  # members that a message lists
@@ -61,8 +61,8 @@ class Fields:
         """Which members may be the image: the one that is named, or those with a suffix of images."""
         if self.image is not None:
             return [name for name in members if name == self.image.lower()]
-        return [name for name in members if name in IMAGE_SUFFIXES] or [
-            name for name in members if name.rpartition(".")[2] in IMAGE_SUFFIXES
+        return [name for name in members if name in image_suffixes()] or [
+            name for name in members if name.rpartition(".")[2] in image_suffixes()
         ]
 
     def classes(self, members: Mapping[str, Member]) -> list[str]:
@@ -79,7 +79,7 @@ class Fields:
 
     def plain(self, members: Mapping[str, Member]) -> bool:
         """Whether an image or a label follows the key's first dot at once."""
-        images = IMAGE_SUFFIXES if self.image is None else (self.image.lower(),)
+        images = image_suffixes() if self.image is None else (self.image.lower(),)
         label = CLASS if self.label_member is None else self.label_member
         return any(name in members for name in (*images, label))
 
