@@ -42,7 +42,9 @@ def in_processes(work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], work
 def _prepare() -> None:
     # A signal ends this process at once and silently: what to say and to keep is the parent's business.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
+        # A shell starts what runs in the background with SIGINT ignored.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

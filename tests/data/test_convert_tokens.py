@@ -160,6 +160,38 @@ def test_a_conversion_that_was_killed_goes_on(tmp_path: Path) -> None:
     assert not list(target.glob(".*.tmp"))
 
 
+COMMAND = """
+import sys, time
+from rearkit.cli.main import main
+from rearkit.data import convert_tokens
+write = convert_tokens.write_token_shard
+def slow(path, *rest):
+    write(path, *rest)
+    time.sleep(600)
+convert_tokens.write_token_shard = slow
+main(["tokens", "--from-jsonl", sys.argv[1], "--to", sys.argv[2], "--workers", "2"])
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_conversion_that_is_stopped_says_so_at_once(number: int, code: int, tmp_path: Path) -> None:
+    source, target = write(tmp_path / "t.jsonl", GOOD), tmp_path / "out"
+    with subprocess.Popen(
+        [sys.executable, "-c", COMMAND, str(source), str(target)],
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    ) as started:  # fmt: skip
+        end = time.monotonic() + 60
+        while not list(target.glob("*.tar")):
+            assert time.monotonic() < end and started.poll() is None
+            time.sleep(0.02)
+        # A terminal's Ctrl-C goes to all, as a scheduler's signal may.
+        os.killpg(started.pid, number)
+        _, told = started.communicate(timeout=30)
+    assert (started.returncode, told.strip().count("\n")) == (code, 0), told
+    assert "run the same command to go on" in told
+    assert not (target / ".lock").exists()
+
+
 def test_converting_needs_no_torch(tmp_path: Path) -> None:
     write(tmp_path / "t.jsonl", GOOD)
     script = (

@@ -76,6 +76,17 @@ def test_no_process_outlives_the_one_that_started_it(number: int, tmp_path: Path
     until(lambda: not any(alive(worker) for worker in workers))
 
 
+@pytest.mark.parametrize(("ignored", "code"), [(False, -signal.SIGINT), (True, 0)])
+def test_ctrl_c_ends_all_alike(ignored: bool, code: int, tmp_path: Path) -> None:
+    """It goes to each process of a group; what runs in the background of a shell ignores it, and so do its workers."""
+    before = f"import signal; signal.signal(signal.SIGINT, signal.SIG_{'IGN' if ignored else 'DFL'})\n"
+    script = before + SCRIPT.replace("600", "1.5")
+    started = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], start_new_session=True)
+    until(lambda: len(list(tmp_path.iterdir())) == 3)
+    os.killpg(started.pid, signal.SIGINT)
+    assert started.wait(30) == code
+
+
 def alive(process: int) -> bool:
     # An orphan that has ended may stay a zombie, where nobody collects it.
     status = Path(f"/proc/{process}/stat")
