@@ -18,21 +18,20 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 
 from rearkit.errors import StorageError
+from rearkit.evaluation.class_predictions import Splits
 from rearkit.evaluation.feature_spaces import FeatureSpace
 from rearkit.evaluation.image_streams import Images
 from rearkit.system.console import progress_bar, say
 from rearkit.system.files import sha256
 from rearkit.weights import write_state_dict
 
-SPLIT = 5_000  # images in a split of the Inception Score (ADM's evaluator)
 SPATIAL_CHANNELS = 7  # of the convolution for sFID (ADM's evaluator)
 # Rows to collect before they are added to the sums: one large matrix product is much faster than many small ones.
 SUMMED_ROWS = 1024
 # Part of the key of cached features; to be raised whenever what is kept of a set changes.
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 
 
 @attrs.frozen(eq=False)
@@ -57,6 +56,8 @@ class Features:
         gaussian: of these features.
         spatial: Gaussian of the spatial features, flattened row by row with channels last.
         split_scores: Inception Score of each split of 5,000 images, in order.
+        permuted_score: Inception Score on a seeded permutation of the images.
+        classes: (n,) int32, the likeliest class of each image.
         hashes: (n, 2) int64, a 128-bit hash of each image's pixels.
         lowest: smallest pixel value, in 0 to 255.
         highest: largest pixel value, in 0 to 255.
@@ -67,6 +68,8 @@ class Features:
     gaussian: Gaussian
     spatial: Gaussian
     split_scores: tuple[float, ...]
+    permuted_score: float
+    classes: Tensor
     hashes: Tensor
     lowest: int
     highest: int
@@ -138,7 +141,7 @@ def extract(images: Images, space: FeatureSpace, batch: int, device: torch.devic
     rows = torch.empty(0)
     done = 0
     hashes: list[bytes] = []
-    logits = Splits()
+    logits = Splits(len(images))
     gaussian = RunningGaussian()
     spatial = RunningGaussian()
     lowest, highest, side = 255, 0, 0
@@ -170,38 +173,13 @@ def extract(images: Images, space: FeatureSpace, batch: int, device: torch.devic
         gaussian=gaussian.gaussian(),
         spatial=spatial.gaussian(),
         split_scores=logits.scores(),
+        permuted_score=logits.permuted_score(),
+        classes=logits.classes(),
         hashes=torch.from_numpy(np.frombuffer(b"".join(hashes), np.int64).reshape(-1, 2).copy()),
         lowest=lowest,
         highest=highest,
         side=side,
     )
-
-
-class Splits:
-    """The Inception Score of each split of 5,000 images in order; a smaller last split counts, as in ADM's code."""
-
-    def __init__(self) -> None:
-        self._held: list[Tensor] = []
-        self._scores: list[float] = []
-
-    def add(self, logits_BC: Tensor) -> None:
-        """Add logits (B, classes)."""
-        # In single rows, since batches need not end where splits do.
-        self._held += logits_BC.cpu().split(1)
-        while len(self._held) >= SPLIT:
-            self._close(SPLIT)
-
-    def scores(self) -> tuple[float, ...]:
-        """Return the scores of all splits; call it once, after the last logits."""
-        if self._held:
-            self._close(len(self._held))
-        return tuple(self._scores)
-
-    def _close(self, count: int) -> None:
-        logits = torch.cat(self._held[:count])
-        self._held = self._held[count:]
-        # Not shuffled, as in ADM's evaluator: splits are of the samples in their order.
-        self._scores.append(isc_features_to_metric(logits, splits=1, shuffle=False)[KEY_METRIC_ISC_MEAN])
 
 
 def _flat(maps: Tensor) -> Tensor:
@@ -268,6 +246,8 @@ def _to_tensors(found: Features) -> dict[str, Tensor]:
         "mu_s": torch.from_numpy(found.spatial.mu),
         "sigma_s": torch.from_numpy(found.spatial.sigma),
         "split_scores": torch.tensor(found.split_scores, dtype=torch.float64),
+        "permuted_score": torch.tensor([found.permuted_score], dtype=torch.float64),
+        "classes": found.classes,
         "hashes": found.hashes,
         "pixels": torch.tensor([found.lowest, found.highest, found.side]),
     }
@@ -280,6 +260,8 @@ def _from_tensors(tensors: dict[str, Tensor]) -> Features:
         Gaussian(tensors["mu"].numpy(), tensors["sigma"].numpy()),
         Gaussian(tensors["mu_s"].numpy(), tensors["sigma_s"].numpy()),
         tuple(tensors["split_scores"].tolist()),
+        tensors["permuted_score"].item(),
+        tensors["classes"],
         tensors["hashes"],
         lowest,
         highest,

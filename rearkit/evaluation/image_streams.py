@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 import attrs
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from rearkit.errors import DataError
+from rearkit.system.console import say_once
 from rearkit.system.files import read_npy_header, sha256
 
 ARRAY = "arr_0"
@@ -66,43 +68,65 @@ class MemoryImages:
         return digest.hexdigest()
 
 
+SCALES = {"0 to 1": (0.0, 255.0), "-1 to 1": (1.0, 127.5), "0 to 255": (0.0, 1.0)}
+"""Ranges of floating-point pixels, with what to add and then multiply to come to 0 to 255."""
+
+
 @attrs.frozen
 class NpzImages:
-    """The array ``arr_0`` of an ``.npz`` in the ADM layout, compressed or not, read as a stream.
+    """Images of an ``.npz``, in the ADM layout or one that is clearly another, compressed or not, read as a stream.
 
     Attributes:
         path: of the archive.
         shape: (n, R, R, 3).
+        name: of the array.
+        dtype: of its values.
+        channels_first: True if the array is (n, 3, R, R).
+        scale: the range of floating-point values, of `SCALES`; None for uint8.
     """
 
     path: Path
     shape: tuple[int, int, int, int]
+    name: str = ARRAY
+    dtype: np.dtype[Any] = attrs.field(factory=lambda: np.dtype(np.uint8))
+    channels_first: bool = False
+    scale: str | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> NpzImages:
-        """Open an archive, reading only the header of its images.
+        """Open an archive, reading only the header of its images, and all values only where they are floats.
 
         Raises:
-            DataError: the file is missing, or has no ``arr_0`` of uint8 images (n, R, R, 3).
+            DataError: the file is missing, or has no images in a layout that is clear.
         """
         path = Path(path)
         if not path.is_file():
-            raise DataError(f"{path}: no such file")
+            raise DataError(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
         try:
-            with zipfile.ZipFile(path) as archive, archive.open(f"{ARRAY}.npy") as member:
-                shape, fortran, dtype = read_npy_header(member)
+            with zipfile.ZipFile(path) as archive:
+                name, header = _image_array(archive)
         except DAMAGE as error:
             raise DataError(f"{path}: no .npz with images in {ARRAY} ({error})") from None
-        if len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2]:
-            raise DataError(f"{path}: {ARRAY} has the shape {shape}, but images are (n, side, side, 3)")
-        if dtype != np.uint8:
+        shape, fortran, dtype = header
+        first = len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3] != 3
+        if not first and not _is_channels_last(shape):
+            raise DataError(f"{path}: {name} has the shape {shape}, but images are (n, side, side, 3)")
+        if dtype != np.uint8 and not np.issubdtype(dtype, np.floating):
             raise DataError(
-                f"{path}: {ARRAY} is of {dtype}, but pixels are uint8 from 0 to 255; convert values in 0 to 1 by "
+                f"{path}: {name} is of {dtype}, but pixels are uint8 from 0 to 255; convert values in 0 to 1 by "
                 "(255 * x).round().astype('uint8')"
             )
         if fortran:
-            raise DataError(f"{path}: {ARRAY} is in Fortran order; save numpy.ascontiguousarray(images)")
-        return cls(path, shape)
+            raise DataError(f"{path}: {name} is in Fortran order; save numpy.ascontiguousarray(images)")
+        side = shape[2]
+        found = cls(path, (shape[0], side, side, 3), name, dtype, first)
+        if dtype != np.uint8:
+            found = attrs.evolve(found, scale=found._range())
+        read = [f"from {name}"] * (name != ARRAY) + ["channels first"] * first
+        read += [f"{dtype} from {found.scale}"] * (found.scale is not None)
+        if read:
+            say_once(f"{path}: images are read {', '.join(read)}")
+        return found
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -113,19 +137,48 @@ class NpzImages:
         Raises:
             DataError: the archive is damaged or ends too early.
         """
+        for array in self._arrays(size):
+            images = torch.from_numpy(array)
+            if self.scale is not None:
+                add, factor = SCALES[self.scale]
+                images = ((images.double() + add) * factor).round().clamp(0, 255).to(torch.uint8)
+            yield images if self.channels_first else images.permute(0, 3, 1, 2)
+
+    def _arrays(self, size: int) -> Iterator[np.ndarray]:
+        """Yield the array as it is, in batches."""
         # np.load would read the whole array, 10 GB for 50,000 images of 256 × 256; zipfile reads it piece by piece.
-        row = self.shape[1] * self.shape[2] * self.shape[3]
+        shape = (3, *self.shape[1:3]) if self.channels_first else self.shape[1:]
+        row = math.prod(shape) * self.dtype.itemsize
         try:
-            with zipfile.ZipFile(self.path) as archive, archive.open(f"{ARRAY}.npy") as member:
+            with zipfile.ZipFile(self.path) as archive, archive.open(f"{self.name}.npy") as member:
                 read_npy_header(member)
                 for start in range(0, len(self), size):
                     count = min(size, len(self) - start)
                     # A bytearray, since torch warns of arrays that cannot be written to.
                     content = bytearray(_exactly(member, count * row))
-                    array = np.frombuffer(content, np.uint8).reshape(count, *self.shape[1:])
-                    yield torch.from_numpy(array).permute(0, 3, 1, 2)
+                    yield np.frombuffer(content, self.dtype).reshape(count, *shape)
         except DAMAGE as error:
             raise DataError(f"{self.path}: damaged or truncated ({error})") from None
+
+    def _range(self) -> str:
+        """Return which of `SCALES` floating-point values are in.
+
+        Raises:
+            DataError: none of them, clearly.
+        """
+        bounds = [(float(part.min()), float(part.max())) for part in self._arrays(256)]
+        lowest, highest = (f(values) for f, values in zip((min, max), zip(*bounds, strict=True), strict=True))
+        slack = 0.01
+        if -slack <= lowest and highest <= 1 + slack:
+            return "0 to 1"
+        if -1 - slack <= lowest < -0.5 and 0.5 < highest <= 1 + slack:
+            return "-1 to 1"
+        if lowest >= 0 and 128 < highest <= 255:
+            return "0 to 255"
+        raise DataError(
+            f"{self.path}: {self.name} is of {self.dtype}, but pixels are uint8 from 0 to 255; its values lie in "
+            f"{lowest:.4g} to {highest:.4g}, which is no range of pixels (0 to 1, -1 to 1, 0 to 255)"
+        )
 
     def digest(self) -> str:
         """Return the hash of the whole archive; see `Images`."""
@@ -171,6 +224,32 @@ class StreamedImages:
     def digest(self) -> str:
         """See `Images`."""
         return self.name
+
+
+def _is_channels_last(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 4 and shape[3] == 3 and shape[1] == shape[2]
+
+
+def _image_array(archive: zipfile.ZipFile) -> tuple[str, tuple[tuple[int, ...], bool, np.dtype[Any]]]:
+    """Return the name and header of the array of images: ``arr_0``, or the only one that has the shape of images.
+
+    Raises:
+        KeyError: there is no such array, or several.
+    """
+    headers = {}
+    for name in archive.namelist():
+        if name.endswith(".npy"):
+            with archive.open(name) as member:
+                headers[name.removesuffix(".npy")] = read_npy_header(member)
+    if ARRAY in headers:
+        return ARRAY, headers[ARRAY]
+    found = [
+        name for name, (shape, *_) in headers.items() if len(shape) == 4 and (_is_channels_last(shape) or shape[1] == 3)
+    ]
+    if len(found) != 1:
+        held = ", ".join(f"{name} {shape}" for name, (shape, *_) in headers.items())
+        raise KeyError(f"it holds {held or 'nothing'}")
+    return found[0], headers[found[0]]
 
 
 def take(images: Images, indices: Sequence[int], batch: int = 64) -> Tensor:

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import Dataset as TorchDataset
 
-from rearkit.evaluation import features
+from rearkit.evaluation import class_predictions
+from rearkit.evaluation.class_predictions import Splits
 from rearkit.evaluation.classifier import Classifier, save_classifier
 from rearkit.evaluation.feature_spaces import CLASSIFIER, classifier_space
-from rearkit.evaluation.features import Gaussian, RunningGaussian, Splits, extract
+from rearkit.evaluation.features import Gaussian, RunningGaussian, extract
 from rearkit.evaluation.fidelity import Reference, frechet, nearest, precision_recall, score
 from rearkit.evaluation.image_streams import MemoryImages
 
@@ -75,7 +76,7 @@ def test_a_gaussian_summed_up_in_batches_is_that_of_all_rows(seed: int, sizes: l
 
 
 def splits(*parts: torch.Tensor) -> tuple[float, ...]:
-    found = Splits()
+    found = Splits(0)
     for part in parts:
         found.add(part)
     return found.scores()
@@ -98,7 +99,7 @@ def test_the_inception_score_lies_between_one_and_the_number_of_classes(seed: in
 def test_splits_are_of_so_many_images_in_order_however_batches_fall(sizes: list[int]) -> None:
     logits = torch.randn(sum(sizes), 4, generator=torch.Generator().manual_seed(len(sizes)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(features, "SPLIT", 5)
+        patch.setattr(class_predictions, "SPLIT", 5)
         found = splits(*logits.split(sizes))
         assert found == pytest.approx([splits(part)[0] for part in logits.split(5)])
 

@@ -44,10 +44,15 @@ def test_labels_that_are_no_classes_of_the_images_are_none(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (pixels().astype(np.float32) / 255, r"float32, but pixels are uint8 from 0 to 255; .*\* 255|255 \* x"),
+        (pixels().astype(np.int64), r"int64, but pixels are uint8 from 0 to 255; .*255 \* x"),
+        (pixels().astype(np.float32) * 9, r"float32, but pixels are uint8 .* lie in 0 to 2295, which is no range"),
+        (pixels() / np.float32(64) - 2, r"float32, but pixels are uint8 .* lie in -2 to 1.984, which is no range"),
+        (np.full((2, 4, 4, 3), np.nan), "lie in nan to nan"),
+        (np.array([{"not": "images"}] * 3), r"shape \(3,\)"),
+        (np.full((2, 4, 4, 3), None), "is of object"),
         (pixels()[..., 0], r"shape \(10, 4, 4\)"),
         (pixels()[:, :2], r"shape \(10, 2, 4, 3\)"),
-        (pixels().transpose(0, 3, 1, 2), r"shape \(10, 3, 4, 4\)"),
+        (pixels().transpose(1, 0, 2, 3)[:3], r"shape \(3, 10, 4, 3\)"),
         (np.asfortranarray(pixels()), "Fortran"),
     ],
 )
@@ -63,8 +68,8 @@ def test_missing_and_foreign_files_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "text.npz").write_text("nonsense")
     with pytest.raises(DataError, match=r"text\.npz: no \.npz with images"):
         NpzImages.open(tmp_path / "text.npz")
-    np.savez(tmp_path / "other.npz", tokens=pixels())
-    with pytest.raises(DataError, match=r"other\.npz: no \.npz with images in arr_0"):
+    np.savez(tmp_path / "other.npz", some=pixels(), others=pixels())
+    with pytest.raises(DataError, match=r"other\.npz: no \.npz with images in arr_0 .*some \(10, 4, 4, 3\), others"):
         NpzImages.open(tmp_path / "other.npz")
 
 
@@ -107,3 +112,26 @@ def test_a_stream_may_hold_more_or_fewer_images_than_it_announces(tmp_path: Path
         source = StreamedImages(announced, lambda size: in_batches(iter(plain), size), "name")
         found = extract(source, space, 3, torch.device("cpu"))
         torch.testing.assert_close(found.features, expected.features)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"arr_0": pixels().astype(np.float32) / 255}, "read float32 from 0 to 1"),
+        ({"arr_0": pixels().astype(np.float64) / 127.5 - 1}, "read float64 from -1 to 1"),
+        ({"arr_0": (pixels() / 255).astype(np.float16)}, "read float16 from 0 to 1"),
+        ({"arr_0": pixels().astype(np.float32)}, "read float32 from 0 to 255"),
+        ({"arr_0": pixels().transpose(0, 3, 1, 2)}, "read channels first"),
+        ({"samples": pixels(), "classes": np.arange(10)}, "read from samples"),
+        ({"x": pixels().transpose(0, 3, 1, 2) / 255}, "read from x, channels first, float64 from 0 to 1"),
+    ],
+)
+def test_images_in_another_clear_layout_are_read_and_that_is_said(
+    arrays: dict[str, np.ndarray], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "set.npz", **arrays)
+    images = NpzImages.open(tmp_path / "set.npz")
+    assert f"set.npz: images are {said}\n" in capsys.readouterr().out
+    found = torch.cat(list(images.batches(3))).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_array_equal(found, pixels())
+    assert images.shape == (10, 4, 4, 3)
