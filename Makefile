@@ -19,7 +19,7 @@ test: $(INSTALLED) lint
 test-all: $(INSTALLED) lint
 	$(PYTEST)
 
-# The wheel in a fresh environment of each Python from 3.10 to 3.14 that is found, or of those in PYTHONS.
+# The wheel in a fresh environment of each Python from 3.10 to 3.13 that is found, or of those in PYTHONS.
 test-pythons:
 	$(PYTHON) tests/helpers/pythons.py $(PYTHONS)
 

@@ -2,7 +2,7 @@
 
     python tests/helpers/pythons.py [PYTHON ...]
 
-PYTHON is an interpreter, such as python3.12; by default each of python3.10 to python3.14 that is found. An environment
+PYTHON is an interpreter, such as python3.12; by default each of python3.10 to python3.13 that is found. An environment
 takes 6 GB of disk while it is tested, and goes before the next one comes. Where uv is found it installs, in a fraction
 of pip's time; it looks for packages on PyPI only, unless its own variables say more.
 """
@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-VERSIONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+VERSIONS = ("3.10", "3.11", "3.12", "3.13")
 # Tests that take seconds each and need no checkout but their own files.
 FAST = ("tests/system", "tests/recipe", "tests/registry", "tests/data", "tests/components/noise", "tests/layers")
 FAST_FILES = ("tests/test_objective.py", "tests/test_public_api.py", "tests/training/test_engine.py")
