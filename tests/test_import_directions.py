@@ -66,6 +66,11 @@ def test_a_base_name_stands_for_one_module() -> None:
     assert house.namesakes(PACKAGE) == []
 
 
+def test_what_is_read_to_train_on_and_what_is_sampled_have_unlike_names() -> None:
+    homes = [module for module, path in MODULES.items() if "\nclass Samples" in path.read_text(encoding="utf-8")]
+    assert homes == ["sampling.sampler"]
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_files_and_functions_are_of_a_size_to_read(module: str) -> None:
     path = MODULES[module]

@@ -24,7 +24,7 @@ from rearkit.data.bad_samples import BadSamples
 from rearkit.data.token_writing import CLASSES, TOKENS
 from rearkit.data.token_writing import MAX_CODES as MAX_CODES
 from rearkit.data.token_writing import write_token_shard as write_token_shard
-from rearkit.data.training_data import Samples
+from rearkit.data.training_data import TrainingSamples
 from rearkit.errors import DataError
 from rearkit.system.console import progress_bar, say
 from rearkit.system.files import read_npy_header, sha256
@@ -124,11 +124,11 @@ class TokenData:
         """The highest class that occurs, plus one."""
         return 1 + max(int(classes.max(initial=-1)) for classes in self._classes)
 
-    def read(self, indices: np.ndarray, places: np.ndarray, reading: Callable[[int], None]) -> Samples:
+    def read(self, indices: np.ndarray, places: np.ndarray, reading: Callable[[int], None]) -> TrainingSamples:
         """Read samples to train on; see `rearkit.data.training_data.TrainingData`."""
-        return Samples(*self.take(indices, reading), indices)
+        return TrainingSamples(*self.take(indices, reading), indices)
 
-    def to_tokens(self, samples: Samples, device: torch.device) -> tuple[Tensor, Tensor]:
+    def to_tokens(self, samples: TrainingSamples, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return tokens (B, N) and classes (B,) on a device."""
         return samples.content.to(device), samples.classes_B.to(device)
 

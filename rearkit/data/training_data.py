@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @attrs.frozen(eq=False)
-class Samples:
+class TrainingSamples:
     """Samples as they were read.
 
     Attributes:
@@ -48,7 +48,7 @@ class TrainingData(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, indices: np.ndarray, places: np.ndarray, reading: Callable[[int], None]) -> Samples:
+    def read(self, indices: np.ndarray, places: np.ndarray, reading: Callable[[int], None]) -> TrainingSamples:
         """Read samples; any thread or process may call this.
 
         Args:
@@ -61,7 +61,7 @@ class TrainingData(Protocol):
         """
         ...
 
-    def to_tokens(self, samples: Samples, device: torch.device) -> tuple[Tensor, Tensor]:
+    def to_tokens(self, samples: TrainingSamples, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return tokens (B, N) and classes (B,), int64, on a device.
 
         Raises:

@@ -16,7 +16,7 @@ from rearkit.contracts import Tokenizer
 from rearkit.data.bad_samples import BadSamples, Unusable
 from rearkit.data.image_index import ImageReader
 from rearkit.data.pixels import to_float
-from rearkit.data.training_data import Samples
+from rearkit.data.training_data import TrainingSamples
 from rearkit.errors import DataError
 from rearkit.recipe.tables import TokensTable
 from rearkit.system.devices import derive_seed
@@ -63,7 +63,7 @@ class OnTheFly:
 
     def read(
         self, indices: np.ndarray, places: np.ndarray | None = None, reading: Callable[[int], None] = lambda shard: None
-    ) -> Samples:
+    ) -> TrainingSamples:
         """Read and decode images; any process may call this.
 
         Args:
@@ -86,10 +86,10 @@ class OnTheFly:
                 generator = torch.Generator().manual_seed(derive_seed(self.seed, "view", int(places[row])))
                 images.append(draw_view(image, self.table.augment, self.image_size, generator))
             classes.append(label)
-        return Samples(torch.stack(images), torch.tensor(classes), indices, tuple(skipped))
+        return TrainingSamples(torch.stack(images), torch.tensor(classes), indices, tuple(skipped))
 
     @torch.no_grad()
-    def to_tokens(self, samples: Samples, device: torch.device) -> tuple[Tensor, Tensor]:
+    def to_tokens(self, samples: TrainingSamples, device: torch.device) -> tuple[Tensor, Tensor]:
         """Tokenize images; return tokens (B, N) and classes (B,), int64, on a device.
 
         Raises:

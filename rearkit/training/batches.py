@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rearkit.contracts import NoiseSchedule
-from rearkit.data.training_data import Samples, TrainingData
+from rearkit.data.training_data import TrainingData, TrainingSamples
 from rearkit.objective import corrupt
 from rearkit.system.devices import derive_seed
 from rearkit.training.order import EpochOrder
@@ -84,7 +84,7 @@ class BatchSource:
 
     def read(
         self, step: int, rank: int = 0, world: int = 1, reading: Callable[[int], None] = lambda shard: None
-    ) -> Samples:
+    ) -> TrainingSamples:
         """Read a rank's share of a step's samples; see `TrainingData.read`."""
         share = self.global_batch // world
         # Consecutive rows of the global batch, the same that `batch` gives to this rank.
@@ -97,7 +97,7 @@ class BatchSource:
         step: int,
         rank: int = 0,
         world: int = 1,
-        samples: Samples | None = None,
+        samples: TrainingSamples | None = None,
         device: torch.device = CPU,
     ) -> Batch:
         """Return a rank's share of the global batch of a step.

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from rearkit.data.training_data import Samples
+from rearkit.data.training_data import TrainingSamples
 from rearkit.errors import DataError, RearkitError
 from rearkit.training.batches import BatchSource
 
@@ -52,7 +52,7 @@ class Feed:
         self._at = torch.full((max(workers, 1),), IDLE).share_memory_()
         self._shares = _Shares(source, rank, world, self._at)
         self._stop = threading.Event()
-        self._queue: queue.Queue[Samples | Exception] = queue.Queue(AHEAD)
+        self._queue: queue.Queue[TrainingSamples | Exception] = queue.Queue(AHEAD)
         # DataLoader's iterator over samples and exceptions; None if a thread reads.
         self._iterator: Any = None
         self._processes: list[BaseProcess] = []
@@ -107,7 +107,7 @@ class Feed:
         if isinstance(error, RuntimeError) and "is killed by signal" in str(error):
             raise self._killed(self._step) from None
 
-    def next(self, step: int) -> Samples:
+    def next(self, step: int) -> TrainingSamples:
         """Return the samples of the next step; ``step`` is its number, for messages.
 
         Raises:
@@ -155,7 +155,7 @@ class Feed:
         return self.source.data.names[at] if at != IDLE else "no shard: it waits for the machine"
 
 
-class _Shares(Dataset[Samples]):
+class _Shares(Dataset[TrainingSamples]):
     """A rank's samples by step. Errors are returned: one raised in a worker process arrives with a traceback in it."""
 
     def __init__(self, source: BatchSource, rank: int, world: int, at: torch.Tensor) -> None:
@@ -164,7 +164,7 @@ class _Shares(Dataset[Samples]):
         self.world = world
         self.at = at
 
-    def __getitem__(self, step: int) -> Samples | Exception:  # type: ignore[override]
+    def __getitem__(self, step: int) -> TrainingSamples | Exception:  # type: ignore[override]
         worker = get_worker_info()
         slot = 0 if worker is None else worker.id
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rearkit.data.token_shards import TokenData
-from rearkit.data.training_data import Samples, TrainingData, shards_of
+from rearkit.data.training_data import TrainingData, TrainingSamples, shards_of
 from rearkit.model import Model
 from rearkit.system import distributed
 from rearkit.system.console import say
@@ -142,13 +142,13 @@ class Trainer:
         """True if all steps are taken."""
         return self.done == self.table.steps
 
-    def next_samples(self) -> Samples:
+    def next_samples(self) -> TrainingSamples:
         """Return this rank's samples of the next step, which were read ahead."""
         # Waiting for data is part of a step's time.
         self._began = time.monotonic()
         return self.feed.next(self.done)
 
-    def step(self, samples: Samples) -> dict[str, Any]:
+    def step(self, samples: TrainingSamples) -> dict[str, Any]:
         """Take an optimizer step, or skip it if a gradient is NaN or infinite.
 
         Args:
