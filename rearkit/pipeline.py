@@ -49,10 +49,10 @@ def run(recipe: Recipe, out: str | Path | None = None, only: str | None = None) 
         stages = STAGES if only is None else tuple(stage for stage in STAGES if stage.name == only)
         if only is not None:
             distributed.from_main(lambda: check_stages_before(stages[0], STAGES, recipe, folder, _command(out)))
-        # `sum` and not `any`, which would stop at the first stage that had work to do.
         say(f"{recipe.name}: files go to {folder.path.resolve()}")
         if only is None:
             say(f"to do, less what is finished already: {_work(recipe)}")
+        # `sum` and not `any`, which would stop at the first stage that had work to do.
         worked = sum(run_stage(stage, recipe, folder) for stage in stages) > 0
         distributed.from_main(lambda: _report(recipe, folder, worked, time.monotonic() - started))
         say(f"next: {_next(folder, only)}")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import jinja2
 
 from rearkit.analysis.diagnose import read_diagnosis
 from rearkit.analysis.differences import ABSENT, differing
@@ -18,7 +17,7 @@ from rearkit.recipe.loading import load_recipe, recipe_to_dict
 from rearkit.reports.charts import Chart, Series, drawn
 from rearkit.reports.diagnosis import charts as diagnosis_charts
 from rearkit.reports.diagnosis import summary
-from rearkit.reports.run_page import OUT_OF_DATE, sample_grid, stage_rows
+from rearkit.reports.run_page import OUT_OF_DATE, page_template, sample_grid, stage_rows
 from rearkit.stages.flow import STAGES
 from rearkit.stages.run_folder import RunFolder
 from rearkit.system.files import write_text
@@ -41,17 +40,9 @@ def write_page(groups: Sequence[Group], path: Path, title: str, published_as: st
         title: of the page.
         published_as: heading of the groups' published figures.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("rearkit", "reports"),
-        autoescape=True,
-        # A misspelt name in the template is an error, not an empty string.
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     table = make_table(groups, published_as)
     table = attrs.evolve(table, notes=(*table.notes, *outdated(groups)))
-    write_text(path, environment.get_template("comparison.html.j2").render(gather(groups, table, title)))
+    write_text(path, page_template("comparison.html.j2").render(gather(groups, table, title)))
     return table
 
 

@@ -55,15 +55,21 @@ def write_report(recipe: Recipe, folder: RunFolder, stages: Sequence[Stage]) -> 
         folder: the run's folder, in any state.
         stages: the stages of a run, in order.
     """
+    page = page_template("report.html.j2").render(gather(recipe, folder, stages))
+    write_text(folder.report, page)
+
+
+def page_template(name: str) -> jinja2.Template:
+    """Return a template of this folder."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("rearkit", "reports"),
         autoescape=True,
+        # A misspelt name in the template is an error, not an empty string.
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("report.html.j2").render(gather(recipe, folder, stages))
-    write_text(folder.report, page)
+    return environment.get_template(name)
 
 
 def gather(recipe: Recipe, folder: RunFolder, flow: Sequence[Stage]) -> dict[str, Any]:

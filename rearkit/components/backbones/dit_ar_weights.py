@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rearkit.components.backbones.dit_ar_blocks import PREFIX
 from rearkit.contracts import EXTRA
 
-PREFIX = 2
 # Published tables have N rows plus these spare ones; the first spare ones serve the prefix's positions.
 SPARE_ROWS = {"pos_embed": 1024, "target_aware_pos_embed": 1024, "timesteps_embeddings": 100}
 # Heads that only training needs, which the published checkpoints keep in the backbone; here the regularizer owns them.
