@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from rearkit.components.noise.schedules import FixedNoise, RandomNoise
-from rearkit.objective import Objective, capture, corrupt
+from rearkit.context_noise import corrupt
+from rearkit.contracts import TrainingStep
+from rearkit.objective import Objective, capture
 
 
 class Constant(nn.Module):
@@ -21,10 +23,8 @@ class Constant(nn.Module):
         self.weight, self.layers = weight, layers
         self.terms = {name: nn.Parameter(torch.tensor(value)) for name, value in terms.items()}
 
-    def forward(
-        self, hidden: Mapping[int, Tensor], tokens_BN: Tensor, replaced_BN: Tensor, prefix_length: int
-    ) -> Mapping[str, Tensor]:
-        self.given = (hidden, tokens_BN, replaced_BN, prefix_length)
+    def forward(self, step: TrainingStep) -> Mapping[str, Tensor]:
+        self.given = step
         return self.terms
 
 
@@ -80,7 +80,7 @@ def test_without_regularizers_the_loss_is_the_cross_entropy_of_clean_tokens(last
 
 
 def test_the_total_adds_each_regularizer_with_its_weight() -> None:
-    objective = Objective({"a": Constant(2.0, [0], x=3.0, y=5.0), "b": Constant(0.5, [1], z=7.0)})
+    objective = Objective({"a": Constant(2.0, [], x=3.0, y=5.0), "b": Constant(0.5, [], z=7.0)})
     logits, tokens = torch.randn(1, 2, 3), torch.tensor([[0, 2]])
     loss = objective(logits, {}, tokens, torch.zeros(1, 2, dtype=torch.bool), 1)
     cross_entropy = F.cross_entropy(logits[0], tokens[0])
@@ -100,7 +100,10 @@ def test_regularizers_get_what_they_are_promised() -> None:
     hidden, tokens = {4: torch.zeros(1, 4, 2)}, torch.tensor([[0, 2]])
     replaced = torch.tensor([[True, False]])
     Objective({"a": regularizer})(torch.randn(1, 2, 3), hidden, tokens, replaced, 2)
-    assert regularizer.given == (hidden, tokens, replaced, 2)
+    given = regularizer.given
+    assert (given.hidden, given.tokens_BN, given.replaced_BN, given.prefix_length) == (hidden, tokens, replaced, 2)
+    # Not among what it says that it reads.
+    assert given.logits_BNV is None
 
 
 def test_layers_are_those_of_all_regularizers_once_and_sorted() -> None:
