@@ -27,7 +27,7 @@ class GuardsTable:
     )
     data_timeout: float = setting(
         "seconds that a step waits for its samples before training stops with the name of the shard being read",
-        default=600.0,
+        default=300.0,
         gt=0,
         cosmetic=True,
     )
@@ -128,6 +128,9 @@ class TrainTable:
             raise ValueError(
                 f"keep_every ({self.keep_every}) must be a multiple of checkpoint_every ({self.checkpoint_every})"
             )
+        # The compiler breaks its graphs at each gathering of weights, and then gives up.
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("compile does not work with zero_stage 3: choose 0, 1 or 2, or leave compile out")
         # Whether ranks times micro batches divide the global batch too is only known when training starts.
         if self.micro_batch is not None and self.global_batch % self.micro_batch:
             raise ValueError(f"micro_batch ({self.micro_batch}) must divide global_batch ({self.global_batch})")

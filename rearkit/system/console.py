@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 # Seconds between lines where there is no terminal: often enough to see progress, without filling a log.
 LINE_EVERY_S = 15.0
+REDRAW_EVERY_S = 0.5
 
 # soft_wrap: a long line stays one line, so that paths can be copied and log files searched.
 console = Console(highlight=False, soft_wrap=True)
@@ -53,14 +54,23 @@ class Bar:
         self.last_line = self.started
         self.task = None if progress is None else progress.add_task(label, total=total, completed=done, info="")
 
-    def advance(self, count: int = 1, info: str = "") -> None:
-        """Count ``count`` more items as done, and show ``info`` beside the bar."""
+    def advance(self, count: int = 1, info: str | Callable[[], str] = "") -> None:
+        """Count ``count`` more items as done, and show ``info`` beside the bar.
+
+        A function is called only when the line is due, for what is costly to know, such as a number on a GPU.
+        """
         self.done += count
+        every = LINE_EVERY_S if self.progress is None else REDRAW_EVERY_S
+        due = isinstance(info, str) or time.monotonic() - self.last_line > every
+        text = "" if not due else info if isinstance(info, str) else info()
         if self.progress is not None and self.task is not None:
-            self.progress.update(self.task, advance=count, info=escape(info))
+            self.progress.update(self.task, advance=count)
+            if due:
+                self.progress.update(self.task, info=escape(text))
+                self.last_line = time.monotonic()
         elif is_main_process() and time.monotonic() - self.last_line > LINE_EVERY_S:
             self.last_line = time.monotonic()
-            console.print(escape(f"{self.label}: {self._plain()}  {info}"))
+            console.print(escape(f"{self.label}: {self._plain()}  {text}"))
 
     def _plain(self) -> str:
         speed = (self.done - self.first) / (self.last_line - self.started)

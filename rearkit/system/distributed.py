@@ -21,6 +21,11 @@ T = TypeVar("T")
 # Other ranks wait while rank 0 prepares data, which may take hours, so torch's default of minutes is too short.
 # A rank that dies is noticed by its launcher, which then stops the others; this timeout is not needed for that.
 PATIENCE = timedelta(days=2)
+# Of tensors exchanged by NCCL within a step, for which no rank waits long: one that hangs is stopped. Longer than
+# `[train.guards] data_timeout`, whose message names the shard.
+STEP_PATIENCE = timedelta(minutes=20)
+# On CUDA, objects and waits go through gloo: waiting in NCCL keeps a GPU busy, and meets its time-out.
+_waiting: list[dist.ProcessGroup] = []
 
 
 def adopt_slurm() -> None:
@@ -65,7 +70,9 @@ def rank() -> int:
 def local_device(device: torch.device) -> torch.device:
     """Return this rank's device of the same type, and make it CUDA's current device."""
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        # `srun --gpus-per-task=1` and `--gpu-bind` show each rank one device, its own.
+        device = torch.device("cuda", 0 if torch.cuda.device_count() == 1 else local)
         # NCCL, and code that says just "cuda", use the current device.
         torch.cuda.set_device(device)
     return device
@@ -81,8 +88,19 @@ def start(device: torch.device) -> None:
         for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
             os.environ.setdefault(name, value)
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
-    else:
+    elif backend == "gloo":
         dist.init_process_group(backend, timeout=PATIENCE)
+    else:
+        dist.init_process_group(backend, timeout=STEP_PATIENCE)
+        group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        # Every rank is a member of it, and so gets no mark of one that is not.
+        assert isinstance(group, dist.ProcessGroup)
+        _waiting.append(group)
+
+
+def _patient() -> dist.ProcessGroup | None:
+    """Return the group for objects and waits; None stands for the default one."""
+    return _waiting[0] if _waiting else None
 
 
 def leave() -> None:
@@ -90,6 +108,7 @@ def leave() -> None:
     if several():
         # gloo's threads may abort the interpreter if they still run when it exits.
         dist.destroy_process_group()
+        _waiting.clear()
 
 
 def several() -> bool:
@@ -100,7 +119,7 @@ def several() -> bool:
 def barrier() -> None:
     """Wait until all ranks have come here."""
     if several():
-        dist.barrier()
+        dist.barrier(_patient())
 
 
 def from_main(work: Callable[[], T]) -> T:
@@ -120,7 +139,7 @@ def from_main(work: Callable[[], T]) -> T:
         raise
     finally:
         # In any case, an error included: the other ranks wait in this call, and would wait for days.
-        dist.broadcast_object_list(result)
+        dist.broadcast_object_list(result, group=_patient())
     worked, value = result[0]
     if not worked:
         raise SystemExit(value)
@@ -132,7 +151,7 @@ def from_all(value: T) -> list[T]:
     if not several():
         return [value]
     values: list[T] = [value] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=_patient())
     return values
 
 
@@ -169,10 +188,10 @@ def mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str,
     return dict(zip(values, (tensor / dist.get_world_size()).tolist(), strict=True))
 
 
-def most_over_ranks(value: int, device: torch.device) -> int:
-    """Return the largest of the ranks' values."""
+def most_over_ranks(value: int) -> int:
+    """Return the largest of the ranks' values; it does not wait for a GPU."""
     if not several():
         return value
-    tensor = torch.tensor(value, device=device)
-    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    tensor = torch.tensor(value)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX, group=_patient())
     return int(tensor)

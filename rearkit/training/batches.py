@@ -66,6 +66,30 @@ class Batch:
 
 
 @attrs.frozen(eq=False)
+class Ready:
+    """What can be made of a step before the step before it is done.
+
+    Attributes:
+        samples: a rank's samples.
+        draw: their noise.
+        dropped_B: (B,) bool, True where the label is dropped.
+        noise_level: mean replacement probability of the global batch, in [0, 1].
+    """
+
+    samples: TrainingSamples
+    draw: NoiseDraw
+    dropped_B: Tensor
+    noise_level: float
+
+    def pin_memory(self) -> Ready:
+        """Return it in memory from which a GPU copies while the CPU goes on; torch's loader calls this by its name."""
+        samples = attrs.evolve(
+            self.samples, content=self.samples.content.pin_memory(), classes_B=self.samples.classes_B.pin_memory()
+        )
+        return Ready(samples, self.draw.each(Tensor.pin_memory), self.dropped_B.pin_memory(), self.noise_level)
+
+
+@attrs.frozen(eq=False)
 class BatchSource:
     """Makes the batches of a run.
 
@@ -80,6 +104,7 @@ class BatchSource:
         global_batch: samples per step, of all ranks.
         seed: seed of everything that is drawn.
         keeps_images: whether batches have the images that tokens were made from.
+        pins: whether what is read ahead is put into pinned memory, for a GPU.
     """
 
     data: TrainingData
@@ -92,6 +117,7 @@ class BatchSource:
     global_batch: int
     seed: int
     keeps_images: bool = False
+    pins: bool = False
 
     def read(
         self, step: int, rank: int = 0, world: int = 1, reading: Callable[[int], None] = lambda shard: None
@@ -103,13 +129,23 @@ class BatchSource:
         indices = self.order.batch(step, self.global_batch)[rows]
         return self.data.read(indices, step * self.global_batch + rows, reading)
 
+    def ready(
+        self, step: int, rank: int = 0, world: int = 1, reading: Callable[[int], None] = lambda shard: None
+    ) -> Ready:
+        """Read a rank's share of a step's samples, and draw all that is random about them; see `TrainingData.read`."""
+        samples = self.read(step, rank, world, reading)
+        # On the CPU, so that every device gets the same numbers.
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "batch", step))
+        shape = (self.global_batch, self.data.num_tokens)
+        draw = draw_noise(self.noise, shape, step / self.steps, self.codebook_size, generator)
+        dropped_B = torch.rand(self.global_batch, generator=generator) < self.label_dropout
+        # The other ranks' noise had to be drawn, but is not needed.
+        share = self.global_batch // world
+        mine = slice(rank * share, (rank + 1) * share)
+        return Ready(samples, draw.each(lambda tensor: tensor[mine]), dropped_B[mine], draw.rates_B.mean().item())
+
     def batch(
-        self,
-        step: int,
-        rank: int = 0,
-        world: int = 1,
-        samples: TrainingSamples | None = None,
-        device: torch.device = CPU,
+        self, step: int, rank: int = 0, world: int = 1, ready: Ready | None = None, device: torch.device = CPU
     ) -> Batch:
         """Return a rank's share of the global batch of a step.
 
@@ -117,22 +153,14 @@ class BatchSource:
             step: the step, counted from 0.
             rank: the rank.
             world: number of ranks.
-            samples: what `read` returned for the same step and rank; if None, they are read now.
+            ready: what `ready` returned for the same step and rank; if None, it is made now.
             device: device to put the batch on.
         """
-        samples = samples or self.read(step, rank, world)
-        tokens_BN, classes_B = self.data.to_tokens(samples, device)
-        share = self.global_batch // world
-        mine = slice(rank * share, (rank + 1) * share)
-        # On the CPU, so that every device gets the same numbers.
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "batch", step))
+        ready = ready or self.ready(step, rank, world)
+        tokens_BN, classes_B = self.data.to_tokens(ready.samples, device)
+        draw = ready.draw.each(lambda tensor: tensor.to(device, non_blocking=True))
+        dropped_B = ready.dropped_B.to(device, non_blocking=True)
         progress = step / self.steps
-        shape = (self.global_batch, tokens_BN.shape[1])
-        draw = draw_noise(self.noise, shape, progress, self.codebook_size, generator)
-        dropped_B = (torch.rand(self.global_batch, generator=generator) < self.label_dropout)[mine].to(device)
-        level = draw.rates_B.mean().item()
-        # The other ranks' noise had to be drawn, but is not needed.
-        draw = draw.each(lambda tensor: tensor[mine].to(device))
         waits = reads_predictions(self.noise)
         return Batch(
             tokens_BN=tokens_BN,
@@ -140,8 +168,8 @@ class BatchSource:
             replaced_BN=draw.replaced_BN,
             # The id after the last class stands for "no label".
             classes_B=torch.where(dropped_B, self.num_classes, classes_B),
-            noise_level=level,
+            noise_level=ready.noise_level,
             progress=progress,
-            images=samples.content.to(device) if self.keeps_images else None,
+            images=ready.samples.content.to(device, non_blocking=True) if self.keeps_images else None,
             draw=draw if waits else None,
         )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -91,10 +93,11 @@ def train_checked(
     with trainer, StopRequest() as stop, progress_bar("train", steps, trainer.done) as bar:
         while not trainer.finished:
             values = trainer.step(trainer.next_samples())
-            bar.advance(1, f"loss {float(values['loss']):.3f}")
+            # A function, since reading the loss of each step would make a GPU wait.
+            bar.advance(1, functools.partial(_loss_text, values))
             trainer.report(values)
             # A signal may reach only one rank, or two ranks at different steps: all must stop and save at the same one.
-            stopped = distributed.most_over_ranks(stop.signal or 0, device)
+            stopped = distributed.most_over_ranks(stop.signal or 0)
             trainer.save(anyway=stopped > 0)
             if stopped:
                 raise _interruption(stopped, trainer.done, steps, folder is not None)
@@ -103,6 +106,10 @@ def train_checked(
     if held_out is not None and HELD_OUT_LOSS not in last:
         last = last | validate(model, held_out, device)
     return _result(model, time.monotonic() - started, last)
+
+
+def _loss_text(values: dict[str, Any]) -> str:
+    return f"loss {float(values['loss']):.3f}"
 
 
 def _result(model: Model, seconds: float, last: dict[str, float]) -> TrainResult:

@@ -1,4 +1,4 @@
-"""Reads the samples of the next steps while a step computes; waits for them no longer than the recipe allows.
+"""Reads the samples of the next steps, and draws their noise, while a step computes; waits no longer than allowed.
 
 A thread reads samples that are small (token shards); worker processes read those that must be decoded (images).
 """
@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from rearkit.data.training_data import TrainingSamples
 from rearkit.errors import DataError, RearkitError
-from rearkit.training.batches import BatchSource
+from rearkit.training.batches import BatchSource, Ready
 
 # Steps that each reader is ahead: one is ready while the next is read. Each takes the memory of a step's samples.
 AHEAD = 2
@@ -52,7 +51,7 @@ class Feed:
         self._at = torch.full((max(workers, 1),), IDLE).share_memory_()
         self._shares = _Shares(source, rank, world, self._at)
         self._stop = threading.Event()
-        self._queue: queue.Queue[TrainingSamples | Exception] = queue.Queue(AHEAD)
+        self._queue: queue.Queue[Ready | Exception] = queue.Queue(AHEAD)
         # DataLoader's iterator over samples and exceptions; None if a thread reads.
         self._iterator: Any = None
         self._processes: list[BaseProcess] = []
@@ -69,6 +68,7 @@ class Feed:
                 num_workers=self.workers,
                 prefetch_factor=AHEAD,
                 timeout=self.timeout,
+                pin_memory=self.source.pins,
             )
             others = multiprocessing.active_children()
             # Launchers, Slurm and a terminal send a signal to all processes of a rank. The readers, which inherit the
@@ -107,7 +107,7 @@ class Feed:
         if isinstance(error, RuntimeError) and "is killed by signal" in str(error):
             raise self._killed(self._step) from None
 
-    def next(self, step: int) -> TrainingSamples:
+    def next(self, step: int) -> Ready:
         """Return the samples of the next step; ``step`` is its number, for messages.
 
         Raises:
@@ -135,7 +135,8 @@ class Feed:
             if self._stop.is_set():
                 return
             # Blocks while the queue is full, which keeps the thread `AHEAD` steps ahead and no more.
-            self._queue.put(self._shares[step])
+            item = self._shares[step]
+            self._queue.put(item.pin_memory() if self.source.pins and isinstance(item, Ready) else item)
 
     def _late(self, step: int) -> DataError:
         return DataError(
@@ -155,7 +156,7 @@ class Feed:
         return self.source.data.names[at] if at != IDLE else "no shard: it waits for the machine"
 
 
-class _Shares(Dataset[TrainingSamples]):
+class _Shares(Dataset[Ready]):
     """A rank's samples by step. Errors are returned: one raised in a worker process arrives with a traceback in it."""
 
     def __init__(self, source: BatchSource, rank: int, world: int, at: torch.Tensor) -> None:
@@ -164,7 +165,7 @@ class _Shares(Dataset[TrainingSamples]):
         self.world = world
         self.at = at
 
-    def __getitem__(self, step: int) -> TrainingSamples | Exception:  # type: ignore[override]
+    def __getitem__(self, step: int) -> Ready | Exception:  # type: ignore[override]
         worker = get_worker_info()
         slot = 0 if worker is None else worker.id
 
@@ -172,7 +173,7 @@ class _Shares(Dataset[TrainingSamples]):
             self.at[slot] = shard
 
         try:
-            return self.source.read(step, self.rank, self.world, reading)
+            return self.source.ready(step, self.rank, self.world, reading)
         except RearkitError as error:
             return error
         except Exception as error:

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 
 from rearkit.data.token_shards import TokenData
-from rearkit.data.training_data import TrainingData, TrainingSamples, shards_of
+from rearkit.data.training_data import TrainingData, shards_of
 from rearkit.model import Model
 from rearkit.system import distributed
 from rearkit.system.console import say
 from rearkit.system.devices import resolve_device, seed_everything
 from rearkit.system.memory import freed_memory_kept
 from rearkit.training import state
-from rearkit.training.batches import BatchSource
+from rearkit.training.batches import BatchSource, Ready
 from rearkit.training.blocks import prepared_blocks
 from rearkit.training.checkpoints import Checkpoints, Found
 from rearkit.training.engine import Engine, put_back
@@ -84,6 +84,7 @@ class Trainer:
             global_batch=self.table.global_batch,
             seed=recipe.train_seed,
             keeps_images="images" in model.objective.reads,
+            pins=self.device.type == "cuda",
         )
         guards = self.table.guards
         self.guard = StepGuard(guards, self.engine.scale_may_fall, lambda indices: shards_of(data, indices))
@@ -146,17 +147,17 @@ class Trainer:
         """True if all steps are taken."""
         return self.done == self.table.steps
 
-    def next_samples(self) -> TrainingSamples:
+    def next_samples(self) -> Ready:
         """Return this rank's samples of the next step, which were read ahead."""
         # Waiting for data is part of a step's time.
         self._began = time.monotonic()
         return self.feed.next(self.done)
 
-    def step(self, samples: TrainingSamples) -> dict[str, Any]:
+    def step(self, ready: Ready) -> dict[str, Any]:
         """Take an optimizer step, or skip it if a gradient is NaN or infinite.
 
         Args:
-            samples: this rank's share of the global batch.
+            ready: this rank's share of the global batch, from `next_samples`.
 
         Returns:
             the loss and its parts, averaged over this rank's micro-batches; the noise level, the learning rate, and the
@@ -170,7 +171,7 @@ class Trainer:
         lr = learning_rate(self.table, step)
         self.engine.set_learning_rate(lr)
         self.engine.train()
-        batch = self.source.batch(step, self.rank, self.world, samples, self.device)
+        batch = self.source.batch(step, self.rank, self.world, ready, self.device)
         totals: dict[str, Any] = {}
         losses = []
         for index, part in enumerate(batch.pieces(self.engine.micro_batch)):
@@ -184,7 +185,7 @@ class Trainer:
                 totals[name] = totals.get(name, 0) + value / count
         norm = self.engine.grad_norm()
         skipped = self.engine.skipped
-        self.guard.after_step(step + 1, skipped, norm, losses, np.split(samples.indices, count))
+        self.guard.after_step(step + 1, skipped, norm, losses, np.split(ready.samples.indices, count))
         self.done += 1
         # A skipped step changes neither weights nor averages.
         if not skipped:

@@ -60,7 +60,7 @@ def test_samples_come_step_by_step_from_a_thread_or_from_processes(workers: int,
     batches = source(TokenData.from_shards(shards))
     with Feed(batches, range(1, 8), 1, 2, 60, workers) as feed:
         for step in range(1, 8):
-            samples, expected = feed.next(step), batches.read(step, 1, 2)
+            samples, expected = feed.next(step).samples, batches.read(step, 1, 2)
             assert np.array_equal(samples.indices, expected.indices)
             assert np.array_equal(samples.classes_B, samples.indices)
             assert samples.content[:, 0].tolist() == (samples.indices % 12).tolist()
@@ -148,7 +148,7 @@ def test_readers_leave_being_stopped_to_the_process_that_trains(number: signal.S
         for reader in readers:  # as launchers do, which signal all processes of a rank
             os.kill(reader, number)
         for step in range(1, 8):
-            assert np.array_equal(feed.next(step).indices, batches.read(step).indices)
+            assert np.array_equal(feed.next(step).samples.indices, batches.read(step).indices)
     assert len(readers) == 2
     assert not multiprocessing.active_children()
 
