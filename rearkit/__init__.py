@@ -35,7 +35,7 @@ _HOME = {
     "evaluate": "evaluation.scores",
     "run": "pipeline",
     "Objective": "objective",
-    "corrupt": "objective",
+    "corrupt": "context_noise",
     "capture": "objective",
     "VectorQuantizer": "components.tokenizers.quantizer",
     "MaskGITVQGANDecoder": "components.tokenizers.maskgit_vqgan",
@@ -48,6 +48,7 @@ _HOME = {
 if TYPE_CHECKING:
     from rearkit.components.tokenizers.maskgit_vqgan import MaskGITVQGANDecoder
     from rearkit.components.tokenizers.quantizer import VectorQuantizer
+    from rearkit.context_noise import corrupt
     from rearkit.data.image_sets import ImageSet
     from rearkit.data.token_shards import TokenData
     from rearkit.errors import RearkitError
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from rearkit.layers.cached_attention import attend_to_cache, cache_length
     from rearkit.layers.packed_linear import PackedLinear
     from rearkit.model import Model, build, make
-    from rearkit.objective import Objective, capture, corrupt
+    from rearkit.objective import Objective, capture
     from rearkit.pipeline import run
     from rearkit.recipe.loading import load_recipe
     from rearkit.recipe.settings import setting, settings

@@ -8,11 +8,13 @@ from typing import Any, TypeVar
 import attrs
 import torch
 
+from rearkit.context_noise import NoNoise, extra_tokens, takes_context
 from rearkit.contracts import (
     MODULES,
     Backbone,
     Classes,
     Dataset,
+    NoiseContext,
     NoiseSchedule,
     Regularizer,
     RegularizerContext,
@@ -20,7 +22,7 @@ from rearkit.contracts import (
     TokenSpace,
 )
 from rearkit.errors import PluginError, RearkitError, RecipeError, WeightsError
-from rearkit.objective import NoNoise, Objective
+from rearkit.objective import Objective, fields_read
 from rearkit.recipe.tables import BackboneTable, ComponentTable, Recipe, TokenizerTable
 from rearkit.registry import plugins
 from rearkit.weights import fit_state_dict, load_weights, matching_weights
@@ -56,7 +58,7 @@ class Model:
     @property
     def space(self) -> TokenSpace:
         """The sizes of what the backbone predicts."""
-        return TokenSpace(self.tokenizer.num_tokens, self.tokenizer.codebook_size, self.classes.number)
+        return space_of(self.tokenizer, self.classes.number, extra_tokens(self.noise))
 
 
 def build(recipe: Recipe, tokenizer: Tokenizer | None = None, classes: Classes | None = None) -> Model:
@@ -74,11 +76,13 @@ def build(recipe: Recipe, tokenizer: Tokenizer | None = None, classes: Classes |
     classes = classes or Classes.of(build_dataset(recipe))
     tokenizer = tokenizer or build_tokenizer(recipe)
     tokenizer.eval().requires_grad_(False)
-    # After the tokenizer, so that the backbone's initial weights are the same with a new one and a fitted one.
     torch.manual_seed(recipe.train_seed)
-    space = TokenSpace(tokenizer.num_tokens, tokenizer.codebook_size, classes.number)
+    noise = _build_noise(recipe, NoiseContext(space_of(tokenizer, classes.number), tokenizer.codebook()))
+    # Again, so that the backbone's initial weights depend on neither the tokenizer's fit nor the noise.
+    torch.manual_seed(recipe.train_seed)
+    space = space_of(tokenizer, classes.number, extra_tokens(noise))
     backbone = _build(recipe.backbone, recipe.name, space)
-    context = RegularizerContext(backbone.hidden_size, backbone.num_layers, tokenizer.codebook())
+    context = RegularizerContext(backbone.hidden_size, backbone.num_layers, tokenizer.codebook(), space, backbone)
     regularizers: dict[str, Regularizer] = {}
     for index, table in enumerate(recipe.regularizers):
         # The same regularizer may be used twice, with other settings; logs and heads need different names.
@@ -92,8 +96,47 @@ def build(recipe: Recipe, tokenizer: Tokenizer | None = None, classes: Classes |
             names = regularizer.state_dict().keys()
             if names <= found.keys():
                 fit_state_dict(regularizer, {name: found[name] for name in names}, recipe.backbone.weights)
-    noise = NoNoise() if recipe.noise is None else _build(recipe.noise, recipe.name)
-    return Model(recipe, classes, tokenizer, backbone, noise, Objective(regularizers))
+    model = Model(recipe, classes, tokenizer, backbone, noise, Objective(regularizers))
+    _check_needs(model)
+    return model
+
+
+def space_of(tokenizer: Tokenizer, num_classes: int, extra_tokens: int = 0) -> TokenSpace:
+    """Return the sizes of what a backbone predicts."""
+    return TokenSpace(tokenizer.num_tokens, tokenizer.codebook_size, num_classes, extra_tokens)
+
+
+def _build_noise(recipe: Recipe, context: NoiseContext) -> NoiseSchedule:
+    if recipe.noise is None:
+        return NoNoise()
+    # Most schedules need no context, and take their settings alone.
+    wanted = (context,) if takes_context(plugins.find("noise", recipe.noise.name).build) else ()
+    noise: NoiseSchedule = _build(recipe.noise, recipe.name, *wanted)
+    return noise
+
+
+def _check_needs(model: Model) -> None:
+    """Check that components get what they need of the others.
+
+    Raises:
+        RecipeError: they do not; each line names the table and the remedy.
+    """
+    recipe = model.recipe
+    problems = []
+    needed, has = extra_tokens(model.noise), model.backbone.extra_tokens
+    if recipe.noise is not None and needed > has:
+        problems.append(
+            f"[noise] {recipe.noise.name}: needs {needed} token(s) beyond the codebook, and backbone "
+            f"{recipe.backbone.name!r} has room for {has}; choose another noise or backbone"
+        )
+    for name, regularizer in model.objective.regularizers.items():
+        if "images" in fields_read(regularizer) and not recipe.tokens.on_the_fly and recipe.train.steps:
+            problems.append(
+                f"[[regularizers]] {name}: reads the images, which training has only while it makes the tokens; "
+                "set [tokens] on_the_fly = true"
+            )
+    if problems:
+        raise RecipeError([f"{recipe.name}: {problem}" for problem in problems])
 
 
 def build_dataset(recipe: Recipe) -> Dataset:
@@ -131,7 +174,7 @@ def check_weights(recipe: Recipe) -> list[str]:
         except RearkitError:
             classes = None
         if classes is not None:
-            space = TokenSpace(tokenizer.num_tokens, tokenizer.codebook_size, classes)
+            space = space_of(tokenizer, classes)
             modules["backbone"] = (recipe.backbone, _cheaply(lambda: _build(recipe.backbone, recipe.name, space)))
     problems = []
     for kind, (table, module) in modules.items():
@@ -140,6 +183,26 @@ def check_weights(recipe: Recipe) -> list[str]:
         except WeightsError as error:
             problems.append(f"[{kind}] weights: {error}")
     return problems
+
+
+def check_parts(recipe: Recipe) -> None:
+    """Build a recipe's modules where they cost nothing, so that what does not fit is told before hours of other stages.
+
+    Raises:
+        RecipeError: components do not fit each other.
+    """
+    plain: Recipe = attrs.evolve(recipe, backbone=attrs.evolve(recipe.backbone, weights=None))  # type: ignore[misc]
+    try:
+        classes = Classes.of(build_dataset(recipe))
+    # The dataset may be gone once its images are in shards; no component minds how many classes there are.
+    except RearkitError:
+        classes = Classes(1)
+    try:
+        with torch.device("meta"):
+            build(plain, build_tokenizer(plain, load=False), classes)
+    # A component that reads values of tensors is not known to fit until it is built in earnest.
+    except (RuntimeError, NotImplementedError):
+        return
 
 
 def _cheaply(build: Callable[[], T]) -> T:

@@ -9,61 +9,19 @@ forward pass, `capture` around it, `Objective` after it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import attrs
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rearkit.contracts import NoiseSchedule, Regularizer
-from rearkit.recipe.settings import settings
+from rearkit.context_noise import NoisyContext, NoNoise, corrupt
+from rearkit.contracts import Regularizer, TrainingStep
+from rearkit.contracts.methods import LOGGED_ONLY, OPTIONAL
 
-
-@settings
-class NoNoise:
-    """No replacement: the context is the image's own tokens, as in a plain AR model."""
-
-    def rates(self, progress: float, batch: int, generator: torch.Generator) -> Tensor:
-        """Return zeros, (batch,)."""
-        return torch.zeros(batch)
-
-
-@attrs.frozen(eq=False)
-class NoisyContext:
-    """A context in which some tokens are replaced.
-
-    Attributes:
-        tokens_BN: (B, N) int64, the model's input.
-        replaced_BN: (B, N) bool, true where a random code was drawn, even if it equals the original.
-        rates_B: (B,) float32, the replacement probability of each sample.
-    """
-
-    tokens_BN: Tensor
-    replaced_BN: Tensor
-    rates_B: Tensor
-
-
-def corrupt(
-    tokens_BN: Tensor, noise: NoiseSchedule, progress: float, codebook_size: int, generator: torch.Generator
-) -> NoisyContext:
-    """Replace each token by a uniform random code, with the probability drawn for its sample. Targets must stay clean.
-
-    Args:
-        tokens_BN: (B, N) int64 in [0, codebook_size), on any device.
-        noise: the schedule that draws the probabilities.
-        progress: share of the training steps taken, in [0, 1].
-        codebook_size: V.
-        generator: source of randomness, on the CPU, so that a batch gets the same noise on every device.
-    """
-    B, N = tokens_BN.shape
-    rates_B = noise.rates(progress, B, generator)
-    replaced_BN = torch.rand(B, N, generator=generator) < rates_B[:, None]
-    # Drawn for all positions, so that the generator advances alike whatever the rates are.
-    random_BN = torch.randint(codebook_size, (B, N), generator=generator)
-    replaced_BN = replaced_BN.to(tokens_BN.device)
-    noisy_BN = torch.where(replaced_BN, random_BN.to(tokens_BN.device), tokens_BN)
-    return NoisyContext(noisy_BN, replaced_BN, rates_B)
+__all__ = ["Loss", "NoNoise", "NoisyContext", "Objective", "capture", "corrupt"]
 
 
 # Without slots, since DeepSpeed's ZeRO stage 3 looks for tensors in a module's output with vars().
@@ -92,6 +50,9 @@ class Objective(nn.Module):
         for name, regularizer in regularizers.items():
             if not isinstance(regularizer, nn.Module):
                 raise TypeError(f"regularizer {name!r} is not an nn.Module")
+            unknown = [field for field in getattr(regularizer, "reads", ()) if field not in OPTIONAL]
+            if unknown:
+                raise ValueError(f"regularizer {name!r} reads {unknown[0]!r}; it can read: {', '.join(OPTIONAL)}")
         self.regularizers = nn.ModuleDict(dict(regularizers))
 
     @property
@@ -102,10 +63,15 @@ class Objective(nn.Module):
             wanted.update(regularizer.layers)  # type: ignore[arg-type]
         return tuple(sorted(wanted))
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """The fields in `rearkit.contracts.methods.OPTIONAL` that some regularizer reads."""
+        return frozenset(field for regularizer in self.regularizers.values() for field in fields_read(regularizer))
+
     def forward(
         self, logits: Tensor, hidden: Mapping[int, Tensor], tokens_BN: Tensor, replaced_BN: Tensor, prefix_length: int
     ) -> Loss:
-        """Compute the loss.
+        """Compute the loss in a training loop of one's own.
 
         Args:
             logits: (B, N or N+1, V); position i predicts token i, and a last position without a target is ignored.
@@ -113,17 +79,93 @@ class Objective(nn.Module):
             tokens_BN: (B, N) int64, the clean tokens.
             replaced_BN: (B, N) bool, from `corrupt`.
             prefix_length: P, number of positions before token 0's own position.
+
+        Raises:
+            ValueError: shapes do not fit each other.
         """
-        logits_BNV = logits[:, : tokens_BN.shape[1]]
+        return self.loss(
+            TrainingStep(
+                tokens_BN=tokens_BN,
+                replaced_BN=replaced_BN,
+                prefix_length=prefix_length,
+                hidden=hidden,
+                logits_BNV=predictions(logits, tokens_BN),
+            )
+        )
+
+    def loss(self, step: TrainingStep) -> Loss:
+        """Compute the loss of a step, whose logits must be given.
+
+        Raises:
+            ValueError: shapes do not fit each other.
+        """
+        assert step.logits_BNV is not None
+        _check_shapes(step, self.layers)
         # In float32 even in bf16 training: a softmax over V codes loses too much in 8 bits of mantissa.
-        total = cross_entropy = F.cross_entropy(logits_BNV.flatten(0, 1).float(), tokens_BN.flatten())
-        accuracy = (logits_BNV.detach().argmax(-1) == tokens_BN).float().mean()
+        total = cross_entropy = F.cross_entropy(step.logits_BNV.flatten(0, 1).float(), step.tokens_BN.flatten())
+        accuracy = (step.logits_BNV.detach().argmax(-1) == step.tokens_BN).float().mean()
         parts = {"cross_entropy": cross_entropy.detach(), "accuracy": accuracy}
         for name, regularizer in self.regularizers.items():
-            terms = regularizer(hidden, tokens_BN, replaced_BN, prefix_length)
-            total = total + float(regularizer.weight) * sum(terms.values())  # type: ignore[arg-type]
-            parts |= {f"regularizer/{name}/{term}": value.detach() for term, value in terms.items()}
+            terms = regularizer_terms(regularizer, step)
+            added = [value for term, value in terms.items() if not term.startswith(LOGGED_ONLY)]
+            # A regularizer may only log.
+            if added:
+                total = total + float(regularizer.weight) * sum(added)  # type: ignore[arg-type]
+            parts |= {
+                f"regularizer/{name}/{term.removeprefix(LOGGED_ONLY)}": value.detach() for term, value in terms.items()
+            }
         return Loss(total, parts)
+
+
+def fields_read(regularizer: nn.Module) -> tuple[str, ...]:
+    """Return the fields in `rearkit.contracts.methods.OPTIONAL` that a regularizer reads."""
+    return tuple(getattr(regularizer, "reads", ()))
+
+
+def regularizer_terms(regularizer: nn.Module, step: TrainingStep) -> Mapping[str, Tensor]:
+    """Return a regularizer's terms, having hidden from it what it does not say that it reads."""
+    unread: dict[str, Any] = {field: None for field in OPTIONAL if field not in fields_read(regularizer)}
+    terms: Mapping[str, Tensor]
+    try:
+        inspect.signature(regularizer.forward).bind(step)
+    except TypeError:
+        # A regularizer written for rearkit 0.1, which took these four.
+        terms = regularizer(step.hidden, step.tokens_BN, step.replaced_BN, step.prefix_length)
+    else:
+        terms = regularizer(attrs.evolve(step, **unread))
+    return terms
+
+
+def predictions(logits: Tensor, tokens_BN: Tensor) -> Tensor:
+    """Return the logits (B, N, V) that have targets, of (B, N or N+1, V).
+
+    Raises:
+        ValueError: there are fewer or more.
+    """
+    B, N = tokens_BN.shape
+    # Not cut to fit: logits that begin with the positions of a prefix would be compared with the wrong tokens.
+    if logits.dim() != 3 or logits.shape[0] != B or logits.shape[1] not in (N, N + 1):
+        raise ValueError(
+            f"logits of shape {tuple(logits.shape)} for tokens of shape {(B, N)}: expected ({B}, {N} or {N + 1}, V), "
+            "where position i predicts token i; cut off the positions of a prefix before the one that predicts token 0"
+        )
+    return logits[:, :N]
+
+
+def _check_shapes(step: TrainingStep, layers: Sequence[int]) -> None:
+    B, N = step.tokens_BN.shape
+    if step.replaced_BN.shape != (B, N):
+        raise ValueError(f"replaced_BN has shape {tuple(step.replaced_BN.shape)}, the tokens {(B, N)}")
+    length = step.prefix_length + N
+    for layer in layers:
+        if layer not in step.hidden:
+            raise ValueError(f"hidden has no output of block {layer}; it has those of {sorted(step.hidden)}")
+        shape = step.hidden[layer].shape
+        if len(shape) != 3 or shape[0] != B or shape[1] != length:
+            raise ValueError(
+                f"the hidden states of block {layer} have shape {tuple(shape)}; expected ({B}, {length}, D): "
+                f"prefix_length {step.prefix_length} and {N} tokens"
+            )
 
 
 @contextlib.contextmanager
@@ -131,21 +173,30 @@ def capture(blocks: Mapping[int, nn.Module]) -> Iterator[dict[int, Tensor]]:
     """Collect the outputs of modules during a forward pass, for a model that does not return its hidden states.
 
     ``with capture({0: model.layers[0], 9: model.layers[9]}) as hidden: logits = model(tokens)`` stores each module's
-    output under its number (the first item of the output if it is a tuple).
+    output under its number (the first item of the output if it is a tuple). The model may be compiled, before or after.
     """
     hidden: dict[int, Tensor] = {}
 
     # A function of its own, since a closure made in a loop would see the last index only.
-    def keep(index: int) -> object:
-        def hook(module: nn.Module, inputs: object, output: object) -> None:
-            hidden[index] = output[0] if isinstance(output, tuple) else output  # type: ignore[assignment]
+    def keeping(index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def kept(*arguments: Any, **keywords: Any) -> Any:
+            output = forward(*arguments, **keywords)
+            hidden[index] = output[0] if isinstance(output, tuple) else output
+            return output
 
-        return hook
+        return kept
 
-    handles = [block.register_forward_hook(keep(index)) for index, block in blocks.items()]  # type: ignore[arg-type]
+    # Not hooks: a model that was compiled before does not notice those.
+    before = {index: vars(block).get("forward") for index, block in blocks.items()}
+    for index, block in blocks.items():
+        block.forward = keeping(index, block.forward)
     try:
         yield hidden
     finally:
-        # Also after an error, or the model would keep its hooks, and with them the outputs.
-        for handle in handles:
-            handle.remove()
+        # Also after an error, or the model would keep the functions, and with them the outputs.
+        # In reverse, for a module that has two numbers.
+        for index, block in reversed(list(blocks.items())):
+            if before[index] is None:
+                del block.forward
+            else:
+                block.forward = before[index]  # type: ignore[assignment]

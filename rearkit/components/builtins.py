@@ -10,7 +10,7 @@ from rearkit.components.noise import schedules
 from rearkit.components.regularizers import codebook_embedding
 from rearkit.components.tokenizers import maskgit_vqgan
 from rearkit.components.tokenizers.maskgit_vqgan_weights import MaskGITVQGANLayout
-from rearkit.objective import NoNoise
+from rearkit.context_noise import NoNoise
 from rearkit.registry.component import Component
 from rearkit.registry.hookspecs import hookimpl
 

@@ -21,7 +21,7 @@ from rearkit.planning.tracking import FusedAttention, LiveBytes, StandIns
 from rearkit.recipe.tables import Recipe
 from rearkit.training.batches import Batch
 from rearkit.training.blocks import prepared_blocks
-from rearkit.training.engine import TrainModule
+from rearkit.training.train_module import TrainModule
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -17,12 +17,15 @@ from __future__ import annotations
 from typing import Any
 
 import attrs
+import torch
 
+from rearkit.context_noise import takes_context
+from rearkit.contracts import NoiseContext
 from rearkit.registry.component import Component
 from rearkit.testing.backbones import check_backbone
 from rearkit.testing.clauses import require, seeded
 from rearkit.testing.datasets import check_dataset
-from rearkit.testing.noise import check_noise_schedule
+from rearkit.testing.noise import SPACE, check_noise_schedule
 from rearkit.testing.regularizers import check_regularizer
 from rearkit.testing.tokenizers import check_tokenizer
 
@@ -62,7 +65,9 @@ def check_component(component: Component, settings: Any = None) -> None:
         elif component.kind == "backbone":
             check_backbone(lambda space: component.build(settings, space))
         elif component.kind == "noise":
-            check_noise_schedule(component.build(settings))
+            context = NoiseContext(SPACE, torch.randn(SPACE.codebook_size, 5))
+            wanted = (context,) if takes_context(component.build) else ()
+            check_noise_schedule(component.build(settings, *wanted))
         else:
             check_regularizer(lambda context: component.build(settings, context))
 

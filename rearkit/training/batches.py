@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rearkit.context_noise import NoiseDraw, draw_noise, reads_predictions, replaced
 from rearkit.contracts import NoiseSchedule
 from rearkit.data.training_data import TrainingData, TrainingSamples
-from rearkit.objective import corrupt
 from rearkit.system.devices import derive_seed
 from rearkit.training.order import EpochOrder
 
@@ -32,6 +32,10 @@ class Batch:
         replaced_BN: (B, N) bool, True where the context was replaced by noise.
         classes_B: (B,) int64 in [0, C]; C where the label was dropped.
         noise_level: mean replacement probability, in [0, 1].
+        progress: share of the training steps taken, in [0, 1).
+        images: (B, 3, R, R) uint8, where a regularizer reads them.
+        draw: the noise that is left to apply, if its replacements depend on the model's predictions. Then the context
+            holds the clean tokens.
     """
 
     tokens_BN: Tensor
@@ -39,15 +43,20 @@ class Batch:
     replaced_BN: Tensor
     classes_B: Tensor
     noise_level: float
+    progress: float = 0.0
+    images: Tensor | None = None
+    draw: NoiseDraw | None = None
 
     def rows(self, start: int, end: int) -> Batch:
         """Return the samples from ``start`` to before ``end``."""
-        return Batch(
-            self.tokens_BN[start:end],
-            self.context_BN[start:end],
-            self.replaced_BN[start:end],
-            self.classes_B[start:end],
-            self.noise_level,
+        return attrs.evolve(
+            self,
+            tokens_BN=self.tokens_BN[start:end],
+            context_BN=self.context_BN[start:end],
+            replaced_BN=self.replaced_BN[start:end],
+            classes_B=self.classes_B[start:end],
+            images=None if self.images is None else self.images[start:end],
+            draw=None if self.draw is None else self.draw.each(lambda tensor: tensor[start:end]),
         )
 
     def pieces(self, size: int) -> Iterator[Batch]:
@@ -70,6 +79,7 @@ class BatchSource:
         steps: number of steps of the whole run, for the schedule's progress.
         global_batch: samples per step, of all ranks.
         seed: seed of everything that is drawn.
+        keeps_images: whether batches have the images that tokens were made from.
     """
 
     data: TrainingData
@@ -81,6 +91,7 @@ class BatchSource:
     steps: int
     global_batch: int
     seed: int
+    keeps_images: bool = False
 
     def read(
         self, step: int, rank: int = 0, world: int = 1, reading: Callable[[int], None] = lambda shard: None
@@ -109,17 +120,28 @@ class BatchSource:
             samples: what `read` returned for the same step and rank; if None, they are read now.
             device: device to put the batch on.
         """
-        tokens_BN, classes_B = self.data.to_tokens(samples or self.read(step, rank, world), device)
+        samples = samples or self.read(step, rank, world)
+        tokens_BN, classes_B = self.data.to_tokens(samples, device)
         share = self.global_batch // world
         mine = slice(rank * share, (rank + 1) * share)
         # On the CPU, so that every device gets the same numbers.
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "batch", step))
-        # The other ranks' rows stay zero: their noise must be drawn, but their tokens are not needed.
-        whole_BN = torch.zeros(self.global_batch, tokens_BN.shape[1], dtype=torch.int64, device=device)
-        whole_BN[mine] = tokens_BN
-        noisy = corrupt(whole_BN, self.noise, step / self.steps, self.codebook_size, generator)
+        progress = step / self.steps
+        shape = (self.global_batch, tokens_BN.shape[1])
+        draw = draw_noise(self.noise, shape, progress, self.codebook_size, generator)
         dropped_B = (torch.rand(self.global_batch, generator=generator) < self.label_dropout)[mine].to(device)
-        # The id after the last class stands for "no label".
-        classes_B = torch.where(dropped_B, self.num_classes, classes_B)
-        level = noisy.rates_B.mean().item()
-        return Batch(tokens_BN, noisy.tokens_BN[mine], noisy.replaced_BN[mine], classes_B, level)
+        level = draw.rates_B.mean().item()
+        # The other ranks' noise had to be drawn, but is not needed.
+        draw = draw.each(lambda tensor: tensor[mine].to(device))
+        waits = reads_predictions(self.noise)
+        return Batch(
+            tokens_BN=tokens_BN,
+            context_BN=tokens_BN if waits else replaced(tokens_BN, draw, self.noise, progress),
+            replaced_BN=draw.replaced_BN,
+            # The id after the last class stands for "no label".
+            classes_B=torch.where(dropped_B, self.num_classes, classes_B),
+            noise_level=level,
+            progress=progress,
+            images=samples.content.to(device) if self.keeps_images else None,
+            draw=draw if waits else None,
+        )

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rearkit.errors import RecipeError
-from rearkit.model import Model
 from rearkit.recipe.train_table import TrainTable
 from rearkit.system import distributed
 from rearkit.training.batches import Batch
@@ -24,27 +23,12 @@ from rearkit.training.deepspeed_config import (
 )
 from rearkit.training.guards import GuardedAdamW
 from rearkit.training.schedule import parameter_groups
+from rearkit.training.train_module import TrainModule
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 AVERAGE = "average"
 # The state of fp16's loss scaling.
 SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-
-
-class TrainModule(nn.Module):
-    """Backbone and objective in one module, since DeepSpeed wraps a single one."""
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.backbone = model.backbone
-        self.objective = model.objective
-        self.prefix_length = model.backbone.prefix_length
-
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss to minimise and its named parts."""
-        logits, hidden = self.backbone(batch.context_BN, batch.classes_B, self.objective.layers)
-        loss = self.objective(logits, hidden, batch.tokens_BN, batch.replaced_BN, self.prefix_length)
-        return loss.total, loss.parts
 
 
 class Engine:
@@ -99,6 +83,8 @@ class Engine:
             # `StepGuard` counts the skipped steps instead, and names the shards.
             scaler.raise_error_at_min_scale = False
         self.module: nn.Module = self._engine.module
+        # Frozen parameters in float32, by `id`, where the module has them in 16 bits and something averages them.
+        self._exact: dict[int, Tensor] = {}
 
     def __call__(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of a micro-batch and its named parts."""
@@ -188,6 +174,9 @@ class Engine:
     def whole(self, parameter: Any, key: str | None = None) -> Tensor:
         """Return one tensor of a parameter's state, whole. All ranks must call this, since it may communicate."""
         if not parameter.requires_grad:
+            # Whole on each rank: an average is seldom kept, and DeepSpeed divides no float32 copy of frozen weights.
+            if (kept := self._exact.get(id(parameter))) is not None:
+                return kept
             with self.gathered(parameter):
                 copy: Tensor = parameter.detach().clone()
                 return copy
@@ -204,6 +193,10 @@ class Engine:
     @torch.no_grad()
     def put(self, parameter: Any, value: Tensor, key: str | None = None) -> None:
         """Set what `whole` returns, from the whole value."""
+        if not parameter.requires_grad:
+            if parameter.dtype != torch.float32:
+                self._exact[id(parameter)] = value.float()
+            return
         if hasattr(parameter, "ds_id"):
             # All ranks have parts of the same size, so the last one is padded.
             part = parameter.ds_tensor.numel()

@@ -139,11 +139,15 @@ def restore(engine: Engine, folder: Path, facts: dict[str, Any]) -> None:
         for name, parameter in engine.module.named_parameters():
             # The weights too, though `read_weights` has loaded them: for 16 bits, DeepSpeed makes the master weights
             # from the module's rounded ones.
-            for key in (None, *MOMENTS, AVERAGE) if parameter.requires_grad else ():
+            # Of frozen weights, only those of which the engine kept a float32 copy.
+            for key in (None, *MOMENTS, AVERAGE) if parameter.requires_grad else (None,):
                 stored = f"{key or WEIGHTS}/{name}"
                 # An earlier call may have trained with averages and this one without, or the other way round.
-                if stored in tensors and (key != AVERAGE or averages):
-                    engine.put(parameter, tensors[stored].get_tensor(stored), key)
+                if stored not in tensors or (key == AVERAGE and not averages):
+                    continue
+                value = tensors[stored].get_tensor(stored)
+                if parameter.requires_grad or value.dtype == torch.float32:
+                    engine.put(parameter, value, key)
     engine.set_facts(facts)
 
 

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import torch
 
 from rearkit.data.token_shards import TokenData
 from rearkit.data.training_data import TrainingData, TrainingSamples, shards_of
@@ -22,13 +23,15 @@ from rearkit.training import state
 from rearkit.training.batches import BatchSource
 from rearkit.training.blocks import prepared_blocks
 from rearkit.training.checkpoints import Checkpoints, Found
-from rearkit.training.engine import Engine, TrainModule, put_back
+from rearkit.training.engine import Engine, put_back
 from rearkit.training.guards import StepGuard, poisoned
 from rearkit.training.logs import TrainLog
 from rearkit.training.order import order_of
 from rearkit.training.prefetch import Feed
 from rearkit.training.schedule import learning_rate
+from rearkit.training.teachers import Taken
 from rearkit.training.trackers import open_trackers
+from rearkit.training.train_module import TrainModule
 from rearkit.training.validation import validate
 
 
@@ -80,6 +83,7 @@ class Trainer:
             steps=self.table.steps,
             global_batch=self.table.global_batch,
             seed=recipe.train_seed,
+            keeps_images="images" in model.objective.reads,
         )
         guards = self.table.guards
         self.guard = StepGuard(guards, self.engine.scale_may_fall, lambda indices: shards_of(data, indices))
@@ -183,11 +187,21 @@ class Trainer:
         self.guard.after_step(step + 1, skipped, norm, losses, np.split(samples.indices, count))
         self.done += 1
         # A skipped step changes neither weights nor averages.
-        if self.table.ema_decay and not skipped:
-            state.update_average(self.engine, self.table.ema_decay, self.done)
+        if not skipped:
+            self._after_step()
         self._busy += time.monotonic() - self._began
         values = {**totals, "noise_level": batch.noise_level, "lr": lr}
         return values if norm is None else values | {"grad_norm": norm}
+
+    def _after_step(self) -> None:
+        if self.table.ema_decay:
+            state.update_average(self.engine, self.table.ema_decay, self.done)
+        taken = Taken(self.engine, self.model.backbone, self.done, self.done / self.table.steps)
+        for regularizer in self.model.objective.regularizers.values():
+            after_step = getattr(regularizer, "after_step", None)
+            if after_step is not None:
+                with torch.no_grad():
+                    after_step(taken)
 
     def report(self, values: dict[str, Any]) -> None:
         """Log the values of a step and validate, if they are due. All ranks must call this after each step."""

@@ -25,7 +25,7 @@ BANDS = (
     ("stages",),
     ("training", "sampling", "evaluation", "planning"),
     ("tokenization", "model", "components"),
-    ("objective", "testing"),
+    ("objective", "context_noise", "testing"),
     ("recipe", "data"),
     ("registry", "layers", "weights", "system", "contracts", "errors"),
 )
@@ -37,7 +37,9 @@ NAMESAKES = ("components", "cli", "testing")
 def sources(package: Path) -> dict[str, Path]:
     """The modules of a package by their dotted names below it."""
     paths = (path for path in sorted(package.rglob("*.py")) if "templates" not in path.parts)
-    return {".".join(path.relative_to(package).with_suffix("").parts): path for path in paths}
+    names = ((".".join(path.relative_to(package).with_suffix("").parts), path) for path in paths)
+    # A room that is imported as a whole is its `__init__`.
+    return {name.removesuffix(".__init__"): path for name, path in names}
 
 
 def imported(path: Path, package: str) -> set[str]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
+import attrs
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rearkit.contracts import RegularizerContext
+from rearkit.contracts import RegularizerContext, StepTaken, TrainingStep
 from rearkit.testing import check_regularizer
 
 
@@ -26,14 +26,12 @@ class TwoHeads(nn.Module):
         self.second = nn.Linear(context.hidden_size, context.codebook_VZ.shape[1])
         self.register_buffer("codebook", context.codebook_VZ.detach().clone(), persistent=False)
 
-    def forward(
-        self, hidden: Mapping[int, Tensor], tokens_BN: Tensor, replaced_BN: Tensor, prefix_length: int
-    ) -> dict[str, Tensor]:
-        states_BND = hidden[1][:, prefix_length:]
-        kept_BN = ~replaced_BN
+    def forward(self, step: TrainingStep) -> dict[str, Tensor]:
+        states_BND = step.hidden[1][:, step.prefix_length :]
+        kept_BN = ~step.replaced_BN
         return {
-            "kept": self.mean(self.error(self.first(states_BND), tokens_BN), kept_BN),
-            "all": self.error(self.second(states_BND), tokens_BN).mean(),
+            "kept": self.mean(self.error(self.first(states_BND), step.tokens_BN), kept_BN),
+            "all": self.error(self.second(states_BND), step.tokens_BN).mean(),
         }
 
     def error(self, found_BNZ: Tensor, tokens_BN: Tensor) -> Tensor:
@@ -49,13 +47,13 @@ class MeanOfNothing(TwoHeads):
 
 
 class IgnoresAHead(TwoHeads):
-    def forward(self, *arguments: Any) -> dict[str, Tensor]:
-        return {"all": super().forward(*arguments)["all"]}
+    def forward(self, step: TrainingStep) -> dict[str, Tensor]:
+        return {"all": super().forward(step)["all"]}
 
 
 class InfiniteGradient(TwoHeads):
-    def forward(self, *arguments: Any) -> dict[str, Tensor]:
-        terms = super().forward(*arguments)
+    def forward(self, step: TrainingStep) -> dict[str, Tensor]:
+        terms = super().forward(step)
         return {**terms, "odd": (terms["all"] - terms["all"].detach()).abs().sqrt()}
 
 
@@ -96,25 +94,27 @@ class StateOutsideItsStateDict(TwoHeads):
 
 
 class ReadsMoreThanItSays(TwoHeads):
-    def forward(self, hidden: Mapping[int, Tensor], *arguments: Any) -> dict[str, Tensor]:  # type: ignore[override]
-        return super().forward({1: hidden[1] + hidden[2]}, *arguments)
+    def forward(self, step: TrainingStep) -> dict[str, Tensor]:
+        return super().forward(attrs.evolve(step, hidden={1: step.hidden[1] + step.hidden[2]}))
 
 
 class WritesIntoItsArguments(TwoHeads):
-    def forward(self, hidden: Mapping[int, Tensor], *arguments: Any) -> dict[str, Tensor]:  # type: ignore[override]
-        if not hidden[1].requires_grad:
-            hidden[1].mul_(2)
-        return super().forward(hidden, *arguments)
+    def forward(self, step: TrainingStep) -> dict[str, Tensor]:
+        if not step.hidden[1].requires_grad:
+            step.hidden[1].mul_(2)
+        return super().forward(step)
 
 
 class Detached(TwoHeads):
-    def forward(self, hidden: Mapping[int, Tensor], *arguments: Any) -> dict[str, Tensor]:  # type: ignore[override]
-        return super().forward({layer: states.detach() for layer, states in hidden.items()}, *arguments)
+    def forward(self, step: TrainingStep) -> dict[str, Tensor]:
+        return super().forward(
+            attrs.evolve(step, hidden={layer: states.detach() for layer, states in step.hidden.items()})
+        )
 
 
 class Constant(TwoHeads):
-    def forward(self, *arguments: Any) -> dict[str, Tensor]:
-        return {name: value.detach() for name, value in super().forward(*arguments).items()}
+    def forward(self, step: TrainingStep) -> dict[str, Tensor]:
+        return {name: value.detach() for name, value in super().forward(step).items()}
 
 
 class PerToken(TwoHeads):
@@ -123,18 +123,33 @@ class PerToken(TwoHeads):
 
 
 class OneTensor(TwoHeads):
-    def forward(self, *arguments: Any) -> Tensor:  # type: ignore[override]
-        return super().forward(*arguments)["all"]
+    def forward(self, step: TrainingStep) -> Tensor:  # type: ignore[override]
+        return super().forward(step)["all"]
 
 
 class NoTerms(TwoHeads):
-    def forward(self, *arguments: Any) -> dict[str, Tensor]:
+    def forward(self, step: TrainingStep) -> dict[str, Tensor]:
         return {}
 
 
 class Float32Only(TwoHeads):
     def error(self, found_BNZ: Tensor, tokens_BN: Tensor) -> Tensor:
         return found_BNZ @ torch.zeros(found_BNZ.shape[-1])
+
+
+class ReadsWhatItDoesNotList(TwoHeads):
+    def forward(self, step: TrainingStep) -> dict[str, Tensor]:
+        assert step.logits_BNV is not None
+        return {**super().forward(step), "logits": step.logits_BNV.pow(2).mean()}
+
+
+class ReadsUnknownFields(TwoHeads):
+    reads = ("logits",)
+
+
+class StepsItsOwnParameters(TwoHeads):
+    def after_step(self, step: StepTaken) -> None:
+        self.first.weight.mul_(0.9)
 
 
 class NoLayers(TwoHeads):
@@ -165,10 +180,8 @@ def test_a_regularizer_without_parameters_passes() -> None:
         def __init__(self, context: RegularizerContext) -> None:
             super().__init__()
 
-        def forward(
-            self, hidden: Mapping[int, Tensor], tokens_BN: Tensor, replaced_BN: Tensor, prefix_length: int
-        ) -> dict[str, Tensor]:
-            return {"smooth": hidden[0].diff(dim=1).pow(2).mean()}
+        def forward(self, step: TrainingStep) -> dict[str, Tensor]:
+            return {"smooth": step.hidden[0].diff(dim=1).pow(2).mean()}
 
     check_regularizer(Smooth)
 
@@ -186,13 +199,16 @@ def test_a_regularizer_without_parameters_passes() -> None:
         (StateOutsideItsStateDict, "with the first's state dict must give the same terms"),
         (ReadsMoreThanItSays, r"must list in layers every block that it reads; it also reads \[2\]"),
         (WritesIntoItsArguments, "must not write into its arguments"),
-        (Detached, "must reach the hidden states"),
-        (Constant, "must depend on the hidden states; they carry no gradient"),
+        (Detached, "must reach the hidden states, the logits or the backbone"),
+        (Constant, "must depend on the hidden states, the logits or the backbone; they carry no gradient"),
         (PerToken, "term 'kept' must be a scalar tensor"),
         (OneTensor, "must return named terms"),
         (NoTerms, "must return named terms"),
         (Float32Only, "must run when it is cast to bfloat16"),
-        (NoLayers, "must list the blocks that it reads, at least one"),
+        (NoLayers, r"must list in layers every block that it reads; it also reads \[1\]"),
+        (ReadsWhatItDoesNotList, "must list in reads what it reads; .* needs one of logits_BNV"),
+        (ReadsUnknownFields, r"must list fields among logits_BNV, images, backbone; found \('logits',\)"),
+        (StepsItsOwnParameters, "after_step must leave trained parameters alone"),
         (LayerByName, "must list the blocks that it reads"),
         (LayerBeyondTheBackbone, r"whose blocks are 0 to 3; found \[1, 4\]"),
         (WeightByName, "weight must be a finite number; found 'auto'"),

@@ -42,7 +42,9 @@ class AliTokAR(Backbone):
         # A buffer, to be on the parameters' device; of int32, since bf16 training casts buffers of floats and would
         # round the table. Not saved, since the settings determine it.
         self.register_buffer("rotary_bits", rotary_2Tp.view(torch.int32), persistent=False)
-        self.embeddings = nn.Embedding(space.codebook_size + 1 + space.num_classes + 1, self.hidden_size)
+        self.extra_tokens = max(1, space.extra_tokens)
+        rows = space.codebook_size + self.extra_tokens + space.num_classes + 1
+        self.embeddings = nn.Embedding(rows, self.hidden_size)
         self.token_dropout = nn.Dropout(settings.token_dropout)
         self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.num_layers))
         self.norm = nn.RMSNorm(self.hidden_size, eps=NORM_EPS)
@@ -89,7 +91,7 @@ class AliTokAR(Backbone):
 
     def _class_ids(self, classes_B: Tensor) -> Tensor:
         """Return the row of the token table for each class in [0, C]."""
-        return classes_B + self.space.codebook_size + 1
+        return classes_B + self.space.codebook_size + self.extra_tokens
 
 
 def _grid(settings: AliTokARSettings, space: TokenSpace) -> int:

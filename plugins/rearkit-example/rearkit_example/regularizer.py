@@ -5,13 +5,11 @@ Shapes: B batch, N tokens, P positions before token 0's own, D width of the back
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rearkit import setting, settings
-from rearkit.contracts import Regularizer, RegularizerContext
+from rearkit.contracts import Regularizer, RegularizerContext, TrainingStep
 
 
 @settings
@@ -45,15 +43,13 @@ class NextEmbedding(Regularizer):
         # saved, since the tokenizer's weights contain it.
         self.register_buffer("codebook_VZ", context.codebook_VZ.detach().clone(), persistent=False)
 
-    def forward(
-        self, hidden: Mapping[int, Tensor], tokens_BN: Tensor, replaced_BN: Tensor, prefix_length: int
-    ) -> dict[str, Tensor]:
+    def forward(self, step: TrainingStep) -> dict[str, Tensor]:
         """Return ``{"next": …}``: 1 - cosine similarity, averaged over all positions but the last, which has no next.
 
-        ``tokens_BN`` are the clean tokens, so that the target is right even where the context was replaced.
+        ``step.tokens_BN`` are the clean tokens, so that the target is right even where the context was replaced.
         """
-        places_BND = hidden[self.layer][:, prefix_length:-1]
-        target_BNZ = self.codebook_VZ[tokens_BN[:, 1:]]
+        places_BND = step.hidden[self.layer][:, step.prefix_length : -1]
+        target_BNZ = self.codebook_VZ[step.tokens_BN[:, 1:]]
         error_BN = 1 - F.cosine_similarity(self.head(places_BND).float(), target_BNZ.float(), dim=-1)
         # Not a mean, which is NaN with a tokenizer of one token: there is no next token then.
         return {"next": error_BN.sum() / max(error_BN.numel(), 1)}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -7,9 +8,10 @@ import torch
 from rearkit_example import rearkit_components
 from rearkit_example.noise import CosineNoise
 from rearkit_example.regularizer import NextEmbedding, NextEmbeddingSettings
+from torch import Tensor
 
 from rearkit import Component
-from rearkit.contracts import RegularizerContext
+from rearkit.contracts import RegularizerContext, TrainingStep
 from rearkit.testing import check_component, check_noise_schedule, check_regularizer
 
 
@@ -41,6 +43,10 @@ def test_cosine_goes_from_one_level_to_the_other(progress: float, level: float) 
     assert rates.mean().item() == pytest.approx(level / 2, abs=0.02)
 
 
+def _step(tokens_BN: Tensor, replaced_BN: Tensor, prefix_length: int, hidden: dict[int, Tensor]) -> TrainingStep:
+    return TrainingStep(tokens_BN=tokens_BN, replaced_BN=replaced_BN, prefix_length=prefix_length, hidden=hidden)
+
+
 def test_next_embedding_reads_the_place_before() -> None:
     """With the embedding of token i+1 at token i's own place and a head that changes nothing, no error is left."""
     context = RegularizerContext(hidden_size=6, num_layers=2, codebook_VZ=torch.randn(9, 6))
@@ -51,10 +57,11 @@ def test_next_embedding_reads_the_place_before() -> None:
     replaced_BN = torch.zeros(3, 5, dtype=torch.bool)
     for prefix_length in (1, 2):
         states = torch.randn(3, prefix_length + 5, 6)
+        step = functools.partial(_step, tokens_BN, replaced_BN, prefix_length)
         states[:, prefix_length:-1] = context.codebook_VZ[tokens_BN[:, 1:]]
-        terms = regularizer({1: states}, tokens_BN, replaced_BN, prefix_length)
+        terms = regularizer(step({1: states}))
         assert terms["next"].item() == pytest.approx(0, abs=1e-6)
-        terms = regularizer({1: states.roll(1, dims=1)}, tokens_BN, replaced_BN, prefix_length)
+        terms = regularizer(step({1: states.roll(1, dims=1)}))
         assert terms["next"].item() > 0.1
 
 

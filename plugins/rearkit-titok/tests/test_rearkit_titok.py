@@ -242,7 +242,7 @@ def test_the_regularizer_learns_its_embeddings() -> None:
         optimizer.zero_grad()
         loss.total.backward()
         optimizer.step()
-    terms = regularizer(hidden, tokens_BN, kept_BN, backbone.prefix_length)
+    terms = {name: loss.parts[f"regularizer/codebook-embedding/{name}"] for name in ("encode", "decode")}
     assert terms["encode"].item() < -0.8  # -1: block 0 tells the embedding of each token that it reads
     assert terms["decode"].item() < -0.5
 

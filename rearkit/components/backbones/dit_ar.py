@@ -22,7 +22,8 @@ from rearkit.layers.lean import LeanLinear
 class DiTAR(Backbone):
     """The backbone; see `rearkit.contracts.Backbone`.
 
-    Rows of the token table: V codes, a mask token (unused, but in the published layout), C classes, "no label".
+    Rows of the token table: V codes, a mask token (in the published layout, for noise to use) and any further extra
+    tokens, C classes, "no label".
     Besides its own position embedding, each position gets one of the token that it predicts (`target_aware_pos_embed`).
     """
 
@@ -37,8 +38,9 @@ class DiTAR(Backbone):
         self.num_heads = settings.num_heads
         places = PREFIX + space.num_tokens
         self.cls_token = nn.Parameter(torch.zeros(1, 1, self.hidden_size))
-        # Codes, mask token, classes, "no label".
-        self.embeddings = nn.Embedding(space.codebook_size + 1 + space.num_classes + 1, self.hidden_size)
+        self.extra_tokens = max(1, space.extra_tokens)
+        rows = space.codebook_size + self.extra_tokens + space.num_classes + 1
+        self.embeddings = nn.Embedding(rows, self.hidden_size)
         self.pos_embed = nn.Parameter(torch.zeros(1, places, self.hidden_size))
         self.target_aware_pos_embed = nn.Parameter(torch.zeros(1, places, self.hidden_size))
         self.timesteps_embeddings = nn.Parameter(torch.zeros(1, places, self.hidden_size))
@@ -108,4 +110,4 @@ class DiTAR(Backbone):
 
     def class_ids(self, classes_B: Tensor) -> Tensor:
         """Return the row of the token table for each class in [0, C]."""
-        return classes_B + self.space.codebook_size + 1
+        return classes_B + self.space.codebook_size + self.extra_tokens

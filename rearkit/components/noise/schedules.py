@@ -11,7 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from rearkit.objective import NoNoise
+from rearkit.context_noise import NoNoise
 from rearkit.recipe.settings import setting, settings
 
 

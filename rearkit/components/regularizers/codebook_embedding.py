@@ -7,12 +7,10 @@ head maps a deep block's output at the position that predicts token i to the sam
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rearkit.contracts import Regularizer, RegularizerContext
+from rearkit.contracts import Regularizer, RegularizerContext, TrainingStep
 from rearkit.recipe.settings import setting, settings
 
 
@@ -62,24 +60,22 @@ class CodebookEmbedding(Regularizer):
         # Not saved, since the tokenizer's weights contain it. Normalised, since only directions are compared.
         self.register_buffer("codebook_VZ", F.normalize(context.codebook_VZ.detach().float(), dim=-1), persistent=False)
 
-    def forward(
-        self, hidden: Mapping[int, Tensor], tokens_BN: Tensor, replaced_BN: Tensor, prefix_length: int
-    ) -> dict[str, Tensor]:
+    def forward(self, step: TrainingStep) -> dict[str, Tensor]:
         """Return ``{"encode": …, "decode": …}``: negated cosine similarities, averaged over all B·N positions.
 
         A replaced token says nothing about the original, so it adds 0 to the encode term (but counts in the divisor).
         The decode term has the clean token as its target everywhere.
         """
-        target_BNZ = self.codebook_VZ[tokens_BN]
+        target_BNZ = self.codebook_VZ[step.tokens_BN]
         terms: dict[str, Tensor] = {}
         if self.encode_layer is not None:
             # Token i is at position prefix_length + i.
-            places_BND = hidden[self.encode_layer][:, prefix_length:]
+            places_BND = step.hidden[self.encode_layer][:, step.prefix_length :]
             similarity_BN = F.cosine_similarity(self.encode_head(places_BND).float(), target_BNZ, dim=-1)
-            terms["encode"] = -similarity_BN.masked_fill(replaced_BN, 0.0).mean()
+            terms["encode"] = -similarity_BN.masked_fill(step.replaced_BN, 0.0).mean()
         if self.decode_layer is not None:
             # The position before a token predicts it; the last position predicts none.
-            places_BND = hidden[self.decode_layer][:, prefix_length - 1 : -1]
+            places_BND = step.hidden[self.decode_layer][:, step.prefix_length - 1 : -1]
             terms["decode"] = -F.cosine_similarity(self.decode_head(places_BND).float(), target_BNZ, dim=-1).mean()
         return terms
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from rearkit.components.regularizers.codebook_embedding import CodebookEmbedding, CodebookEmbeddingSettings
-from rearkit.contracts import Regularizer, RegularizerContext
+from rearkit.contracts import Regularizer, RegularizerContext, TrainingStep
 
 V, Z, D, P = 7, 3, 5, 2
 
@@ -19,6 +19,10 @@ def build(num_layers: int = 4, **settings: object) -> CodebookEmbedding:
     return CodebookEmbedding(
         CodebookEmbeddingSettings(projection_dim=6, **settings), RegularizerContext(D, num_layers, codebook)
     )
+
+
+def step(hidden: dict[int, torch.Tensor], tokens: torch.Tensor, replaced: torch.Tensor) -> TrainingStep:
+    return TrainingStep(tokens_BN=tokens, replaced_BN=replaced, prefix_length=P, hidden=hidden)
 
 
 class Identity(nn.Module):
@@ -42,7 +46,7 @@ def test_terms_are_negated_cosines_averaged_over_all_places(batch: int, count: i
     hidden = {layer: torch.randn(batch, P + count, D, generator=generator) for layer in (0, 2)}
     tokens = torch.randint(V, (batch, count), generator=generator)
     replaced = torch.rand(batch, count, generator=generator) < rate
-    terms = regularizer(hidden, tokens, replaced, P)
+    terms = regularizer(step(hidden, tokens, replaced))
     encode = decode = 0.0
     for b in range(batch):
         for i in range(count):
@@ -60,7 +64,7 @@ def test_hidden_states_that_are_the_embeddings_reach_the_least_loss() -> None:
     embeddings = regularizer.codebook_VZ[tokens] * 3
     own, predicting = torch.zeros(1, P + 3, Z), torch.zeros(1, P + 3, Z)
     own[:, P:], predicting[:, P - 1 : -1] = embeddings, embeddings
-    terms = regularizer({0: own, 2: predicting}, tokens, torch.zeros(1, 3, dtype=torch.bool), P)
+    terms = regularizer(step({0: own, 2: predicting}, tokens, torch.zeros(1, 3, dtype=torch.bool)))
     assert terms["encode"].item() == pytest.approx(-1)
     assert terms["decode"].item() == pytest.approx(-1)
 
@@ -71,9 +75,9 @@ def test_a_replaced_token_adds_nothing_to_the_encode_term_and_still_counts() -> 
     own = torch.zeros(1, P + 4, Z)
     own[:, P:] = regularizer.codebook_VZ[tokens]
     replaced = torch.tensor([[True, False, False, True]])
-    terms = regularizer({0: own, 2: own}, tokens, replaced, P)
+    terms = regularizer(step({0: own, 2: own}, tokens, replaced))
     assert terms["encode"].item() == pytest.approx(-0.5)
-    all_replaced = regularizer({0: own, 2: own}, tokens, torch.ones_like(replaced), P)
+    all_replaced = regularizer(step({0: own, 2: own}, tokens, torch.ones_like(replaced)))
     assert all_replaced["encode"].item() == 0
 
 
@@ -82,7 +86,7 @@ def test_replacement_leaves_the_decode_term_alone() -> None:
     hidden = {layer: torch.randn(2, P + 4, D) for layer in (0, 2)}
     tokens = torch.randint(V, (2, 4))
     none, everything = torch.zeros(2, 4, dtype=torch.bool), torch.ones(2, 4, dtype=torch.bool)
-    clean, noisy = regularizer(hidden, tokens, none, P), regularizer(hidden, tokens, everything, P)
+    clean, noisy = regularizer(step(hidden, tokens, none)), regularizer(step(hidden, tokens, everything))
     assert torch.equal(clean["decode"], noisy["decode"])
     assert not torch.equal(clean["encode"], noisy["encode"])
 
@@ -90,7 +94,7 @@ def test_replacement_leaves_the_decode_term_alone() -> None:
 def test_gradients_reach_hidden_states_and_heads_but_not_the_codebook() -> None:
     regularizer = build(decode_layer=2)
     hidden = {layer: torch.randn(1, P + 2, D, requires_grad=True) for layer in (0, 2)}
-    terms = regularizer(hidden, torch.tensor([[0, 1]]), torch.zeros(1, 2, dtype=torch.bool), P)
+    terms = regularizer(step(hidden, torch.tensor([[0, 1]]), torch.zeros(1, 2, dtype=torch.bool)))
     sum(terms.values()).backward()
     assert all(state.grad is not None and state.grad.abs().sum() > 0 for state in hidden.values())
     assert all(parameter.grad is not None for parameter in regularizer.parameters())
@@ -110,7 +114,7 @@ def test_one_side_alone_has_one_head_one_layer_and_one_term(only: str) -> None:
     assert regularizer.layers == [0 if only == "encode" else 2]
     assert {name.partition("_")[0] for name, _ in regularizer.named_parameters()} == {only}
     hidden = {layer: torch.randn(1, P + 2, D) for layer in regularizer.layers}
-    assert set(regularizer(hidden, torch.tensor([[0, 1]]), torch.zeros(1, 2, dtype=torch.bool), P)) == {only}
+    assert set(regularizer(step(hidden, torch.tensor([[0, 1]]), torch.zeros(1, 2, dtype=torch.bool)))) == {only}
 
 
 def test_neither_side_is_refused() -> None:

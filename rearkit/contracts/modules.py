@@ -1,0 +1,137 @@
+"""What tokenizers and backbones must do, and the layouts of their published weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import attrs
+from torch import Tensor, nn
+
+
+@attrs.frozen
+class TokenSpace:
+    """The sizes of what a backbone predicts.
+
+    Attributes:
+        num_tokens: N, tokens per image.
+        codebook_size: V, possible values of a token.
+        num_classes: C, labels; the id C stands for "no label" (dropped, or the unconditional half of guidance).
+        extra_tokens: ids from V on that the context may hold besides the codes, such as a mask; they are never targets.
+    """
+
+    num_tokens: int
+    codebook_size: int
+    num_classes: int
+    extra_tokens: int = 0
+
+
+class Tokenizer(nn.Module):
+    """Turns images into tokens and back. It is frozen while the backbone trains."""
+
+    num_tokens: int
+    codebook_size: int
+    embedding_dim: int
+    image_size: int
+
+    def encode(self, images_B3RR: Tensor) -> Tensor:
+        """Turn images (B, 3, R, R) float32 in [0, 1] into tokens (B, N) int64 in [0, V)."""
+        raise NotImplementedError
+
+    def decode(self, tokens_BN: Tensor) -> Tensor:
+        """Turn tokens (B, N) int64 in [0, V) into images (B, 3, R, R) float32 in [0, 1]."""
+        raise NotImplementedError
+
+    def codebook(self) -> Tensor:
+        """Return (V, Z) float32; row v is what the decoder receives for token v (normalised, if the tokenizer does)."""
+        raise NotImplementedError
+
+
+class FittableTokenizer(Tokenizer):
+    """A tokenizer that the tokenizer stage can fit. For any other tokenizer, the recipe must name weights."""
+
+    def fit_loss(self, images_B3RR: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss to minimise, a scalar, and named parts of it for the log.
+
+        It is called once per step in training mode, and also does whatever else the fit needs (moving averages,
+        restarts of dead codes).
+
+        Args:
+            images_B3RR: (B, 3, R, R) float32 in [0, 1].
+        """
+        raise NotImplementedError
+
+
+class Backbone(nn.Module):
+    """Predicts each token from those before it and the class.
+
+    The sequence in its blocks has `prefix_length` positions P before token 0 (class token, condition, …). So token i is
+    at position P + i, and the position that predicts it is the one before, P + i - 1.
+
+    `start` and `step` must neither copy from the host nor read the content of tensors, since CUDA graphs record them.
+    So a table that they read must be a parameter or a buffer.
+
+    It may set ``blocks``: its `num_layers` blocks in order, each a module that `forward` calls once, as a module. This
+    makes activation checkpointing possible, and compilation compiles one block instead of all.
+    """
+
+    # Only declared: a backbone that does not set it has no such attribute.
+    blocks: nn.ModuleList
+    # How many ids from V on its context may hold; one that looks at `TokenSpace.extra_tokens` sets it.
+    extra_tokens: int = 0
+    prefix_length: int
+    hidden_size: int
+    num_layers: int
+
+    def forward(
+        self, tokens_BN: Tensor, classes_B: Tensor, layers: Sequence[int] = ()
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Predict all tokens at once, teacher-forced.
+
+        Args:
+            tokens_BN: (B, N) int64 in [0, V + extra_tokens), the context.
+            classes_B: (B,) int64 in [0, C]; C is "no label".
+            layers: the blocks, counted from 0, whose outputs to return.
+
+        Returns:
+            logits (B, N+1, V), where position i predicts token i and the last has no target; and the output of each of
+            ``layers``, (B, T, D) with T = P + N.
+        """
+        raise NotImplementedError
+
+    def start(self, classes_B: Tensor) -> tuple[Tensor, Any]:
+        """Begin cached decoding with the current weights; return the logits of token 0, (B, V), and a cache."""
+        raise NotImplementedError
+
+    def step(self, tokens_B: Tensor, cache: Any) -> Tensor:
+        """Append one token, (B,) int64, to each row of the cache in place; return the next token's logits, (B, V)."""
+        raise NotImplementedError
+
+
+EXTRA = "extra."
+"""Prefix for tensors in a weights file that the module does not have (spare rows, training-only heads)."""
+
+
+class PublishedLayout(Protocol):
+    """The layout of weights published by others; a `rearkit.registry.component.Component` may have one."""
+
+    def recognises(self, state: Mapping[str, Tensor]) -> bool:
+        """Return whether a state dict, anybody's, with any names and shapes, is in the published layout."""
+        ...
+
+    def to_rearkit(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Translate to rearkit's layout; tensors that the module does not have get names that begin with `EXTRA`."""
+        ...
+
+    def to_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Translate back to the published layout, so that a round trip is the identity."""
+        ...
+
+    def sizes(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return the settings that a state dict in rearkit's layout needs, read from its shapes."""
+        ...
+
+
+def num_parameters(module: nn.Module) -> int:
+    """Return the number of a module's parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
