@@ -35,7 +35,7 @@ class Described:
 
 
 def describe(path: str | Path) -> Described:
-    """Read the manifest and the scores of an ``.npz``, of a run's folder, or of a ``scores.json``.
+    """Read the manifest and the scores of an ``.npz``, a folder of samples, a run's folder, or a ``scores.json``.
 
     Raises:
         RearkitError: the path is none of these, or has neither a manifest nor scores.
@@ -45,7 +45,7 @@ def describe(path: str | Path) -> Described:
         run = RunFolder(path)
         scores = read_json(run.scores) or read_json(path / run.scores.name) or {}
         # The manifest inside the scores comes first: the samples may have been replaced since they were scored.
-        manifest = scores.get("manifest") or read_manifest(run.samples)
+        manifest = scores.get("manifest") or read_manifest(run.samples) or read_manifest(path)
     elif path.suffix == ".npz":
         scores = {}
         manifest = read_manifest(path)

@@ -127,7 +127,8 @@ def read_reference(path: str | Path, key: str = "[evaluate] reference") -> Refer
             images = NpzImages.open(path) if ARRAY in members else None
     # A .npy loads as a plain array, which has neither a context nor files: an AttributeError or a TypeError.
     except (*DAMAGE, AttributeError) as error:
-        raise RearkitError(f"{key}: {path}: no .npz with mu and sigma, or with images arr_0 ({error})") from None
+        hint = "; make one of such images: evaluate --images FOLDER --make-reference OUT.npz" if path.is_dir() else ""
+        raise RearkitError(f"{key}: {path}: no .npz with mu and sigma, or with images arr_0 ({error}){hint}") from None
     return ReferenceFile(path, gaussian, spatial, images)
 
 
