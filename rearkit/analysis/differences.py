@@ -12,6 +12,7 @@ from rearkit.errors import RearkitError
 from rearkit.sampling.manifest import read_manifest
 from rearkit.stages.run_folder import RunFolder
 from rearkit.system.files import read_json
+from rearkit.system.hub import local_file
 
 ABSENT = "–"
 # Numbers are always listed, conditions only if they differ: equal ones need no explanation.
@@ -40,7 +41,7 @@ def describe(path: str | Path) -> Described:
     Raises:
         RearkitError: the path is none of these, or has neither a manifest nor scores.
     """
-    path = Path(path)
+    path = local_file(path)
     if path.is_dir():
         run = RunFolder(path)
         scores = read_json(run.scores) or read_json(path / run.scores.name) or {}

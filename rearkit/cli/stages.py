@@ -89,8 +89,9 @@ def tokens(recipe: Any, out: Path | None, from_jsonl: Path | None, to: Path | No
     if _runs_stage("tokens", recipe, out, from_jsonl, to, "--from-jsonl"):
         return
     from rearkit.data.convert_tokens import jsonl_to_token_shards
+    from rearkit.system.hub import local_file
 
-    shards = jsonl_to_token_shards(from_jsonl, to, workers=workers)  # type: ignore[arg-type]
+    shards = jsonl_to_token_shards(local_file(from_jsonl), to, workers=workers)  # type: ignore[arg-type]
     click.echo(f'{to}: {len(shards)} token shards; use them with [tokens] pretokenized = "{to}"')
 
 

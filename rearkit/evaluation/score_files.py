@@ -9,6 +9,7 @@ from rearkit.evaluation.image_folders import open_samples
 from rearkit.evaluation.score_record import Scores
 from rearkit.evaluation.scores import Material, Scorer
 from rearkit.sampling.manifest import read_manifest
+from rearkit.system.hub import local_file
 
 
 def evaluate_files(samples: str | Path, reference: str | Path, scorer: Scorer) -> Scores:
@@ -23,6 +24,7 @@ def evaluate_files(samples: str | Path, reference: str | Path, scorer: Scorer) -
     Raises:
         RearkitError: a file can't be used, or the extractor's weights can't be had.
     """
+    samples = local_file(samples)
     images = open_samples(samples)
     material = Material(
         samples=images,

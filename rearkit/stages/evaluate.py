@@ -24,6 +24,7 @@ from rearkit.stages.tokenizer import fitted_tokenizer
 from rearkit.system.console import say
 from rearkit.system.devices import resolve_device
 from rearkit.system.files import write_json
+from rearkit.system.hub import hub_records
 
 if TYPE_CHECKING:
     from rearkit.evaluation.image_streams import StreamedImages
@@ -43,7 +44,8 @@ def run(recipe: Recipe, folder: RunFolder) -> Outcome:
     for line in [*(f"samples: {line}" for line in told), *score_lines(scores)]:
         say(f"evaluate: {line}")
     outputs = (folder.scores.name,) if scores.nearest is None else (folder.scores.name, folder.nearest.name)
-    return Outcome(attrs.asdict(scores), outputs)
+    used = hub_records(recipe.evaluate.feature_weights, recipe.evaluate.reference)
+    return Outcome(attrs.asdict(scores) | used, outputs)
 
 
 def _scores(recipe: Recipe, folder: RunFolder) -> Scores:

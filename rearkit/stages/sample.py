@@ -22,6 +22,7 @@ from rearkit.stages.train import trained_model
 from rearkit.system import distributed
 from rearkit.system.console import progress_bar, say
 from rearkit.system.files import remove, sha256, write_json
+from rearkit.system.hub import hub_records
 from rearkit.system.versions import package_versions
 
 
@@ -126,6 +127,8 @@ def sample_manifest(recipe: Recipe, files: Mapping[str, Path], classes: Sequence
         "counts_per_class": counts,
         "versions": package_versions(*filter(None, providers)),
         "recipe": recipe_to_dict(recipe),
+        # Of the files that the recipe names; the weights above are those that came of them.
+        **hub_records(recipe.tokenizer.weights, recipe.backbone.weights),
     }
 
 

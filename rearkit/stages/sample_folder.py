@@ -16,6 +16,7 @@ from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.sample import sample_manifest
 from rearkit.stages.train import load_model
 from rearkit.system.console import progress_bar, say
+from rearkit.system.hub import local_file
 
 
 def export_samples(folder: RunFolder, target: Path, batch: int = 64) -> None:
@@ -56,7 +57,7 @@ def sample_model(path: Path, recipe: Recipe, target: Path) -> None:
     tokenizer = run.tokenizer if run.tokenizer.is_file() else recipe.tokenizer.weights
     if tokenizer is None:
         raise RearkitError(f"{path}: its tokenizer is neither in {run.tokenizer} nor named by its recipe")
-    files = {"backbone": path, "tokenizer": Path(tokenizer)}
+    files = {"backbone": path, "tokenizer": local_file(tokenizer)}
     manifest = sample_manifest(recipe, files, classes, model.num_classes)
     sampler = Sampler(model, recipe.sample, recipe.sample_seed)
     with png_folder(target, manifest, classes) as pngs:
