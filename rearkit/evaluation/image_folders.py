@@ -63,6 +63,9 @@ class FileImages:
             decoding = Decoding(width)
             if any(suffix_of(file.name) in LOSSY for file in files):
                 say_once(f"{source}: read from JPEG, whose losses count in the scores; PNG has none")
+        folders = {file.name.partition("/")[0] for file in files if "/" in file.name}
+        in_turn = f", {len(folders)} classes in turn" if len(folders) > 1 and classes is not None else ""
+        say_once(f"{source}: {len(files)} image files are read, the first of them {files[0].name}{in_turn}")
         return cls(tuple(files), classes, decoding, resized)
 
     def __len__(self) -> int:

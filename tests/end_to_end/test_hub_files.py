@@ -16,15 +16,27 @@ import pytest
 import tomli_w
 import torch
 
+from rearkit.contracts import Classes
 from rearkit.evaluation.classifier import Classifier, save_classifier
-from rearkit.model import build_tokenizer
+from rearkit.model import build, build_tokenizer
 from rearkit.recipe.loading import load_recipe, recipe_to_dict
+from rearkit.stages.run_folder import RunFolder
+from rearkit.stages.train import export
 from rearkit.weights import write_state_dict
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 import hub_stand_in
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.toml"
+TOKENIZER = "hf://me/repo/tokenizer.safetensors"
+
+
+def with_weights() -> dict[str, Any]:
+    """The smoke recipe with a tokenizer from the hub."""
+    content = recipe_to_dict(load_recipe(SMOKE))
+    del content["tokenizer"]["fit"]
+    content["tokenizer"]["weights"] = TOKENIZER
+    return content
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +47,12 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[hub_stand_in.Hub]:
     save_classifier(Classifier(3, 4, 6), folder / "classifier.safetensors")
     images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
     np.savez(folder / "reference.npz", images)
-    write_state_dict(folder / "tokenizer.safetensors", build_tokenizer(load_recipe(SMOKE), load=False).state_dict())
+    recipe = load_recipe(with_weights())
+    tokenizer = build_tokenizer(recipe, load=False)
+    write_state_dict(folder / "tokenizer.safetensors", tokenizer.state_dict())
+    run = RunFolder(tmp_path_factory.mktemp("run"))
+    export(build(recipe, tokenizer, Classes(10)), 0, run)
+    (folder / "model.safetensors").write_bytes(run.model.read_bytes())
     lines = "".join(json.dumps({"class_id": k % 4, "tokens": [k, 1, 2, 3]}) + "\n" for k in range(40))
     with hub_stand_in.serving() as server:
         for path in folder.iterdir():
@@ -78,23 +95,26 @@ def test_samples_are_scored_by_files_of_the_hub(rearkit: Callable[..., str], tmp
 def test_a_recipe_names_weights_and_its_record_says_which(
     rearkit: Callable[..., str], hub: hub_stand_in.Hub, tmp_path: Path
 ) -> None:
-    name = "hf://me/repo/tokenizer.safetensors"
-    content = recipe_to_dict(load_recipe(SMOKE))
-    del content["tokenizer"]["fit"]
-    content["tokenizer"]["weights"] = name
     recipe = tmp_path / "mine.toml"
-    recipe.write_text(tomli_w.dumps(content))
+    recipe.write_text(tomli_w.dumps(with_weights()))
     for stage in ("data", "tokenizer"):
         rearkit(stage, recipe, f"--out={tmp_path / 'run'}")
     record: dict[str, Any] = json.loads((tmp_path / "run" / "tokenizer" / "stage.json").read_text())
     digest = hashlib.sha256(hub.files["me/repo", "tokenizer.safetensors"]).hexdigest()
-    assert record["result"]["hub"] == {name: {"revision": hub_stand_in.COMMIT, "sha256": digest, "etag": digest}}
+    assert record["result"]["hub"] == {TOKENIZER: {"revision": hub_stand_in.COMMIT, "sha256": digest, "etag": digest}}
     assert "tokenizer: up to date" in rearkit("tokenizer", recipe, f"--out={tmp_path / 'run'}", HF_HUB_OFFLINE="1")
     # A name that is wrong stops the run before its first stage.
-    recipe.write_text(recipe.read_text().replace(name, "hf://me/repo/gone.safetensors"))
+    recipe.write_text(recipe.read_text().replace(TOKENIZER, "hf://me/repo/gone.safetensors"))
     told = rearkit("run", recipe, f"--out={tmp_path / 'other'}", code=2)
     assert "[tokenizer] weights: hf://me/repo/gone.safetensors: no such file in the repository" in told
     assert not (tmp_path / "other").exists()
+
+
+def test_a_model_is_sampled_with_the_tokenizer_that_it_names(rearkit: Callable[..., str], tmp_path: Path) -> None:
+    rearkit("sample", "hf://me/repo/model.safetensors", "--set=sample.num_images=4", "--to-folder", tmp_path / "pngs")
+    assert len(list((tmp_path / "pngs").glob("*.png"))) == 4
+    manifest = json.loads((tmp_path / "pngs" / "manifest.json").read_text())
+    assert manifest["hub"][TOKENIZER]["revision"] == hub_stand_in.COMMIT
 
 
 def test_token_shards_are_no_file_of_the_hub(rearkit: Callable[..., str], tmp_path: Path) -> None:
