@@ -20,6 +20,7 @@ from rearkit.system import distributed
 from rearkit.system.console import say
 from rearkit.system.devices import resolve_device
 from rearkit.system.files import replacing, storage_errors
+from rearkit.system.hub import is_hub, local_file
 from rearkit.system.locks import claimed
 from rearkit.training.deepspeed_config import batch_layout, check_deepspeed_table
 from rearkit.training.trackers import check_trackers
@@ -152,10 +153,21 @@ def check_inputs(recipe: Recipe, ranks: int | None = None) -> None:
     }
     # Files that the recipe lists under `needs` are reported below, with their sources.
     for key, path in named.items():
-        if path is not None and Path(path).is_dir():
+        if path is not None and is_hub(path):
+            # Fetched now, so that hours of other stages are not lost to a name that is wrong.
+            try:
+                local_file(path)
+            except RearkitError as error:
+                problems.append(f"{key}: {error}")
+        elif path is not None and Path(path).is_dir():
             problems.append(f"{key}: {path}: a folder, not a file; name a file in it")
         elif path is not None and path not in listed and not Path(path).is_file():
             problems.append(f"{key}: {path}: no such file, seen from {Path.cwd()}; correct the path, or leave it out")
+    if is_hub(recipe.tokens.pretokenized or ""):
+        problems.append(
+            f"[tokens] pretokenized: {recipe.tokens.pretokenized}: is a folder of token shards, and the hub gives "
+            "single files; make one: python -m rearkit tokens --from-jsonl hf://… --to FOLDER"
+        )
     for path, need in listed.items():
         if not _is_there(Path(path)):
             problems.append(f"missing: {path}: {need.what}, {need.size}\n    from {need.source}")

@@ -16,6 +16,7 @@ from rearkit.errors import WeightsError
 from rearkit.registry.component import Component
 from rearkit.system.console import say_once
 from rearkit.system.files import replacing
+from rearkit.system.hub import local_file
 from rearkit.system.weight_files import is_safetensors, read_state_dict
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
@@ -52,6 +53,7 @@ def write_state_dict(path: Path, state: Mapping[str, Tensor], metadata: Mapping[
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """Return the metadata of a safetensors file; empty for torch files, which have none."""
+    path = local_file(path)
     if not is_safetensors(path):
         return {}
     with safetensors.safe_open(path, "pt") as file:

@@ -12,6 +12,7 @@ from rearkit.errors import RearkitError
 from rearkit.sampling.manifest import read_manifest
 from rearkit.stages.run_folder import RunFolder
 from rearkit.system.files import read_json
+from rearkit.system.hub import local_file
 
 ABSENT = "–"
 # Numbers are always listed, conditions only if they differ: equal ones need no explanation.
@@ -35,17 +36,17 @@ class Described:
 
 
 def describe(path: str | Path) -> Described:
-    """Read the manifest and the scores of an ``.npz``, of a run's folder, or of a ``scores.json``.
+    """Read the manifest and the scores of an ``.npz``, a folder of samples, a run's folder, or a ``scores.json``.
 
     Raises:
         RearkitError: the path is none of these, or has neither a manifest nor scores.
     """
-    path = Path(path)
+    path = local_file(path)
     if path.is_dir():
         run = RunFolder(path)
         scores = read_json(run.scores) or read_json(path / run.scores.name) or {}
         # The manifest inside the scores comes first: the samples may have been replaced since they were scored.
-        manifest = scores.get("manifest") or read_manifest(run.samples)
+        manifest = scores.get("manifest") or read_manifest(run.samples) or read_manifest(path)
     elif path.suffix == ".npz":
         scores = {}
         manifest = read_manifest(path)

@@ -1,4 +1,4 @@
-"""``evaluate``: score a run or an ``.npz`` of samples, or list what differs between two sets of samples."""
+"""``evaluate``: score a run or any samples, make a reference, or list what differs between two sets of samples."""
 
 from __future__ import annotations
 
@@ -13,19 +13,25 @@ from rearkit.cli.options import optional_recipe_options
 
 FILE = click.Path(path_type=Path)
 # Options of the form for files. With a RECIPE the same things are settings of its [evaluate] table.
-OF_FILES = ("reference", "feature_weights", "batch", "nearest_k", "device", "cache", "to")
+OF_FILES = ("feature_weights", "batch", "device", "cache")
 TAKEN = {
-    "a RECIPE": ("recipe", "overrides", "out", "tokenizer"),
-    "--samples": ("samples", *OF_FILES),
+    "a RECIPE": ("recipe", "overrides", "out", "tokenizer", "make_reference"),
+    "--samples": ("samples", "reference", "nearest_k", "shuffle", "to", *OF_FILES),
+    "--images": ("images", "make_reference", "image_size", "crop", *OF_FILES),
     "--compare": ("compare",),
 }
-"""The parameters that each of the command's three forms takes."""
+"""The parameters that each of the command's four forms takes."""
 
 
-@click.command(cls=Command, example="evaluate mnist")
+EXAMPLE = """evaluate mnist
+evaluate --samples samples/ --reference reference.npz
+evaluate --images photos/ --image-size 256 --make-reference reference.npz"""
+
+
+@click.command(cls=Command, example=EXAMPLE)
 @optional_recipe_options
 @click.option("--tokenizer", is_flag=True, help="Score RECIPE's tokenizer alone; runs its stage first if needed.")
-@click.option("--samples", type=FILE, help="Score this .npz (arr_0: uint8 images) instead of a run's.")
+@click.option("--samples", type=FILE, help="Score this .npz, or folder or tar of images, instead of a run's.")
 @click.option("--reference", type=FILE, help="Reference .npz with some of mu, sigma, mu_s, sigma_s, arr_0.")
 @click.option(
     "--feature-weights",
@@ -35,6 +41,13 @@ TAKEN = {
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Images per batch.")
 @click.option("--nearest-k", type=click.IntRange(1), default=3, show_default=True, help="k for precision and recall.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--shuffle", type=click.IntRange(0), metavar="SEED", help="Inception Score on a permutation of the samples."
+)
+@click.option("--images", type=FILE, help="Folder, tar or shards of images to make a reference of.")
+@click.option("--make-reference", type=FILE, metavar="OUT", help="Reference .npz to write, of --images or RECIPE's.")
+@click.option("--image-size", type=click.IntRange(2), help="Make --images squares of this side; left out: they are.")
+@click.option("--crop", type=click.Choice(["center", "adm"]), default="center", show_default=True, help="How they are.")
 @click.option("--cache", type=FILE, help="Folder for features; left out: rearkit/features in the user's cache folder.")
 @click.option("--to", type=FILE, help="JSON file to write the scores to.")
 @click.option("--compare", type=FILE, nargs=2, metavar="A B", help="List what differs: .npz, runs, scores.json.")
@@ -45,14 +58,29 @@ def evaluate(
     samples: Path | None,
     reference: Path | None,
     compare: tuple[Path, Path] | None,
+    images: Path | None,
+    make_reference: Path | None,
     **options: Any,
 ) -> None:
-    """Score the samples of RECIPE's run; or --samples against a --reference; or --compare two sets of samples."""
-    # One command with three forms, since all of them answer the same question; click has no such alternatives.
-    if sum(given is not None for given in (recipe, samples, compare)) != 1:
-        raise click.UsageError("give a RECIPE, or --samples and --reference, or --compare A B")
-    _refuse_others("a RECIPE" if recipe is not None else "--samples" if samples is not None else "--compare")
-    if tokenizer:
+    """Score the samples of RECIPE's run; or --samples against a --reference; or --compare two sets of samples.
+
+    --make-reference writes a reference of RECIPE's training images, or of --images.
+    """
+    # One command with several forms, since all of them answer the same question; click has no such alternatives.
+    forms = {"a RECIPE": recipe, "--samples": samples, "--images": images, "--compare": compare}
+    given = [form for form, value in forms.items() if value is not None]
+    if len(given) != 1:
+        raise click.UsageError(
+            "give a RECIPE, or --samples and --reference, or --images and --make-reference, or --compare A B"
+        )
+    _refuse_others(given[0])
+    if images is not None:
+        if make_reference is None:
+            raise click.UsageError("--images needs --make-reference OUT.npz")
+        _reference_of_images(images, make_reference, **options)
+    elif make_reference is not None:
+        _reference_of_run(recipe, out, make_reference)
+    elif tokenizer:
         from rearkit import pipeline
         from rearkit.evaluation.reconstruction import reconstruction_lines
         from rearkit.stages.evaluate import score_tokenizer
@@ -94,22 +122,53 @@ def _refuse_others(form: str) -> None:
         raise click.UsageError(f"{', '.join(others)}: not with {form}{hint}")
 
 
-def _evaluate_files(
-    samples: Path, reference: Path, feature_weights: Path | None, cache: Path | None, to: Path | None, **options: Any
-) -> None:
-    import attrs
+def _reference_of_run(recipe: Any, out: Path | None, target: Path) -> None:
+    from rearkit import pipeline
+    from rearkit.stages.evaluate import training_reference
 
+    found = training_reference(recipe, pipeline.run(recipe, out, only="data"), target)
+    click.echo(f"{target}: {found} training images and their statistics; use it with --reference")
+
+
+def _reference_of_images(
+    images: Path, target: Path, image_size: int | None, crop: str, feature_weights: Path | None, **options: Any
+) -> None:
+    from rearkit.data.decoding import Decoding
+    from rearkit.evaluation.image_folders import FileImages
+    from rearkit.evaluation.reference_files import make_reference
+
+    source = FileImages.open(images, None if image_size is None else Decoding(image_size, crop))
+    found = make_reference(target, source, _scorer(feature_weights, **options), "images")
+    click.echo(f"{target}: {len(found)} images and their statistics; use it with --reference")
+
+
+def _scorer(
+    feature_weights: Path | None,
+    cache: Path | None,
+    batch: int,
+    device: str,
+    nearest_k: int = 3,
+    shuffle: int | None = None,
+    **unused: Any,
+) -> Any:
     from rearkit.evaluation.feature_spaces import space_of_file
     from rearkit.evaluation.features import FeatureCache
+    from rearkit.evaluation.scores import Scorer
+
+    space = space_of_file(None if feature_weights is None else str(feature_weights))
+    kept = FeatureCache.default() if cache is None else FeatureCache(cache)
+    return Scorer(space, batch, nearest_k, device, kept, shuffle)
+
+
+def _evaluate_files(samples: Path, reference: Path, to: Path | None, **options: Any) -> None:
+    import attrs
+
     from rearkit.evaluation.score_files import evaluate_files
     from rearkit.evaluation.score_record import score_lines
-    from rearkit.evaluation.scores import Scorer
     from rearkit.sampling.manifest import manifest_lines
     from rearkit.system.files import write_json
 
-    space = space_of_file(None if feature_weights is None else str(feature_weights))
-    scorer = Scorer(space, cache=FeatureCache.default() if cache is None else FeatureCache(cache), **options)
-    found = evaluate_files(samples, reference, scorer)
+    found = evaluate_files(samples, reference, _scorer(**options))
     told = ["no manifest in it"] if found.manifest is None else manifest_lines(found.manifest)
     for line in [f"{samples}: {line}" for line in told] + score_lines(found):
         click.echo(line)

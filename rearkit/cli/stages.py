@@ -44,8 +44,8 @@ def _say_time() -> None:
 
 def _run_ranks(
     arguments: list[str], recipe: Any, out: Path | None, num_gpus: int | None, only: str | None = None
-) -> None:
-    """Run stages in this process, or start ``num_gpus`` ranks that each run the same command."""
+) -> Any:
+    """Run stages in this process and return the run's folder, or start ranks that each run the same command."""
     from rearkit import pipeline
     from rearkit.system import distributed
 
@@ -53,8 +53,7 @@ def _run_ranks(
     if num_gpus in (None, 1) or distributed.world_size() > 1:
         if only is None:
             _say_time()
-        pipeline.run(recipe, out, only)
-        return
+        return pipeline.run(recipe, out, only)
     from rearkit.system.launch import launch
 
     # Checked once here, or each rank would report the same error.
@@ -90,8 +89,9 @@ def tokens(recipe: Any, out: Path | None, from_jsonl: Path | None, to: Path | No
     if _runs_stage("tokens", recipe, out, from_jsonl, to, "--from-jsonl"):
         return
     from rearkit.data.convert_tokens import jsonl_to_token_shards
+    from rearkit.system.hub import local_file
 
-    shards = jsonl_to_token_shards(from_jsonl, to, workers=workers)  # type: ignore[arg-type]
+    shards = jsonl_to_token_shards(local_file(from_jsonl), to, workers=workers)  # type: ignore[arg-type]
     click.echo(f'{to}: {len(shards)} token shards; use them with [tokens] pretokenized = "{to}"')
 
 
@@ -132,10 +132,16 @@ def _stage_command(name: str, summary: str) -> click.Command:
 tokenizer = _stage_command("tokenizer", "Fit RECIPE's tokenizer, or load its weights.")
 
 
-@click.command(cls=Command, example="sample mnist\nsample mnist --classes 3,7 --grid digits.png")
+SAMPLE_EXAMPLE = """sample mnist
+sample mnist --to-folder samples
+sample mnist --classes 3,7 --grid digits.png"""
+
+
+@click.command(cls=Command, example=SAMPLE_EXAMPLE)
 @recipe_options
 @OUT
 @NUM_GPUS
+@click.option("--to-folder", type=click.Path(path_type=Path), help="Write the set as PNGs, too, into this folder.")
 @click.option("--classes", help="Sample only these classes, numbers or names with commas between, into --grid.")
 @click.option("--grid", type=click.Path(path_type=Path), help="PNG for the images of --classes, a row per class.")
 @click.option("--per-class", type=click.IntRange(1), default=8, show_default=True, help="Images of each of --classes.")
@@ -145,11 +151,20 @@ def sample(
     recipe: Any,
     out: Path | None,
     num_gpus: int | None,
+    to_folder: Path | None,
     classes: str | None,
     grid: Path | None,
     per_class: int,
 ) -> None:
-    """Sample images from the trained backbone: RECIPE's whole set, or a few images of some classes."""
+    """Sample images from the trained backbone: RECIPE's whole set, or a few images of some classes.
+
+    With --to-folder, RECIPE may be an exported model (model.safetensors), which needs no run.
+    """
+    if to_folder is not None:
+        if classes is not None or grid is not None:
+            raise click.UsageError("--to-folder is for the recipe's set; --classes are a picture, --grid")
+        _sample_to_folder(arguments, recipe, out, num_gpus, to_folder)
+        return
     if (classes is None) != (grid is None):
         raise click.UsageError("--classes and --grid go together: the classes, and the picture to write")
     if classes is None or grid is None:
@@ -163,3 +178,21 @@ def sample(
     from rearkit.stages.train import trained_model
 
     sample_picture(trained_model(recipe, trained_run(recipe, out)), classes, grid, per_class)
+
+
+def _sample_to_folder(arguments: list[str], recipe: Any, out: Path | None, num_gpus: int | None, target: Path) -> None:
+    from rearkit.recipe.recipe_files import find_file
+    from rearkit.sampling.png_folders import check_target
+    from rearkit.stages.sample_folder import export_samples, sample_model
+    from rearkit.system import distributed
+
+    check_target(target)
+    file = find_file(click.get_current_context().params["recipe"])
+    if file.suffix == ".safetensors":
+        if num_gpus not in (None, 1) or out is not None:
+            raise click.UsageError("--num-gpus, --out: not with an exported model, which is sampled by one process")
+        sample_model(file, recipe, target)
+        return
+    # With several GPUs each rank comes here again, and the first one writes.
+    folder = _run_ranks(arguments, recipe, out, num_gpus, only="sample")
+    distributed.from_main(lambda: export_samples(folder, target))

@@ -25,13 +25,14 @@ class Splits:
 
     Args:
         count: number of images that will come.
+        seed: of the permutation.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, seed: int = PERMUTATION_SEED) -> None:
         self._held: list[Tensor] = []
         self._scores: list[float] = []
         self._classes: list[Tensor] = []
-        generator = torch.Generator().manual_seed(PERMUTATION_SEED)
+        generator = torch.Generator().manual_seed(seed)
         # The split of each image; images that were not announced belong to the last.
         self._places = torch.randperm(count, generator=generator) // SPLIT
         self._last = max(count - 1, 0) // SPLIT

@@ -20,6 +20,7 @@ from torch_fidelity.utils import create_feature_extractor
 from rearkit.data.pixels import to_float
 from rearkit.errors import RearkitError, WeightsError, first_line
 from rearkit.evaluation.classifier import load_classifier
+from rearkit.system.hub import local_file
 from rearkit.system.weight_files import is_safetensors, read_state_dict
 from rearkit.weights import read_metadata
 
@@ -137,6 +138,7 @@ def inception_space(weights: str | None) -> FeatureSpace:
         RearkitError: the file of weights is missing, or holds anything but tensors.
     """
     if weights is not None:
+        weights = str(local_file(weights))
         if not Path(weights).is_file():
             what = "a folder, not a file" if Path(weights).is_dir() else "no such file"
             raise RearkitError(f"[evaluate] feature_weights: {weights}: {what}")
@@ -152,6 +154,7 @@ def space_of_file(weights: str | None) -> FeatureSpace:
     Raises:
         RearkitError: the file is neither of these, or is damaged.
     """
+    weights = None if weights is None else str(local_file(weights))
     # Inception's published weights are a file of torch's, so the format distinguishes the two.
     if weights is not None and Path(weights).is_file() and is_safetensors(weights):
         try:

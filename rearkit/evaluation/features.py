@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rearkit.errors import StorageError
-from rearkit.evaluation.class_predictions import Splits
+from rearkit.evaluation.class_predictions import PERMUTATION_SEED, Splits
 from rearkit.evaluation.feature_spaces import FeatureSpace
 from rearkit.evaluation.image_streams import Images
 from rearkit.system.console import progress_bar, say
@@ -121,7 +121,14 @@ class RunningGaussian:
 
 
 @torch.no_grad()
-def extract(images: Images, space: FeatureSpace, batch: int, device: torch.device, label: str = "images") -> Features:
+def extract(
+    images: Images,
+    space: FeatureSpace,
+    batch: int,
+    device: torch.device,
+    label: str = "images",
+    seed: int = PERMUTATION_SEED,
+) -> Features:
     """Extract the features of images with torch-fidelity's extractor, in one pass.
 
     Args:
@@ -130,20 +137,19 @@ def extract(images: Images, space: FeatureSpace, batch: int, device: torch.devic
         batch: images per batch.
         device: where the network runs.
         label: what the images are, for the progress bar.
+        seed: of the permutation on which the Inception Score is computed too.
 
     Raises:
         RearkitError: the extractor's weights can't be had, or the images can't be read.
     """
     extractor = space.load(device.type == "cuda")
-    # The spatial layer is not one that torch-fidelity can return, so a hook catches its output.
+    # torch-fidelity cannot return the spatial layer, so a hook catches its output.
     held: list[Tensor] = []
     handle = extractor.get_submodule(space.spatial).register_forward_hook(lambda _m, _i, output: held.append(output))
-    rows = torch.empty(0)
-    done = 0
+    rows, done = torch.empty(0), 0
     hashes: list[bytes] = []
-    logits = Splits(len(images))
-    gaussian = RunningGaussian()
-    spatial = RunningGaussian()
+    logits = Splits(len(images), seed)
+    gaussian, spatial = RunningGaussian(), RunningGaussian()
     lowest, highest, side = 255, 0, 0
     try:
         with progress_bar(f"evaluate: {label}", len(images)) as bar:
@@ -151,12 +157,7 @@ def extract(images: Images, space: FeatureSpace, batch: int, device: torch.devic
                 features_BF, logits_BC = extractor(part.to(device))
                 spatial.add(_flat(held.pop()))
                 gaussian.add(features_BF)
-                # Room for all rows at once: a list concatenated at the end would be in memory twice.
-                if not done:
-                    rows = torch.empty(len(images), features_BF.shape[1])
-                # More images came than were announced.
-                if done + len(part) > len(rows):
-                    rows = torch.cat([rows[:done], torch.empty(len(part), rows.shape[1])])
+                rows = _with_room(rows, done, features_BF, len(images))
                 rows[done : done + len(part)] = features_BF.cpu()
                 done += len(part)
                 logits.add(logits_BC)
@@ -180,6 +181,17 @@ def extract(images: Images, space: FeatureSpace, batch: int, device: torch.devic
         highest=highest,
         side=side,
     )
+
+
+def _with_room(rows: Tensor, done: int, part: Tensor, announced: int) -> Tensor:
+    """Return rows with room for a part (B, F) after the first ``done``."""
+    # For all at once: a list concatenated at the end would be in memory twice.
+    if not done:
+        rows = torch.empty(announced, part.shape[1])
+    # More images came than were announced.
+    if done + len(part) > len(rows):
+        rows = torch.cat([rows[:done], torch.empty(len(part), rows.shape[1])])
+    return rows
 
 
 def _flat(maps: Tensor) -> Tensor:
@@ -208,7 +220,15 @@ class FeatureCache:
         caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         return cls(Path(os.environ.get("REARKIT_CACHE") or Path(caches) / "rearkit") / "features")
 
-    def extract(self, images: Images, space: FeatureSpace, batch: int, device: torch.device, label: str) -> Features:
+    def extract(
+        self,
+        images: Images,
+        space: FeatureSpace,
+        batch: int,
+        device: torch.device,
+        label: str,
+        seed: int = PERMUTATION_SEED,
+    ) -> Features:
         """Return the kept features of images, or extract and keep them; see the function `extract`."""
         # Everything that changes the features. Without weights of our own, torch-fidelity's version decides them.
         weights = None if space.weights is None else sha256(Path(space.weights))
@@ -218,6 +238,8 @@ class FeatureCache:
             "extractor": space.extractor,
             "weights": weights,
             "torch-fidelity": version("torch-fidelity"),
+            # Left out at its default, so that what was kept before stays known.
+            **({} if seed == PERMUTATION_SEED else {"permutation": seed}),
         }
         # 128 bits of the hash are enough to be unique, and make short names.
         path = self.folder / f"{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]}.safetensors"
@@ -229,7 +251,7 @@ class FeatureCache:
             else:
                 say(f"evaluate: features of {len(found)} {label} taken from {path}")
                 return found
-        found = extract(images, space, batch, device, label)
+        found = extract(images, space, batch, device, label, seed)
         try:
             write_state_dict(path, _to_tensors(found))
         except StorageError as error:

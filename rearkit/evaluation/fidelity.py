@@ -22,6 +22,7 @@ from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, p
 from rearkit.errors import RearkitError
 from rearkit.evaluation.features import Features, Gaussian
 from rearkit.evaluation.image_streams import ARRAY, DAMAGE, Images, NpzImages
+from rearkit.system.hub import local_file
 
 FULL_SET = 50_000  # number of samples that published scores are computed from
 # Distances in memory at once, for precision, recall and nearest neighbours: 64 MiB in float32.
@@ -111,7 +112,7 @@ def read_reference(path: str | Path, key: str = "[evaluate] reference") -> Refer
     Raises:
         RearkitError: the file is missing or damaged, or has neither ``mu`` and ``sigma`` nor images.
     """
-    path = Path(path)
+    path = local_file(path)
     try:
         with np.load(path, allow_pickle=False) as archive:
             members = set(archive.files)
@@ -127,7 +128,8 @@ def read_reference(path: str | Path, key: str = "[evaluate] reference") -> Refer
             images = NpzImages.open(path) if ARRAY in members else None
     # A .npy loads as a plain array, which has neither a context nor files: an AttributeError or a TypeError.
     except (*DAMAGE, AttributeError) as error:
-        raise RearkitError(f"{key}: {path}: no .npz with mu and sigma, or with images arr_0 ({error})") from None
+        hint = "; make one of such images: evaluate --images FOLDER --make-reference OUT.npz" if path.is_dir() else ""
+        raise RearkitError(f"{key}: {path}: no .npz with mu and sigma, or with images arr_0 ({error}){hint}") from None
     return ReferenceFile(path, gaussian, spatial, images)
 
 

@@ -13,7 +13,7 @@ import attrs
 import numpy as np
 import torch
 
-from rearkit.evaluation.class_predictions import in_class_order
+from rearkit.evaluation.class_predictions import PERMUTATION_SEED, in_class_order
 from rearkit.evaluation.features import Features
 from rearkit.evaluation.fidelity import FULL_SET, Fidelity
 from rearkit.sampling.manifest import Manifest
@@ -38,6 +38,7 @@ class Checked:
         reference_manifest: of the reference, or None.
         fidelity: the scores.
         published: True if they are in the feature space of published scores.
+        shuffled: True if the Inception Score is of a permutation of the samples.
     """
 
     samples: Features
@@ -48,6 +49,7 @@ class Checked:
     reference_manifest: Manifest | None
     fidelity: Fidelity
     published: bool
+    shuffled: bool = False
 
 
 def warnings(checked: Checked) -> list[str]:
@@ -72,11 +74,11 @@ def _set_warnings(checked: Checked) -> Iterator[str]:
         yield f"pixel values span only {samples.lowest} to {samples.highest} of 0 to 255"
     yield from _class_warnings(checked)
     by_label = checked.labels is not None and in_class_order(checked.labels)
-    if by_label or in_class_order(samples.classes.numpy()):
+    if not checked.shuffled and (by_label or in_class_order(samples.classes.numpy())):
         yield (
             f"samples are in class order (by {'arr_1' if by_label else 'their predicted classes'}): the Inception "
             "Score is a mean over 5,000 at a time in their order, so it collapses, while FID does not; on a seeded "
-            f"permutation of them it is {samples.permuted_score:.2f}"
+            f"permutation of them it is {samples.permuted_score:.2f} (evaluate --shuffle {PERMUTATION_SEED})"
         )
 
 

@@ -32,6 +32,7 @@ class Scores:
         held_out: scores of held-out real images against the reference: what perfect samples would reach.
         nearest: distance of the samples to single real images; None if there are none to compare with.
         tokenizer: quality of the tokenizer's reconstructions; None without tokenizer.
+        shuffle: seed of the permutation of the samples that their Inception Score is of; None for their own order.
     """
 
     fid: float
@@ -51,6 +52,7 @@ class Scores:
     held_out: Fidelity | None = None
     nearest: Nearest | None = None
     tokenizer: Reconstruction | None = None
+    shuffle: int | None = None
 
 
 def score_lines(scores: Scores) -> list[str]:
@@ -58,7 +60,8 @@ def score_lines(scores: Scores) -> list[str]:
     lines = [f"FID {scores.fid:.2f} ({scores.num_samples} samples against {scores.reference})"]
     if scores.sfid is not None:
         lines.append(f"sFID {scores.sfid:.2f}")
-    lines.append(f"Inception Score {scores.inception_score:.2f}")
+    order = "" if scores.shuffle is None else f" (on a permutation, seed {scores.shuffle})"
+    lines.append(f"Inception Score {scores.inception_score:.2f}{order}")
     if scores.precision is not None and scores.recall is not None:
         lines[-1] += f", precision {scores.precision:.3f}, recall {scores.recall:.3f}"
     if scores.fid_floor is not None:

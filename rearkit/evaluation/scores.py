@@ -13,6 +13,7 @@ import torch
 from rearkit.contracts import Tokenizer
 from rearkit.data.image_sets import ImageSet
 from rearkit.errors import DataError
+from rearkit.evaluation.class_predictions import PERMUTATION_SEED
 from rearkit.evaluation.classifier import FILE, Classifier, classify, find_classifier
 from rearkit.evaluation.feature_spaces import FeatureSpace, classifier_space, inception_space
 from rearkit.evaluation.features import FeatureCache, Features, extract
@@ -68,6 +69,7 @@ class Scorer:
         nearest_k: neighbours for precision and recall.
         device: ``auto``, ``cpu`` or ``cuda``.
         cache: cache of features; None for the user's cache, with Inception's features only.
+        shuffle: seed of a permutation of the samples, on which their Inception Score is computed; None for their order.
     """
 
     space: FeatureSpace
@@ -75,22 +77,30 @@ class Scorer:
     nearest_k: int
     device: str
     cache: FeatureCache | None = None
+    shuffle: int | None = None
 
     @classmethod
     def of(cls, recipe: Recipe, space: FeatureSpace) -> Scorer:
         """Return a scorer with the settings of a recipe's ``[evaluate]`` table."""
         return cls(space, recipe.evaluate.batch, recipe.evaluate.nearest_k, recipe.device)
 
-    def extract(self, images: Images, label: str, keep: bool = True) -> Features:
-        """Extract the features of images; ``label`` names them in the progress bar, ``keep`` caches the features."""
+    def extract(self, images: Images, label: str, keep: bool = True, seed: int = PERMUTATION_SEED) -> Features:
+        """Extract the features of images.
+
+        Args:
+            images: two or more.
+            label: names them in the progress bar.
+            keep: whether to cache the features.
+            seed: of the permutation on which the Inception Score is computed too.
+        """
         place = resolve_device(self.device)
         cache = self.cache
         # Inception's weights are always the same, while each run has a classifier of its own.
         if cache is None and self.space.is_inception:
             cache = FeatureCache.default()
         if cache is None or not keep:
-            return extract(images, self.space, self.batch, place, label)
-        return cache.extract(images, self.space, self.batch, place, label)
+            return extract(images, self.space, self.batch, place, label, seed)
+        return cache.extract(images, self.space, self.batch, place, label, seed)
 
     def rebuild(self, tokenizer: Tokenizer, images: Images, real: Features, what: str) -> Reconstruction:
         """Score a tokenizer on images whose features are known; ``what`` names the images."""
@@ -101,9 +111,14 @@ class Scorer:
     def score(self, material: Material) -> Scores:
         """Score the samples and, if given, the held-out images and the tokenizer; look for copies of real images."""
         file = material.reference
-        samples = self.extract(material.samples, "samples")
+        shuffled = self.shuffle is not None
+        samples = self.extract(
+            material.samples, "samples", seed=PERMUTATION_SEED if self.shuffle is None else self.shuffle
+        )
         real, kind, found, reference = self._reference(material)
         fidelity = score(samples, reference, self.nearest_k)
+        if shuffled:
+            fidelity = attrs.evolve(fidelity, inception_score=samples.permuted_score)
         held_out: Features | None = None
         floor: Fidelity | None = None
         # Precision and recall need more images than neighbours.
@@ -129,6 +144,7 @@ class Scorer:
             reference_manifest=None if file is None else read_manifest(file.path),
             fidelity=fidelity,
             published=self.space.is_inception,
+            shuffled=shuffled,
         )
         return Scores(
             **attrs.asdict(fidelity),
@@ -144,6 +160,7 @@ class Scorer:
             held_out=floor,
             nearest=copies,
             tokenizer=rebuilt,
+            shuffle=self.shuffle,
         )
 
     def _reference(self, material: Material) -> tuple[Images | None, str, Features | None, Reference]:

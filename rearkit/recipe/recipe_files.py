@@ -14,6 +14,7 @@ from typing import Any
 import attrs
 
 from rearkit.errors import RecipeError, did_you_mean
+from rearkit.system.hub import is_hub, local_file
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -92,6 +93,8 @@ def find_file(source: str | Path, what: str = "recipe", beside: Path | None = No
     Raises:
         RecipeError: no file that comes with rearkit has this name.
     """
+    if is_hub(source):
+        return local_file(source)
     path = Path(source) if beside is None else beside.parent / source
     if path.is_file() or not is_name(source):
         return path

@@ -17,11 +17,14 @@ Manifest = dict[str, Any]
 
 
 def read_manifest(path: str | Path) -> Manifest | None:
-    """Read the manifest inside an ``.npz``; return None if there is none, or no valid one."""
+    """Read the manifest inside an ``.npz`` or a folder; return None if there is none, or no valid one."""
     # Files from elsewhere have none, and scoring them must not fail for that.
     try:
-        with zipfile.ZipFile(path) as archive, archive.open(MEMBER) as member:
-            found = json.loads(member.read())
+        if Path(path).is_dir():
+            found = json.loads((Path(path) / MEMBER).read_text(encoding="utf-8"))
+        else:
+            with zipfile.ZipFile(path) as archive, archive.open(MEMBER) as member:
+                found = json.loads(member.read())
     except (OSError, KeyError, ValueError, zipfile.BadZipFile):
         return None
     return found if isinstance(found, dict) and "format" in found else None

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import functools
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rearkit.sampling.sampler import Samples
-from rearkit.system.files import remove, replacing
+from rearkit.system.files import remove, replacing, write_npy_member
 
 # Parts that are mapped at once, so that memory does not grow with their number.
 OPEN_PARTS = 32
@@ -75,28 +74,7 @@ def write_npz(path: Path, parts: Parts, classes: Sequence[int], manifest: Path) 
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         count = len(classes)
         for member, name in (("arr_0", "images"), ("tokens", "tokens")):
-            _add(archive, member, count, (parts.read(name, number) for number in range(count)))
-        _add(archive, "arr_1", count, iter([np.array(classes, np.int64)]))
+            write_npy_member(archive, member, count, (parts.read(name, number) for number in range(count)))
+        write_npy_member(archive, "arr_1", count, iter([np.array(classes, np.int64)]))
         # A bare `ZipInfo` is dated 1980; the manifest's own time would change the bytes.
         archive.writestr(zipfile.ZipInfo(manifest.name), manifest.read_bytes())
-
-
-def _add(archive: zipfile.ZipFile, name: str, count: int, rows: Iterator[np.ndarray]) -> None:
-    """Write an array of ``count`` rows, which arrive in pieces."""
-    # The header comes first in the file, and needs dtype and shape.
-    first = next(rows)
-    header: dict[str, Any] = {
-        "descr": np.lib.format.dtype_to_descr(first.dtype),
-        "fortran_order": False,
-        "shape": (count, *first.shape[1:]),
-    }
-    # The size is unknown when the member is begun, and may exceed the 4 GiB of a plain zip.
-    with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
-        np.lib.format.write_array_header_1_0(member, header)
-        for piece in _chain(first, rows):
-            member.write(piece.tobytes())
-
-
-def _chain(first: np.ndarray, rest: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    yield first
-    yield from rest

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -13,6 +14,7 @@ from torch import Tensor
 from rearkit.contracts import SPLITS
 from rearkit.data.image_sets import ImageSet
 from rearkit.model import build_tokenizer
+from rearkit.recipe.loading import recipe_to_dict
 from rearkit.recipe.tables import Recipe
 from rearkit.sampling.manifest import manifest_lines, read_manifest
 from rearkit.stages.data import open_split
@@ -22,11 +24,13 @@ from rearkit.stages.tokenizer import fitted_tokenizer
 from rearkit.system.console import say
 from rearkit.system.devices import resolve_device
 from rearkit.system.files import write_json
+from rearkit.system.hub import hub_records
 
 if TYPE_CHECKING:
     from rearkit.evaluation.image_streams import StreamedImages
     from rearkit.evaluation.reconstruction import Reconstruction
     from rearkit.evaluation.score_record import Scores
+    from rearkit.evaluation.scores import Scorer
 
 
 def run(recipe: Recipe, folder: RunFolder) -> Outcome:
@@ -40,7 +44,8 @@ def run(recipe: Recipe, folder: RunFolder) -> Outcome:
     for line in [*(f"samples: {line}" for line in told), *score_lines(scores)]:
         say(f"evaluate: {line}")
     outputs = (folder.scores.name,) if scores.nearest is None else (folder.scores.name, folder.nearest.name)
-    return Outcome(attrs.asdict(scores), outputs)
+    used = hub_records(recipe.evaluate.feature_weights, recipe.evaluate.reference)
+    return Outcome(attrs.asdict(scores) | used, outputs)
 
 
 def _scores(recipe: Recipe, folder: RunFolder) -> Scores:
@@ -87,21 +92,37 @@ def _images(recipe: Recipe, folder: RunFolder, split: str, size: int, stage: str
 
 def score_tokenizer(recipe: Recipe, folder: RunFolder) -> Reconstruction:
     """Score only a run's tokenizer, on held-out images or, if there are none, on training images."""
-    from rearkit.evaluation.feature_spaces import inception_space
-    from rearkit.evaluation.scores import Scorer, judge
-
     tokenizer = fitted_tokenizer(recipe, folder)
     side = tokenizer.image_size
     splits = {split: split_images(recipe, folder, split, side) for split in SPLITS}
     chosen = SPLITS[1] if len(splits[SPLITS[1]]) else SPLITS[0]
-    if recipe.evaluate.features == "inception":
-        space = inception_space(recipe.evaluate.feature_weights)
-    else:
-        train, held_out = (_images(recipe, folder, split, side, "classifier") for split in SPLITS)
-        _, space, _ = judge(recipe, train, held_out, folder.classifier)
-    scorer = Scorer.of(recipe, space)
+    scorer = _scorer(recipe, folder)
     real = scorer.extract(splits[chosen], f"{chosen} images")
     return scorer.rebuild(tokenizer, splits[chosen], real, chosen)
+
+
+def training_reference(recipe: Recipe, folder: RunFolder, target: Path) -> int:
+    """Write a reference ``.npz`` of a run's training images, ``max_reference`` at most; return their number."""
+    from rearkit.evaluation.reference_files import make_reference
+
+    scorer = _scorer(recipe, folder)
+    side = build_tokenizer(recipe, load=False).image_size
+    images = split_images(recipe, folder, SPLITS[0], side)
+    # As in a manifest of samples, so that `evaluate` notices samples of another dataset.
+    about = {"recipe": {"name": recipe.name, "data": recipe_to_dict(recipe)["data"]}}
+    return len(make_reference(target, images, scorer, "training images", about))
+
+
+def _scorer(recipe: Recipe, folder: RunFolder) -> Scorer:
+    """Return what extracts features in a run's feature space; its classifier is trained if need be."""
+    from rearkit.evaluation.feature_spaces import inception_space
+    from rearkit.evaluation.scores import Scorer, judge
+
+    if recipe.evaluate.features == "inception":
+        return Scorer.of(recipe, inception_space(recipe.evaluate.feature_weights))
+    side = build_tokenizer(recipe, load=False).image_size
+    train, held_out = (_images(recipe, folder, split, side, "classifier") for split in SPLITS)
+    return Scorer.of(recipe, judge(recipe, train, held_out, folder.classifier)[1])
 
 
 def split_images(recipe: Recipe, folder: RunFolder, split: str, side: int) -> StreamedImages:

@@ -22,6 +22,7 @@ from rearkit.stages.train import trained_model
 from rearkit.system import distributed
 from rearkit.system.console import progress_bar, say
 from rearkit.system.files import remove, sha256, write_json
+from rearkit.system.hub import hub_records
 from rearkit.system.versions import package_versions
 
 
@@ -105,12 +106,12 @@ def grid_numbers(classes: Sequence[int], grid_classes: int, per_class: int) -> t
     return [int(number) for row in rows for number in row[:columns]], columns
 
 
-def sample_manifest(recipe: Recipe, folder: RunFolder, classes: Sequence[int], num_classes: int) -> Manifest:
-    """Return the manifest of a run's samples; the same run has the same manifest.
+def sample_manifest(recipe: Recipe, files: Mapping[str, Path], classes: Sequence[int], num_classes: int) -> Manifest:
+    """Return the manifest of samples; the same weights and settings have the same manifest.
 
     Args:
-        recipe: the run's resolved recipe; its ``sample`` table has guidance, temperature and the like.
-        folder: the run, with trained weights.
+        recipe: the resolved recipe; its ``sample`` table has guidance, temperature and the like.
+        files: of the weights of ``backbone`` and ``tokenizer``.
         classes: the class of each sample, in order.
         num_classes: C; classes without samples count 0.
     """
@@ -120,22 +121,22 @@ def sample_manifest(recipe: Recipe, folder: RunFolder, classes: Sequence[int], n
     providers = (table.provider.split(" ")[0] for table in component_tables(recipe))
     return {
         "format": FORMAT,
-        "weights": {
-            "backbone": sha256(folder.model),
-            "tokenizer": sha256(folder.tokenizer),
-        },
+        "weights": {name: sha256(file) for name, file in files.items()},
         "seeds": {"seed": recipe.sample_seed, "first_sample": 0, "rule": "sample i is drawn from the seed and i alone"},
         "num_images": len(classes),
         "counts_per_class": counts,
         "versions": package_versions(*filter(None, providers)),
         "recipe": recipe_to_dict(recipe),
+        # Of the files that the recipe names; the weights above are those that came of them.
+        **hub_records(recipe.tokenizer.weights, recipe.backbone.weights),
     }
 
 
 def write_manifest(place: Path, recipe: Recipe, folder: RunFolder, classes: Sequence[int], num_classes: int) -> Path:
     """Write the manifest to a file in the folder ``place``, from which it is put into the archive; return its path."""
     path = place / MEMBER
-    write_json(path, sample_manifest(recipe, folder, classes, num_classes))
+    files = {"backbone": folder.model, "tokenizer": folder.tokenizer}
+    write_json(path, sample_manifest(recipe, files, classes, num_classes))
     return path
 
 

@@ -24,6 +24,7 @@ from rearkit.stages.run_folder import RunFolder
 from rearkit.system import distributed
 from rearkit.system.console import say
 from rearkit.system.files import TEMPORARY, remove, sha256, storage_errors, write_json, write_text
+from rearkit.system.hub import local_file
 
 
 @attrs.frozen
@@ -222,8 +223,15 @@ def _move_aside(folder: RunFolder, name: str) -> None:
 
 
 def hash_of(file: str | None) -> str | None:
-    """Return the SHA-256 of a file that a recipe names; None if it names none, or the file does not exist."""
-    return sha256(Path(file)) if file is not None and Path(file).is_file() else None
+    """Return the SHA-256 of a file that a recipe names; None if it names none, or the file does not exist.
+
+    Raises:
+        RearkitError: it is a file on the hub, and cannot be had.
+    """
+    if file is None:
+        return None
+    local = local_file(file)
+    return sha256(local) if local.is_file() else None
 
 
 def _result_relevant(value: Any) -> Any:

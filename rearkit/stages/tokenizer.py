@@ -21,6 +21,7 @@ from rearkit.stages.stage import Outcome, Stage, hash_of
 from rearkit.system.console import say
 from rearkit.system.devices import resolve_device
 from rearkit.system.files import write_text
+from rearkit.system.hub import hub_records
 from rearkit.tokenization.fit import TokenizerFit
 from rearkit.tokenization.quality import reconstruct
 from rearkit.weights import load_weights, write_state_dict
@@ -30,6 +31,7 @@ def run(recipe: Recipe, folder: RunFolder) -> Outcome:
     """Fit the tokenizer, or load its weights, and save it."""
     tokenizer = build_tokenizer(recipe)
     result: dict[str, Any] = {"num_tokens": tokenizer.num_tokens, "codebook_size": tokenizer.codebook_size}
+    result |= hub_records(recipe.tokenizer.weights)
     outputs = [folder.tokenizer.name]
     if recipe.tokenizer.fit is None:
         write_state_dict(folder.tokenizer, tokenizer.state_dict())

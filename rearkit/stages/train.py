@@ -23,6 +23,7 @@ from rearkit.stages.tokens import token_data, training_data
 from rearkit.system import distributed
 from rearkit.system.console import say
 from rearkit.system.files import remove
+from rearkit.system.hub import hub_records, local_file
 from rearkit.training.loop import train_checked
 from rearkit.weights import load_weights, read_metadata, write_state_dict
 
@@ -38,7 +39,7 @@ def run(recipe: Recipe, folder: RunFolder) -> Outcome:
     if distributed.rank() == 0:
         names = export(model, result.steps, folder)
         remove(folder.copies("train"))
-    return Outcome(attrs.asdict(result), names)
+    return Outcome(attrs.asdict(result) | hub_records(recipe.backbone.weights), names)
 
 
 def export(model: Model, steps: int, folder: RunFolder) -> tuple[str, ...]:
@@ -66,7 +67,7 @@ def load_model(path: str | Path, tokenizer: Tokenizer | None = None) -> Model:
     """Load an exported model, ``RUN/train/model.safetensors``, which contains its recipe and its classes.
 
     Args:
-        path: the file.
+        path: the file, or its name on the hub (``hf://USER/REPO/FILE``).
         tokenizer: the tokenizer that it was trained with; if None, that of the run whose folder the file is in, or the
             one whose weights the recipe names.
 
@@ -74,7 +75,7 @@ def load_model(path: str | Path, tokenizer: Tokenizer | None = None) -> Model:
         RecipeError: the file contains no recipe, or one that does not fit what is installed now.
         WeightsError: the tokenizer cannot be found, or weights are damaged.
     """
-    path = Path(path)
+    path = local_file(path)
     recipe = load_recipe(path)
     # Inside a run, the file is at RUN/train/; anywhere else, this folder has none of a run's files.
     folder = RunFolder(path.absolute().parent.parent)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rearkit.errors import WeightsError, did_you_mean, first_line
 from rearkit.system.console import say_once
+from rearkit.system.hub import local_file
 
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "net", "weights", "ema", "model_ema", "ema_state_dict")
 """Keys under which training scripts store a state dict; the first of them that is there is taken."""
@@ -39,7 +40,7 @@ save_file({{k: v.clone().contiguous() for k, v in s.items() if torch.is_tensor(v
 
 def is_safetensors(path: str | Path) -> bool:
     """Return whether a file begins as safetensors do: the length of the header, then the header's JSON."""
-    begin = _first_bytes(Path(path))
+    begin = _first_bytes(local_file(path))
     return len(begin) > 8 and begin[8:9] == b"{" and not begin.startswith((ZIP, OLD_TORCH))
 
 
@@ -47,13 +48,13 @@ def read_state_dict(path: str | Path, key: str | None = None) -> dict[str, Tenso
     """Read a state dict from a file of safetensors or of torch; its bytes are read when its tensors are used.
 
     Args:
-        path: the file.
+        path: the file, or its name on the hub (`rearkit.system.hub`).
         key: which of the file's state dicts; left out, the first of `WRAPPERS` that is there. The choice is said.
 
     Raises:
         WeightsError: the file is missing, damaged, needs unpickling, or has no such state dict.
     """
-    path = Path(path)
+    path = local_file(path)
     if path.is_dir():
         raise WeightsError(f"{path}: a folder, not a weights file; name a file in it{_named(path)}")
     if not path.is_file():

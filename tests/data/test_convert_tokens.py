@@ -161,7 +161,9 @@ def test_a_conversion_that_was_killed_goes_on(tmp_path: Path) -> None:
 
 
 COMMAND = """
-import sys, time
+import signal, sys, time
+# What a shell runs in the background begins with SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from rearkit.cli.main import main
 from rearkit.data import convert_tokens
 write = convert_tokens.write_token_shard

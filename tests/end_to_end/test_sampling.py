@@ -15,7 +15,9 @@ import pytest
 from PIL import Image
 
 from rearkit import pipeline
+from rearkit.evaluation.image_folders import open_samples
 from rearkit.recipe.loading import load_recipe
+from rearkit.sampling.manifest import read_manifest
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "recipes" / "smoke.toml"
@@ -109,6 +111,50 @@ def test_killed_and_gone_on_with_none_is_lost_or_made_twice(trained: Path, npz: 
     for name, array in arrays(trained.with_name("whole")).items():
         assert np.array_equal(found[name], array), name
     assert not parts.exists()
+
+
+def pixels(folder: Path) -> np.ndarray:
+    """All PNGs of a folder in the order of their names."""
+    return np.stack([np.asarray(Image.open(path)) for path in sorted(folder.glob("*.png"))])
+
+
+def test_a_set_is_written_as_pngs_with_the_same_pixels(trained: Path, npz: bytes, tmp_path: Path) -> None:
+    whole, target = trained.with_name("whole"), tmp_path / "pngs"
+    expected = arrays(whole)
+    assert "up to date" in rearkit("sample", str(SMOKE), *TINY, f"--out={whole}", f"--to-folder={target}")
+    assert np.array_equal(pixels(target), expected["arr_0"])
+    names = sorted(path.name for path in target.iterdir())
+    assert names[:2] == ["000000-class0000.png", "000001-class0001.png"] and names[-1] == "manifest.json"
+    found = open_samples(target)
+    assert np.array_equal(np.concatenate([part.permute(0, 2, 3, 1) for part in found.batches(7)]), expected["arr_0"])
+    assert np.array_equal(found.labels(), expected["arr_1"])  # type: ignore[arg-type]
+    assert read_manifest(target) == read_manifest(whole / "sample" / "samples.npz")
+    # Cut off, it goes on; a set with other settings is refused.
+    kept = {path: path.stat().st_mtime_ns for path in target.glob("*.png")}
+    for name in names[10:20]:
+        (target / name).unlink()
+    rearkit("sample", str(SMOKE), *TINY, f"--out={whole}", f"--to-folder={target}")
+    assert np.array_equal(pixels(target), expected["arr_0"])
+    assert sum(path.stat().st_mtime_ns == then for path, then in kept.items()) == 54
+    model = whole / "train" / "model.safetensors"
+    output = rearkit("sample", str(model), "--set=sample.temperature=0.5", f"--to-folder={target}", code=2)
+    assert "holds another set of samples" in output
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("")
+    output = rearkit("sample", str(SMOKE), *TINY, f"--out={whole}", f"--to-folder={tmp_path / 'mine'}", code=2)
+    assert "mine: not empty and no folder of samples (it holds thesis.txt)" in output
+
+
+def test_an_exported_model_is_sampled_into_a_folder(trained: Path, npz: bytes, tmp_path: Path) -> None:
+    model = trained.with_name("whole") / "train" / "model.safetensors"
+    rearkit("sample", str(model), "--set=sample.num_images=20", f"--to-folder={tmp_path / 'pngs'}")
+    assert np.array_equal(pixels(tmp_path / "pngs"), arrays(trained.with_name("whole"))["arr_0"][:20])
+
+
+def test_two_ranks_write_one_folder(trained: Path, npz: bytes, tmp_path: Path) -> None:
+    out = copy(trained, "ranks")
+    rearkit("sample", str(SMOKE), *TINY, "--num-gpus=2", f"--out={out}", f"--to-folder={tmp_path / 'pngs'}")
+    assert np.array_equal(pixels(tmp_path / "pngs"), arrays(trained.with_name("whole"))["arr_0"])
 
 
 def test_a_picture_of_a_few_classes(trained: Path, tmp_path: Path) -> None:

@@ -26,9 +26,13 @@ def folder(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path)
 
 
+def files(folder: RunFolder) -> dict[str, Path]:
+    return {"backbone": folder.model, "tokenizer": folder.tokenizer}
+
+
 def test_a_manifest_says_what_made_the_samples(tiny: Callable[..., Recipe], folder: RunFolder) -> None:
     recipe = tiny(seed=7, sample={"num_images": 5, "guidance_scale": 3.5, "temperature": 0.75})
-    found = sample_manifest(recipe, folder, [0, 1, 2, 0, 1], 4)
+    found = sample_manifest(recipe, files(folder), [0, 1, 2, 0, 1], 4)
     assert found["weights"]["backbone"] == sha256(folder.stage("train") / "model.safetensors")
     assert found["weights"]["tokenizer"] == sha256(folder.stage("tokenizer") / "tokenizer.safetensors")
     assert found["counts_per_class"] == [2, 2, 1, 0]
@@ -37,7 +41,7 @@ def test_a_manifest_says_what_made_the_samples(tiny: Callable[..., Recipe], fold
     assert {"rearkit", "torch", "Python"} <= set(found["versions"])
     lines = "\n".join(manifest_lines(found))
     assert "guidance_scale 3.5" in lines and "temperature 0.75" in lines and "5 images, 0 to 2 of each of 4" in lines
-    assert sample_manifest(tiny(seed=8), folder, [0], 4) != found
+    assert sample_manifest(tiny(seed=8), files(folder), [0], 4) != found
 
 
 def test_it_lies_in_the_archive_and_goes_where_that_is_copied(
@@ -54,6 +58,6 @@ def test_it_lies_in_the_archive_and_goes_where_that_is_copied(
     copy = tmp_path / "elsewhere" / "copy.npz"
     copy.parent.mkdir()
     copy.write_bytes(archives[0].read_bytes())
-    assert read_manifest(copy) == expected == sample_manifest(tiny(), folder, [0, 1], 2)
+    assert read_manifest(copy) == expected == sample_manifest(tiny(), files(folder), [0, 1], 2)
     with np.load(copy, allow_pickle=False) as archive:  # as numpy, and whoever reads by it, sees the set
         np.testing.assert_array_equal(archive["arr_0"], images)

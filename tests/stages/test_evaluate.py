@@ -15,7 +15,7 @@ from rearkit.evaluation import fidelity
 from rearkit.model import build_tokenizer
 from rearkit.recipe.loading import load_recipe
 from rearkit.recipe.tables import Recipe
-from rearkit.sampling.manifest import MEMBER
+from rearkit.sampling.manifest import MEMBER, read_manifest
 from rearkit.stages import data
 from rearkit.stages import evaluate as stage
 from rearkit.stages.run_folder import RunFolder
@@ -96,3 +96,17 @@ def test_the_tokenizer_alone_is_scored_on_held_out_images(recipe: Callable[..., 
     found = stage.score_tokenizer(recipe(), folder)
     assert (found.num_images, found.images) == (10, "held-out")
     assert found.rfid > 0 and 0 < found.codebook_use <= 1
+
+
+def test_a_reference_of_the_training_images_gives_the_runs_own_fid(
+    recipe: Callable[..., Recipe], folder: RunFolder, tmp_path: Path
+) -> None:
+    own = stage.run(recipe(), folder).result
+    assert stage.training_reference(recipe(), folder, tmp_path / "made.npz") == 10
+    found = stage.run(recipe(f"evaluate.reference='{tmp_path / 'made.npz'}'"), folder).result
+    assert {key: found[key] for key in ("fid", "sfid", "precision", "recall")} == {
+        key: own[key] for key in ("fid", "sfid", "precision", "recall")
+    }
+    manifest = read_manifest(tmp_path / "made.npz")
+    assert manifest is not None and manifest["recipe"]["data"]["source"]["name"] == "mnist-5k"
+    assert found["warnings"] == own["warnings"]
