@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -258,14 +258,18 @@ class Engine:
         outer = self._engine.optimizer
         return getattr(outer, "loss_scaler", getattr(outer, "loss_scale_config", None))
 
-    def whole_parameters(self) -> dict[int, nn.Parameter]:
-        """Gather the parameters that ZeRO stage 3 has divided, on all ranks, by the `id` of the divided one."""
-        whole: dict[int, nn.Parameter] = {}
+    @torch.no_grad()
+    def trained(self, averaged: bool) -> dict[int, nn.Parameter]:
+        """Return whole parameters in float32, by the `id` of the module's own. All ranks must call this.
+
+        The master weights or their averages: in 16 bits the module has only what is left of them after rounding.
+        """
+        found: dict[int, nn.Parameter] = {}
         for parameter in self.module.parameters():
-            if hasattr(parameter, "ds_id"):
-                with self.gathered(parameter):
-                    whole[id(parameter)] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
-        return whole
+            key = AVERAGE if averaged and parameter.requires_grad else None
+            value = self.whole(parameter, key).float()
+            found[id(parameter)] = nn.Parameter(value, parameter.requires_grad)
+        return found
 
 
 def scale_may_fall(optimizer: Any) -> bool:
@@ -277,11 +281,39 @@ def scale_may_fall(optimizer: Any) -> bool:
     return False
 
 
-def put_back(module: nn.Module, whole: dict[int, nn.Parameter]) -> None:
-    """Turn a trained module into an ordinary one, with the parameters from `Engine.whole_parameters`."""
-    # A plain dictionary: stage 3 has put one of its own class there, which gathers parameters when they are read.
-    for part in module.modules() if whole else ():
+def tables_of(module: nn.Module) -> dict[tuple[nn.Module, str], Tensor]:
+    """Return copies of the buffers that are no part of the state dict, which DeepSpeed rounds in 16 bits."""
+    return {
+        (part, name): part._buffers[name].detach().clone()  # type: ignore[union-attr]
+        for part in module.modules()
+        for name in part._non_persistent_buffers_set
+        if part._buffers.get(name) is not None
+    }
+
+
+def put_back(
+    module: nn.Module, trained: dict[int, nn.Parameter], tables: Mapping[tuple[nn.Module, str], Tensor]
+) -> None:
+    """Turn a trained module into an ordinary one of float32.
+
+    Args:
+        module: the module.
+        trained: from `Engine.trained`.
+        tables: from `tables_of`, before the module was given to the engine.
+    """
+    for (part, name), table in tables.items():
+        part._buffers[name] = table
+    for part in module.modules():
+        for name, buffer in part._buffers.items():
+            if buffer is not None and buffer.is_floating_point():
+                part._buffers[name] = buffer.float()
+        for parameter in part._parameters.values():
+            # Those that ZeRO stage 3 has not divided stay the objects that they were.
+            if parameter is not None and not hasattr(parameter, "ds_id"):
+                parameter.grad = None
+                parameter.data = trained[id(parameter)].data
+                trained[id(parameter)] = parameter
+        # A plain dictionary: stage 3 has put one of its own class there, which gathers parameters when they are read.
         part._parameters = {
-            name: parameter if parameter is None else whole.get(id(parameter), parameter)
-            for name, parameter in part._parameters.items()
+            name: None if parameter is None else trained[id(parameter)] for name, parameter in part._parameters.items()
         }

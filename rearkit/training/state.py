@@ -63,13 +63,6 @@ def averaged(engine: Engine) -> Iterator[None]:
             engine.show(parameter, engine.whole(parameter) if before is None else before)
 
 
-def adopt_average(engine: Engine) -> None:
-    """Replace the module's weights by the averaged ones, permanently; called when training is finished."""
-    for parameter in engine.module.parameters():
-        if parameter.requires_grad:
-            engine.show(parameter, engine.whole(parameter, AVERAGE))
-
-
 def write(engine: Engine, folder: Path) -> tuple[Path, dict[str, Any]]:
     """Write this rank's share of the state to a folder. All ranks must call this.
 

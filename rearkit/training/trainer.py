@@ -23,7 +23,7 @@ from rearkit.training import state
 from rearkit.training.batches import BatchSource, Ready
 from rearkit.training.blocks import prepared_blocks
 from rearkit.training.checkpoints import Checkpoints, Found
-from rearkit.training.engine import Engine, put_back
+from rearkit.training.engine import Engine, put_back, tables_of
 from rearkit.training.guards import StepGuard, poisoned
 from rearkit.training.logs import TrainLog
 from rearkit.training.order import order_of
@@ -106,6 +106,7 @@ class Trainer:
         # Weights are loaded before DeepSpeed divides them, the optimizer's state when it exists, which is after.
         if found is not None:
             state.read_weights(module, found.folder)
+        self._tables = tables_of(module)
         engine = Engine(module, self.table, self.device)
         engine.create_state(averages=self.table.ema_decay > 0)
         if found is not None:
@@ -124,22 +125,20 @@ class Trainer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        whole = None
+        trained = None
         try:
             self._open.__exit__(kind, error, trace)
             # Gathering needs all ranks: after an error, the others may not come here, and this one would wait forever.
+            # Before the engine is closed, since only it can gather what the ranks have divided.
             if kind is None:
-                if self.table.ema_decay:
-                    state.adopt_average(self.engine)
-                # Before the engine is closed, since only it can gather the parts of stage 3.
-                whole = self.engine.whole_parameters()
+                trained = self.engine.trained(averaged=self.table.ema_decay > 0)
         finally:
             if self.log is not None:
                 self.log.close()
             module = self.engine.module
             self.engine.close()
-        if whole is not None:
-            put_back(module, whole)
+        if trained is not None:
+            put_back(module, trained, self._tables)
             self.model.backbone.eval()
 
     @property
