@@ -196,9 +196,11 @@ def find_samples(
 def _found(file: IO[bytes], sample: Sample, fields: Fields, num_classes: int, where: str) -> Found:
     if sample.image is None:
         raise Unusable("no image in the sample")
-    if sample.label is None:
+    label = 0
+    if sample.label is not None:
+        label = read_class(_bytes(file, sample.label), sample.label.name, fields, num_classes, where)
+    elif not fields.unlabelled:
         raise Unusable("no label in the sample")
-    label = read_class(_bytes(file, sample.label), sample.label.name, fields, num_classes, where)
     if sample.image.offset + sample.image.size > file.seek(0, 2):
         raise Unusable(LOST)
     return Found(sample.key, sample.image, label)
