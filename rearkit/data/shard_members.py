@@ -198,8 +198,9 @@ def read_contents(shard: str, file: IO[bytes], fields: Fields) -> Contents:
     samples = [sample for (key, _), group in groups.items() for sample in _samples(shard, key, group, fields)]
     complete = any(s.image is not None and (fields.unlabelled or s.label is not None) for s in samples)
     if whole and names and not complete and len(samples) != 1:
-        lack = "no sample has an image" if fields.unlabelled else "no sample has an image and a label"
-        raise DataError(f"{shard}: {lack}; members are {', '.join(names)}, …; {REMEDY}")
+        if fields.unlabelled:
+            raise DataError(f"{shard}: no sample has an image; members are {', '.join(names)}, …")
+        raise DataError(f"{shard}: no sample has an image and a label; members are {', '.join(names)}, …; {REMEDY}")
     return Contents(samples, whole, digest.hexdigest())
 
 
