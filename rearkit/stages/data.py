@@ -93,10 +93,16 @@ def open_split(recipe: Recipe, folder: RunFolder, name: str, decoding: Decoding 
         num_classes=listing["num_classes"],
         decoding=decoding_of(recipe, decoding) if isinstance(decoding, int) else decoding,
         max_bad_share=recipe.data.max_bad_share,
-        access=Access(_retry(recipe), Fields(**listing.get("fields", {}))),
+        access=Access(_retry(recipe), Fields(**listing.get("fields", {})), counts=read_json(folder.counts) or {}),
         seed=recipe.seed,
         log=folder.skipped(stage),
     )
+
+
+def keep_counts(folder: RunFolder, images: Split) -> None:
+    """Keep how many images the remote shards of a split have, so that no later stage fetches them to count them."""
+    if images.access.counts:
+        write_json(folder.counts, {**(read_json(folder.counts) or {}), **images.access.counts})
 
 
 def run_classes(folder: RunFolder) -> Classes:
