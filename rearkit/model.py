@@ -23,7 +23,7 @@ from rearkit.errors import PluginError, RearkitError, RecipeError, WeightsError
 from rearkit.objective import NoNoise, Objective
 from rearkit.recipe.tables import BackboneTable, ComponentTable, Recipe, TokenizerTable
 from rearkit.registry import plugins
-from rearkit.weights import fit_state_dict, load_weights, matching_weights
+from rearkit.weights import classes_of, fit_state_dict, load_weights, matching_weights
 
 T = TypeVar("T")
 
@@ -125,11 +125,7 @@ def check_weights(recipe: Recipe) -> list[str]:
     if recipe.tokenizer.weights is not None:
         modules["tokenizer"] = (recipe.tokenizer, tokenizer)
     if recipe.backbone.weights is not None:
-        try:
-            classes = build_dataset(recipe).num_classes
-        # The dataset may be gone once its images are in shards; then training compares.
-        except RearkitError:
-            classes = None
+        classes = _num_classes(recipe)
         if classes is not None:
             space = TokenSpace(tokenizer.num_tokens, tokenizer.codebook_size, classes)
             modules["backbone"] = (recipe.backbone, _cheaply(lambda: _build(recipe.backbone, recipe.name, space)))
@@ -140,6 +136,23 @@ def check_weights(recipe: Recipe) -> list[str]:
         except WeightsError as error:
             problems.append(f"[{kind}] weights: {error}")
     return problems
+
+
+def _num_classes(recipe: Recipe) -> int | None:
+    """Return the number of classes of a dataset, or what else tells it where it is not there; None if nothing does."""
+    try:
+        return build_dataset(recipe).num_classes
+    # Not there yet, or gone once its images are in shards.
+    except RearkitError:
+        given = getattr(recipe.data.source.settings, "num_classes", None)
+    if isinstance(given, int):
+        return given
+    try:
+        # Of the weights themselves: all but their number of classes is compared then.
+        component = plugins.find("backbone", recipe.backbone.name)
+        return classes_of(str(recipe.backbone.weights), component, recipe.backbone.weights_key)
+    except WeightsError:
+        return None
 
 
 def _cheaply(build: Callable[[], T]) -> T:

@@ -116,9 +116,9 @@ def test_a_flat_folder_to_scores(tmp_path: Path, inception: Path, monkeypatch: p
     assert not any("class" in warning for warning in scores["warnings"]), scores["warnings"]
 
 
-def test_shards_without_labels_to_tokens(tmp_path: Path) -> None:
+def test_shards_without_labels_to_tokens(tmp_path: Path, inception: Path) -> None:
     recipe = tmp_path / "unlabelled.toml"
-    recipe.write_text(RECIPE.format(source=shards(tmp_path / "photos"), weights=__file__))
+    recipe.write_text(RECIPE.format(source=shards(tmp_path / "photos"), weights=inception))
     for stage in ("data", "tokenizer", "tokens"):
         done = rearkit(stage, str(recipe), f"--out={tmp_path / 'run'}")
         assert done.exit_code == 0, done.output
