@@ -93,6 +93,20 @@ def _walk(folder: str, below: str, above: frozenset[tuple[int, int]]) -> Iterato
             raise DataError(f"{entry.path}: a link that leads nowhere; fetch its file, or remove the link")
 
 
+def read_bytes(path: Path, start: int = 0, size: int = -1) -> bytes:
+    """Read a listed file, or a part of it.
+
+    Raises:
+        DataError: it has gone since it was listed, or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(size)
+    except OSError as error:
+        raise DataError(f"{path}: image cannot be read ({error.strerror}); restore or remove it") from None
+
+
 def listing_digest(root: Path) -> str:
     """Return a hash of the paths, sizes and times of the files below a folder, by which a change is noticed."""
     digest = hashlib.sha256()

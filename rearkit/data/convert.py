@@ -15,7 +15,15 @@ import attrs
 import numpy as np
 import webdataset
 
-from rearkit.data.class_folders import files_below, find_images, image_suffixes, sort_classes, strip_roots, suffix_of
+from rearkit.data.class_folders import (
+    files_below,
+    find_images,
+    image_suffixes,
+    read_bytes,
+    sort_classes,
+    strip_roots,
+    suffix_of,
+)
 from rearkit.data.conversions import conversion
 from rearkit.data.label_files import read_labels
 from rearkit.errors import DataError
@@ -168,8 +176,6 @@ def _in_tar(path: Path, start: int, owner: str) -> Iterator[tuple[str, Place]]:
 def _write_shard(path: Path, sources: Sequence[Source]) -> None:
     with replacing(path) as temporary, webdataset.TarWriter(str(temporary), mtime=0) as writer:
         for source in sources:
-            with Path(source.place.file).open("rb") as file:
-                file.seek(source.place.offset)
-                content = file.read(source.place.size)
+            content = read_bytes(Path(source.place.file), source.place.offset, source.place.size)
             label = {} if source.label is None else {"cls": source.label}
             writer.write({"__key__": source.key, source.suffix: content, **label})

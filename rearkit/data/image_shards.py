@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rearkit.contracts import ImageSample
 from rearkit.data.bad_samples import LOST, PATIENCE, UNFETCHED, BadSamples, Unusable
+from rearkit.data.class_folders import read_bytes
 from rearkit.data.decoding import Decoding, decoded
 from rearkit.data.fetching import FetchError, Retry, is_remote, local_copy
 from rearkit.data.labels import checked_class, read_class
@@ -270,7 +271,7 @@ def read_dataset(
 def _encoded(sample: ImageSample) -> dict[str, bytes]:
     """Bytes of an image file: a file's own, untouched, or the pixels as PNG."""
     if isinstance(sample.image, Path):
-        return {sample.image.suffix.lower().removeprefix("."): sample.image.read_bytes()}
+        return {sample.image.suffix.lower().removeprefix("."): read_bytes(sample.image)}
     buffer = io.BytesIO()
     Image.fromarray(np.asarray(sample.image)).save(buffer, format="png")
     return {"png": buffer.getvalue()}
