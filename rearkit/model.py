@@ -25,7 +25,7 @@ from rearkit.errors import PluginError, RearkitError, RecipeError, WeightsError
 from rearkit.objective import Objective, fields_read
 from rearkit.recipe.tables import BackboneTable, ComponentTable, Recipe, TokenizerTable
 from rearkit.registry import plugins
-from rearkit.weights import fit_state_dict, load_weights, matching_weights
+from rearkit.weights import classes_of, fit_state_dict, load_weights, matching_weights
 
 T = TypeVar("T")
 
@@ -168,11 +168,7 @@ def check_weights(recipe: Recipe) -> list[str]:
     if recipe.tokenizer.weights is not None:
         modules["tokenizer"] = (recipe.tokenizer, tokenizer)
     if recipe.backbone.weights is not None:
-        try:
-            classes = build_dataset(recipe).num_classes
-        # The dataset may be gone once its images are in shards; then training compares.
-        except RearkitError:
-            classes = None
+        classes = _num_classes(recipe)
         if classes is not None:
             space = space_of(tokenizer, classes)
             modules["backbone"] = (recipe.backbone, _cheaply(lambda: _build(recipe.backbone, recipe.name, space)))
@@ -192,17 +188,31 @@ def check_parts(recipe: Recipe) -> None:
         RecipeError: components do not fit each other.
     """
     plain: Recipe = attrs.evolve(recipe, backbone=attrs.evolve(recipe.backbone, weights=None))  # type: ignore[misc]
-    try:
-        classes = Classes.of(build_dataset(recipe))
-    # The dataset may be gone once its images are in shards; no component minds how many classes there are.
-    except RearkitError:
-        classes = Classes(1)
+    # No component minds how many classes there are, where nothing tells it yet.
+    classes = Classes(_num_classes(recipe) or 1)
     try:
         with torch.device("meta"):
             build(plain, build_tokenizer(plain, load=False), classes)
     # A component that reads values of tensors is not known to fit until it is built in earnest.
     except (RuntimeError, NotImplementedError):
         return
+
+
+def _num_classes(recipe: Recipe) -> int | None:
+    """Return the number of classes of a dataset, or what else tells it where it is not there; None if nothing does."""
+    try:
+        return build_dataset(recipe).num_classes
+    # Not there yet, or gone once its images are in shards.
+    except RearkitError:
+        given = getattr(recipe.data.source.settings, "num_classes", None)
+    if isinstance(given, int):
+        return given
+    try:
+        # Of the weights themselves: all but their number of classes is compared then.
+        component = plugins.find("backbone", recipe.backbone.name)
+        return classes_of(str(recipe.backbone.weights), component, recipe.backbone.weights_key)
+    except WeightsError:
+        return None
 
 
 def _cheaply(build: Callable[[], T]) -> T:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from rearkit.errors import RearkitError
+from rearkit.evaluation.inception_weights import check_inception_weights
 from rearkit.model import check_parts, check_weights
 from rearkit.recipe.tables import Recipe
 from rearkit.stages import sample as sampling
@@ -183,7 +184,7 @@ def check_inputs(recipe: Recipe, ranks: int | None = None) -> None:
         if table.weights_key is not None and table.weights is None:
             problems.append(f"[{table.kind}] weights_key chooses within weights, and there are none")
     # Only once all files are there: these build modules and open the files.
-    problems = problems or check_weights(recipe)
+    problems = problems or [*check_weights(recipe), *check_inception_weights(recipe.evaluate)]
     if problems:
         raise RearkitError("\n".join(problems))
     check_parts(recipe)

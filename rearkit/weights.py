@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -133,14 +134,31 @@ def convert(
     variants = list(_variants(read_state_dict(source, key)))
     # Our own layout is recognised by its translation, since a layout only has to know the published one.
     for recognises in (_recognises, _is_ours):
-        for state, (component, layout) in itertools.product(variants, layouts):
+        for variant, (component, layout) in itertools.product(variants, layouts):
+            state = {name: value for name, value in variant.items() if not name.startswith(ASIDE)}
             if recognises(layout, state):
                 ours = layout.to_rearkit(state) if recognises is _recognises else dict(state)
-                content = ours if to == "rearkit" else layout.to_published(ours)
-                write_state_dict(target, content, read_metadata(source))
+                written = ours if to == "rearkit" else layout.to_published(ours)
+                if aside := [name for name in variant if name not in state]:
+                    say_once(f"{source}: {len(aside)} tensors left out, such as {aside[0]}")
+                write_state_dict(target, written, read_metadata(source))
                 return component
     known = ", ".join(component.name for component, _ in layouts)
     raise WeightsError(f"{source}: not the weights of any component with a published layout ({known})")
+
+
+def classes_of(path: str | Path, component: Component, key: str | None = None) -> int | None:
+    """Return how many classes weights are of, if a published layout tells it from their shapes."""
+    layout = component.published
+    if layout is None:
+        return None
+    for variant in _variants(read_state_dict(path, key)):
+        # Layouts may fail in any way on weights that they were not written for.
+        with contextlib.suppress(Exception):
+            found = _translated(layout, variant)
+            if _is_ours(layout, found):
+                return int(layout.sizes(found)["classes"])
+    return None
 
 
 def _variants(state: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:

@@ -182,6 +182,40 @@ def test_named_weights_are_compared_before_anything_runs(tiny: Callable[..., Rec
         check_inputs(tiny(**wrong))
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"name": "folder", "train": "nowhere", "held_out": "nowhere"},
+        {"name": "shards", "train": "nowhere", "num_classes": 10},
+    ],
+)
+def test_backbone_weights_are_compared_though_the_images_are_not_there_yet(
+    source: dict[str, Any], tiny: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    built = build(tiny())
+    write_state_dict(tmp_path / "backbone.safetensors", built.backbone.state_dict())
+    weights = {"weights": str(tmp_path / "backbone.safetensors")}
+    assert check_weights(tiny(data={"source": source}, backbone=weights)) == []
+    (problem,) = check_weights(tiny(data={"source": source}, backbone=weights | {"num_layers": 3}))
+    assert "[backbone] weights" in problem and "do not fit" in problem and "num_layers = 2" in problem
+
+
+def test_a_file_that_is_not_inceptions_weights_is_refused_before_anything_runs(
+    tiny: Callable[..., Recipe], inception: Path, tmp_path: Path
+) -> None:
+    torch.save({"fc.weight": torch.zeros(1000, 2048)}, tmp_path / "torchvision.pth")
+    (tmp_path / "page.pth").write_text("<html>404</html>")
+    fit = {"fit": {"steps": 1, "warmup_steps": 0}}
+    for name, words in (("torchvision.pth", "not torch-fidelity's Inception, without Conv2d_1a"), ("page.pth", "")):
+        recipe = tiny(tokenizer=fit, evaluate={"feature_weights": str(tmp_path / name)})
+        with pytest.raises(RearkitError, match=rf"^\[evaluate\] feature_weights: .*{name}.*{words}") as error:
+            check_inputs(recipe)
+        assert "\n" not in str(error.value)
+    check_inputs(tiny(tokenizer=fit, evaluate={"feature_weights": str(inception)}))
+    unread = {"features": "classifier", "feature_weights": str(tmp_path / "page.pth")}
+    check_inputs(tiny(tokenizer=fit, evaluate=unread))
+
+
 def test_weights_of_ema_are_built_by_choice(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
     own = weights(build_tokenizer(tiny()))
     ema = {key: value + 1 for key, value in own.items()}

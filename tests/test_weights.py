@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rearkit.errors import WeightsError
@@ -466,6 +466,17 @@ def test_a_trainers_file_is_converted_by_choice(tmp_path: Path) -> None:
         module = Tiny()
         load_weights(module, tmp_path / "ours.safetensors")
         assert same(module.state_dict(), expected)
+
+
+def test_losses_beside_the_weights_are_not_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved = state()
+    beside = {"loss.discriminator.weight": torch.zeros(2), "ema.weight": torch.zeros(2)}
+    wrapped = {f"module.{name}": value for name, value in {**published(saved), **beside}.items()}
+    for number, content in enumerate(({"state_dict": {**published(saved), **beside}}, {**saved, **beside}, wrapped)):
+        target = tmp_path / f"{number}.safetensors"
+        assert convert(put(tmp_path / f"{number}.ckpt", content), target, "rearkit", [COMPONENT]) is COMPONENT
+        assert {name for name in load_file(target) if not name.startswith(EXTRA)} == saved.keys()
+        assert "2 tensors left out, such as loss.discriminator.weight" in capsys.readouterr().out
 
 
 def test_weights_are_compared_with_a_module_without_content(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rearkit.analysis.embedding import Awareness, LayerProbe, Recovery, awareness, probe_layers
 from rearkit.analysis.exposure import Batches, Prediction, under_own_draws, under_random_codes
+from rearkit.data.subsets import drawn
 from rearkit.data.token_shards import TokenData
 from rearkit.errors import RearkitError
 from rearkit.model import Model
@@ -57,16 +58,16 @@ class Diagnosis:
 
 
 class _Batches:
-    """The first images of a split in batches; can be iterated several times."""
+    """Some images of a split, from all over it, in batches; can be iterated several times."""
 
     def __init__(self, data: TokenData, limit: int, device: torch.device) -> None:
         self.data = data
-        self.count = min(limit, len(data))
+        self.chosen = drawn(len(data), limit)
         self.device = device
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, self.count, BATCH):
-            tokens_BN, classes_B = self.data.take(range(start, min(start + BATCH, self.count)))
+        for start in range(0, len(self.chosen), BATCH):
+            tokens_BN, classes_B = self.data.take(self.chosen[start : start + BATCH])
             yield tokens_BN.to(self.device), classes_B.to(self.device)
 
 
@@ -157,14 +158,14 @@ def _of(folder: RunFolder) -> dict[str, Any]:
 
 
 def _training_tokens(recipe: Recipe, folder: RunFolder, model: Model, limit: int, device: torch.device) -> TokenData:
-    """Return the tokens that training reads, or those of the first ``limit`` images if it tokenizes on the fly."""
+    """Return the tokens that training reads, or those of ``limit`` images if it tokenizes on the fly."""
     data: TokenData | OnTheFly | None = token_data(folder, "train")
     if data is None:
         data = training_data(recipe, folder, model.tokenizer)
     if isinstance(data, TokenData):
         return data
     try:
-        tokens_BN, classes_B = data.to_tokens(data.read(np.arange(min(limit, len(data)))), device)
+        tokens_BN, classes_B = data.to_tokens(data.read(drawn(len(data), limit)), device)
     finally:
         # Local copies of remote shards, made by reading them; training fetches its own.
         remove(folder.copies("train"))
@@ -181,4 +182,5 @@ def _sampled_tokens(recipe: Recipe, folder: RunFolder, limit: int) -> Tensor | N
         return None
     # Their tokens rather than their images: encoding images would already be half of the test.
     with np.load(path, allow_pickle=False) as archive:
-        return torch.from_numpy(archive["tokens"][:limit].astype(np.int64))
+        tokens = archive["tokens"]
+        return torch.from_numpy(tokens[drawn(len(tokens), limit)].astype(np.int64))

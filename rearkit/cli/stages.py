@@ -61,21 +61,40 @@ def _run_ranks(
     raise click.exceptions.Exit(launch(num_gpus, arguments))
 
 
-@click.command(cls=Command, example="data mnist\ndata --from-folder photos --to shards")
+@click.command(
+    cls=Command,
+    example="data mnist\ndata --from-folder photos --to shards\ndata --from-folder val --labels val.csv --to shards",
+)
 @optional_recipe_options
 @click.option("--from-folder", type=click.Path(path_type=Path), help="Folder or tar of images to convert to shards.")
 @click.option("--to", type=click.Path(path_type=Path), help="Folder to write these shards to.")
 @click.option("--shard-size", type=click.IntRange(1), default=1000, show_default=True, help="Images per shard.")
 @click.option("--workers", type=click.IntRange(1), help="Processes; left out: one per core.")
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path),
+    help="File of the images' classes: a file and its class a line, or ImageNet's validation_ground_truth.txt.",
+)
+@click.option("--unlabelled", is_flag=True, help="The images have no classes.")
 def data(
-    recipe: Any, out: Path | None, from_folder: Path | None, to: Path | None, shard_size: int, workers: int | None
+    recipe: Any,
+    out: Path | None,
+    from_folder: Path | None,
+    to: Path | None,
+    shard_size: int,
+    workers: int | None,
+    labels: Path | None,
+    unlabelled: bool,
 ) -> None:
     """Provide the image shards of RECIPE; or convert a folder of images, one sub-folder per class, into shards."""
+    if (labels is not None or unlabelled) and (from_folder is None or (labels is not None and unlabelled)):
+        raise click.UsageError("--labels FILE or --unlabelled goes with --from-folder, one of them")
     if _runs_stage("data", recipe, out, from_folder, to, "--from-folder"):
         return
-    from rearkit.data.convert import images_to_shards
+    from rearkit.data.convert import Labelling, images_to_shards
 
-    shards = images_to_shards(from_folder, to, shard_size, workers)  # type: ignore[arg-type]
+    labelling = Labelling(labels, unlabelled)
+    shards = images_to_shards(from_folder, to, shard_size, workers, labelling)  # type: ignore[arg-type]
     click.echo(f"{to}: {len(shards)} shards")
 
 

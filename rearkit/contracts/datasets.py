@@ -51,7 +51,12 @@ class ImageSample:
 
 @runtime_checkable
 class Dataset(Protocol):
-    """A source of images with classes."""
+    """A source of images with classes.
+
+    One that reads files may also have ``stamp()``, which returns a text that is another when they have changed; the
+    shards that the data stage wrote of them are then made again. Images without classes are all of one class; a setting
+    ``unlabelled = true`` says so, and recipes that need classes are refused.
+    """
 
     num_classes: int
 

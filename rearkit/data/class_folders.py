@@ -1,15 +1,17 @@
 """Images in class folders: which files are images, of which class, under which key; for folders and tars alike.
 
 The folder just below the root names the class, however deep the files lie. Hidden files, what macOS adds, and empty
-folders are ignored.
+folders are ignored. Links to folders are followed, since parts of large sets are often picked out by them.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import attrs
@@ -34,7 +36,7 @@ class Found:
 
     Attributes:
         path: below the root, with slashes.
-        owner: name of its class.
+        owner: name of its class; empty where classes are not told by folders.
         key: unique name of its sample, ``class/name`` without a dot, since a dot ends a key in a WebDataset shard.
     """
 
@@ -62,34 +64,96 @@ def is_hidden(path: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(path).parts)
 
 
+def files_below(root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield the files below a folder that are not hidden, in one order: path below the root with slashes, and entry.
+
+    Raises:
+        DataError: a folder cannot be read, or a link leads nowhere: an image that is lost should not go unnoticed.
+    """
+    yield from _walk(str(root), "", frozenset())
+
+
+def _walk(folder: str, below: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    try:
+        status = Path(folder).stat()
+        with os.scandir(folder) as found:
+            entries = sorted((entry for entry in found if not is_hidden(entry.name)), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{folder}: folder cannot be read ({error.strerror}); see its permissions") from None
+    here = (status.st_dev, status.st_ino)
+    if here in above:  # a link to a folder that it lies in
+        return
+    for entry in entries:
+        path = f"{below}{entry.name}"
+        if entry.is_dir():
+            yield from _walk(entry.path, f"{path}/", above | {here})
+        elif entry.is_file():
+            yield path, entry
+        elif entry.is_symlink() and suffix_of(path) in image_suffixes():
+            raise DataError(f"{entry.path}: a link that leads nowhere; fetch its file, or remove the link")
+
+
+def read_bytes(path: Path, start: int = 0, size: int = -1) -> bytes:
+    """Read a listed file, or a part of it.
+
+    Raises:
+        DataError: it has gone since it was listed, or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(size)
+    except OSError as error:
+        raise DataError(f"{path}: image cannot be read ({error.strerror}); restore or remove it") from None
+
+
+def listing_digest(root: Path) -> str:
+    """Return a hash of the paths, sizes and times of the files below a folder, by which a change is noticed."""
+    digest = hashlib.sha256()
+    for path, entry in files_below(root):
+        status = entry.stat()
+        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
 def sort_classes(names: Iterable[str]) -> list[str]:
     """Sort the names of classes: as numbers if all are, else by their letters."""
     found = sorted(set(names))
     return sorted(found, key=int) if all(name.isdecimal() for name in found) else found
 
 
-def find_images(paths: Iterable[str], root: str) -> list[Found]:
+def find_images(paths: Iterable[str], root: str, by_folder: bool = True) -> list[Found]:
     """Find the images among the files below a root, sorted by key; say once what was ignored.
 
     Args:
-        paths: of all files, relative to the root, with slashes; the first part of each is its class.
+        paths: of all files, relative to the root, with slashes.
         root: what to call the root in messages.
+        by_folder: whether the first part of a path is its class; otherwise images may lie anywhere.
 
     Raises:
         DataError: a class has files, but no images.
     """
     visible = sorted(path for path in paths if not is_hidden(path))
-    images = [path for path in visible if suffix_of(path) in image_suffixes() and "/" in path]
+    pictures = [path for path in visible if suffix_of(path) in image_suffixes()]
+    images = [path for path in pictures if "/" in path or not by_folder]
+    if by_folder:
+        _check_owners(visible, images, root)
+    if ignored := Counter(suffix_of(path) for path in set(visible) - set(images)):
+        outside = len(pictures) - len(images)
+        more = f"; {outside} of them are images that lie in no class folder" if outside else ""
+        say(f"data: {root}: ignored {sum(ignored.values())} files that are no images: {_listed(ignored)}{more}")
+    owners = [path.partition("/")[0] if by_folder else "" for path in images]
+    return [Found(*found) for found in zip(images, owners, _keys(images), strict=True)]
+
+
+def _check_owners(visible: Sequence[str], images: Sequence[str], root: str) -> None:
+    """Raise DataError if a class has files, but no images."""
     owners = {path.partition("/")[0] for path in images}
-    ignored = Counter(suffix_of(path) for path in set(visible) - set(images))
     for path in visible:
         owner, slash, _ = path.partition("/")
         if slash and owner not in owners:
             there = Counter(suffix_of(other) for other in visible if other.startswith(f"{owner}/"))
             raise DataError(f"{root}: class {owner!r} has no images, only {_listed(there)}; move the folder away")
-    if ignored:
-        say(f"data: {root}: ignored {sum(ignored.values())} files that are no images: {_listed(ignored)}")
-    return [Found(path, path.partition("/")[0], key) for path, key in zip(images, _keys(images), strict=True)]
 
 
 def strip_roots(paths: Mapping[str, T]) -> dict[str, T]:

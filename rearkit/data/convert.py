@@ -8,15 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import attrs
 import numpy as np
 import webdataset
 
-from rearkit.data.class_folders import find_images, sort_classes, strip_roots, suffix_of
+from rearkit.data.class_folders import (
+    files_below,
+    find_images,
+    image_suffixes,
+    read_bytes,
+    sort_classes,
+    strip_roots,
+    suffix_of,
+)
 from rearkit.data.conversions import conversion
+from rearkit.data.label_files import read_labels
 from rearkit.errors import DataError
 from rearkit.system.console import progress_bar
 from rearkit.system.devices import derive_seed
@@ -24,6 +33,7 @@ from rearkit.system.files import replacing, write_json
 from rearkit.system.processes import in_processes
 
 CLASSES = "classes.json"
+FLAT = "; of those outside, --labels FILE lists their classes, --unlabelled does without"
 
 
 @attrs.frozen
@@ -49,16 +59,39 @@ class Source:
         place: where its bytes lie.
         key: unique name, ``class/name``.
         suffix: of the image file, without the dot.
-        label: its class.
+        label: its class; None for images without classes.
     """
 
     place: Place
     key: str
     suffix: str
-    label: int
+    label: int | None
 
 
-def images_to_shards(source: Path, target: Path, shard_size: int = 1000, workers: int | None = None) -> list[Path]:
+@attrs.frozen
+class Labelling:
+    """How the classes of images are told: by folders, unless one of these is given.
+
+    Attributes:
+        file: lists them; see `rearkit.data.label_files`.
+        none: whether the images have none.
+    """
+
+    file: Path | None = None
+    none: bool = False
+
+    @property
+    def by_folder(self) -> bool:
+        """Whether the folder below the root names the class."""
+        return self.file is None and not self.none
+
+
+BY_FOLDER = Labelling()
+
+
+def images_to_shards(
+    source: Path, target: Path, shard_size: int = 1000, workers: int | None = None, labelling: Labelling = BY_FOLDER
+) -> list[Path]:
     """Turn images into WebDataset shards, in an order that mixes the classes, files as they are.
 
     Args:
@@ -67,19 +100,23 @@ def images_to_shards(source: Path, target: Path, shard_size: int = 1000, workers
         target: folder for ``000000.tar``, … and ``classes.json``.
         shard_size: images in a shard.
         workers: processes; left out, one a core.
+        labelling: how the classes are told, where not by folders.
 
     Raises:
-        DataError: no images, or ``target`` holds another conversion.
+        DataError: no images, no class for one, or ``target`` holds another conversion.
     """
-    sources, names = list_images(source)
+    sources, names = list_images(source, labelling)
     order = np.random.default_rng(derive_seed("shards")).permutation(len(sources))
-    digest = hashlib.sha256("\n".join(f"{s.key} {s.place.size}" for s in sources).encode()).hexdigest()
+    # Labels that folders tell are in the keys.
+    told = [f"{s.key} {s.place.size}" + ("" if labelling.by_folder else f" {s.label}") for s in sources]
+    digest = hashlib.sha256("\n".join(told).encode()).hexdigest()
     jobs = [
         (target / f"{index:06d}.tar", [sources[i] for i in order[start : start + shard_size]])
         for index, start in enumerate(range(0, len(sources), shard_size))
     ]
     with conversion(target, {"images": len(sources), "shard_size": shard_size, "listing": digest}):
-        write_json(target / CLASSES, names)
+        if names is not None:
+            write_json(target / CLASSES, names)
         missing = [job for job in jobs if not job[0].is_file()]
         with progress_bar("data: shards", len(jobs), len(jobs) - len(missing)) as bar:
             for _ in in_processes(_write_shard, missing, workers):
@@ -87,30 +124,39 @@ def images_to_shards(source: Path, target: Path, shard_size: int = 1000, workers
     return [path for path, _ in jobs]
 
 
-def list_images(source: Path) -> tuple[list[Source], list[str]]:
-    """Find the images of a folder or tar, sorted, and the names of the classes.
+def list_images(source: Path, labelling: Labelling = BY_FOLDER) -> tuple[list[Source], list[str] | None]:
+    """Find the images of a folder or tar, sorted, and the names of the classes; None if they have none.
 
     Raises:
-        DataError: there are none, or the source cannot be read.
+        DataError: there are none, the source cannot be read, or an image has no class.
     """
-    files: dict[str, Place] = {}
+    files = _files(source)
+    found = find_images(files, str(source), labelling.by_folder)
+    if not found:
+        there = labelling.by_folder and any(suffix_of(path) in image_suffixes() for path in files)
+        where = " in class folders" if labelling.by_folder else ""
+        raise DataError(f"{source}: no images{where}{FLAT if there else ''}")
+    names: list[str] | None = None
+    labels: Mapping[str, int] = {}
+    if labelling.file is not None:
+        labels, names = read_labels(labelling.file, [image.path for image in found], str(source))
+    elif labelling.by_folder:
+        names = sort_classes(image.owner for image in found)
+        numbers = {name: label for label, name in enumerate(names)}
+        labels = {image.path: numbers[image.owner] for image in found}
+    sources = [Source(files[f.path], f.key, suffix_of(f.path), labels.get(f.path)) for f in found]
+    return sorted(sources, key=lambda s: s.key), names
+
+
+def _files(source: Path) -> dict[str, Place]:
     if source.is_dir():
-        paths = (path for path in source.rglob("*") if path.is_file())
-        files = {path.relative_to(source).as_posix(): Place(str(path), 0, path.stat().st_size) for path in paths}
-    elif source.is_file():
+        return {path: Place(entry.path, 0, entry.stat().st_size) for path, entry in files_below(source)}
+    if source.is_file():
         try:
-            files = strip_roots(dict(_in_tar(source, 0, "")))
+            return strip_roots(dict(_in_tar(source, 0, "")))
         except tarfile.TarError as error:
             raise DataError(f"{source}: not a readable tar ({error})") from None
-    else:
-        raise DataError(f"{source}: no such folder or tar")
-    found = find_images(files, str(source))
-    if not found:
-        raise DataError(f"{source}: no images in class folders")
-    names = sort_classes(image.owner for image in found)
-    labels = {name: label for label, name in enumerate(names)}
-    sources = [Source(files[f.path], f.key, suffix_of(f.path), labels[f.owner]) for f in found]
-    return sorted(sources, key=lambda s: s.key), names
+    raise DataError(f"{source}: no such folder or tar")
 
 
 def _in_tar(path: Path, start: int, owner: str) -> Iterator[tuple[str, Place]]:
@@ -130,7 +176,6 @@ def _in_tar(path: Path, start: int, owner: str) -> Iterator[tuple[str, Place]]:
 def _write_shard(path: Path, sources: Sequence[Source]) -> None:
     with replacing(path) as temporary, webdataset.TarWriter(str(temporary), mtime=0) as writer:
         for source in sources:
-            with Path(source.place.file).open("rb") as file:
-                file.seek(source.place.offset)
-                content = file.read(source.place.size)
-            writer.write({"__key__": source.key, source.suffix: content, "cls": source.label})
+            content = read_bytes(Path(source.place.file), source.place.offset, source.place.size)
+            label = {} if source.label is None else {"cls": source.label}
+            writer.write({"__key__": source.key, source.suffix: content, **label})

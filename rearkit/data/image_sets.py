@@ -16,9 +16,10 @@ from torch import Tensor
 
 from rearkit.data.bad_samples import BadSamples
 from rearkit.data.decoding import Decoding
-from rearkit.data.fetching import FetchError, local_copy
+from rearkit.data.fetching import FetchError, is_remote, local_copy
 from rearkit.data.image_shards import DEFAULT_ACCESS, Access, ReadImage, read_headers, read_images
 from rearkit.data.pixels import to_float
+from rearkit.data.subsets import drawn_of, far_apart
 from rearkit.errors import DataError
 
 EPOCH_STRIDE = 1_000_003  # a prime, so that the shuffles of neighbouring seeds and epochs do not coincide
@@ -79,26 +80,55 @@ class Split:
     seed: int = 0
     log: Path | None = None
 
-    def count(self, limit: int | None = None) -> int:
-        """Count the samples, up to ``limit``; shards of unknown number are fetched for it, and lost ones have none."""
-        total = 0
-        for shard, number in self.shards.items():
-            if limit is not None and total >= limit:
-                return limit
-            total += self._count(shard) if number is None else number
-        return total if limit is None else min(total, limit)
+    def count(self) -> int:
+        """Count the samples; shards of unknown number are fetched for it, and lost ones have none."""
+        if self.access.only is not None:
+            return sum(map(len, self.access.only.values()))
+        return sum(self.count_of(shard) for shard in self.shards)
 
-    def _count(self, shard: str) -> int:
+    def part(self, limit: int | None) -> Split:
+        """Return the split, or ``limit`` samples spread over it, since its shards may be sorted by class.
+
+        Of remote shards, which are fetched whole, as few are chosen as have so many samples.
+        """
+        if limit is None or self.access.only is not None:
+            return self
+        names = list(self.shards)
+        remote = any(map(is_remote, names))
+        counts: dict[str, int] = {}
+        for index in far_apart(len(names)):
+            if remote and sum(counts.values()) >= limit:
+                break
+            counts[names[index]] = self.count_of(names[index])
+        if len(counts) == len(names) and sum(counts.values()) <= limit:
+            return self
+        chosen = sorted(counts, key=names.index)
+        places = drawn_of([counts[shard] for shard in chosen], limit)
+        only = {shard: frozenset(found.tolist()) for shard, found in zip(chosen, places, strict=True) if len(found)}
+        return attrs.evolve(
+            self, shards={shard: counts[shard] for shard in only}, access=attrs.evolve(self.access, only=only)
+        )
+
+    def count_of(self, shard: str) -> int:
+        """Count the samples of a shard; 0 where it is lost."""
+        known = self.shards[shard]
+        if known is not None:
+            return known
+        if self.access.counts is not None and shard in self.access.counts:
+            return self.access.counts[shard]
         try:
             with local_copy(shard, self.access.retry) as path:
-                return read_headers(shard, self.access.fields, path).samples or 0
+                found = read_headers(shard, self.access.fields, path).samples or 0
         except FetchError:
             return 0
+        if self.access.counts is not None:
+            self.access.counts[shard] = found
+        return found
 
     def budget(self) -> BadSamples:
         """Begin a count of samples that have to be skipped, which raises when they are too many."""
         known = sum(number or 0 for number in self.shards.values())
-        return BadSamples(self.max_bad_share, known, self.log)
+        return BadSamples(self.max_bad_share, known if self.access.only is None else self.count(), self.log)
 
     def read(self, epoch: int | None = None, bad: BadSamples | None = None) -> Iterator[ReadImage]:
         """Read the split once, in the order of its shards.
@@ -140,5 +170,5 @@ class Split:
                 raise DataError("[data.source]: no training images that can be used")
 
     def all(self, limit: int | None = None) -> ImageSet:
-        """Read the split, or its first ``limit`` images, into memory."""
-        return ImageSet.of(itertools.islice(self.read(), limit), self.decoding.size)
+        """Read the split into memory, or ``limit`` images spread over it."""
+        return ImageSet.of(self.part(limit).read(), self.decoding.size)

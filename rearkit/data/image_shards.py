@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import IO
 
@@ -20,8 +20,9 @@ from torch import Tensor
 
 from rearkit.contracts import ImageSample
 from rearkit.data.bad_samples import LOST, PATIENCE, UNFETCHED, BadSamples, Unusable
+from rearkit.data.class_folders import read_bytes
 from rearkit.data.decoding import Decoding, decoded
-from rearkit.data.fetching import FetchError, Retry, local_copy
+from rearkit.data.fetching import FetchError, Retry, is_remote, local_copy
 from rearkit.data.labels import checked_class, read_class
 from rearkit.data.shard_members import Contents, Fields, Member, Sample, is_packed, opened, read_contents
 from rearkit.errors import DataError
@@ -37,11 +38,15 @@ class Access:
         retry: how often to try to fetch a shard that is remote.
         fields: which members of a sample are its image and its label.
         in_place: whether single images will be read out of the middle, which a compressed shard does not allow.
+        only: which samples of each shard to read, by their place in it; None for all.
+        counts: takes how many samples remote shards have, as they are read.
     """
 
     retry: Retry = attrs.field(factory=Retry)
     fields: Fields = attrs.field(factory=Fields)
     in_place: bool = False
+    only: Mapping[str, Collection[int]] | None = None
+    counts: MutableMapping[str, int] | None = None
 
 
 DEFAULT_ACCESS = Access()
@@ -180,8 +185,13 @@ def find_samples(
         if access.in_place and is_packed(path):
             raise DataError(f"{shard}: compressed; images are read out of the middle of a shard, so unpack it first")
         file, contents = stack.enter_context(_contents(shard, path, access.fields))
+        if access.counts is not None and is_remote(shard) and contents.whole:
+            access.counts[shard] = len(contents.samples)
         before = bad.count
-        for sample in contents.samples:
+        wanted = None if access.only is None else access.only[shard]
+        for place, sample in enumerate(contents.samples):
+            if wanted is not None and place not in wanted:
+                continue
             try:
                 found = _found(file, sample, access.fields, num_classes, f"{shard} {sample.key}")
             except Unusable as error:
@@ -190,15 +200,19 @@ def find_samples(
             yield file, found
         # What the damage cut in two was skipped above; the damage itself counts where nothing else tells of it.
         silent = (not contents.whole or not contents.samples) and bad.count == before
-        bad.skip(shard, LOST, max((expected or 0) - len(contents.samples), 1 if silent else 0))
+        lost = range(len(contents.samples), expected or 0)
+        missing = len(lost) if wanted is None else sum(place in lost for place in wanted)
+        bad.skip(shard, LOST, max(missing, 1 if silent else 0))
 
 
 def _found(file: IO[bytes], sample: Sample, fields: Fields, num_classes: int, where: str) -> Found:
     if sample.image is None:
         raise Unusable("no image in the sample")
-    if sample.label is None:
+    label = 0
+    if sample.label is not None:
+        label = read_class(_bytes(file, sample.label), sample.label.name, fields, num_classes, where)
+    elif not fields.unlabelled:
         raise Unusable("no label in the sample")
-    label = read_class(_bytes(file, sample.label), sample.label.name, fields, num_classes, where)
     if sample.image.offset + sample.image.size > file.seek(0, 2):
         raise Unusable(LOST)
     return Found(sample.key, sample.image, label)
@@ -257,7 +271,7 @@ def read_dataset(
 def _encoded(sample: ImageSample) -> dict[str, bytes]:
     """Bytes of an image file: a file's own, untouched, or the pixels as PNG."""
     if isinstance(sample.image, Path):
-        return {sample.image.suffix.lower().removeprefix("."): sample.image.read_bytes()}
+        return {sample.image.suffix.lower().removeprefix("."): read_bytes(sample.image)}
     buffer = io.BytesIO()
     Image.fromarray(np.asarray(sample.image)).save(buffer, format="png")
     return {"png": buffer.getvalue()}

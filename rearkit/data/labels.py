@@ -14,6 +14,7 @@ from rearkit.data.bad_samples import Unusable
 from rearkit.data.shard_members import Fields
 from rearkit.errors import DataError
 
+UNLABELLED = "unlabelled"  # name of the only class of images that have none
 NO_NUMBER = "label is not a whole number"
 
 

@@ -21,7 +21,7 @@ from typing import IO, Any
 import attrs
 from webdataset.tariterators import base_plus_ext
 
-from rearkit.data.class_folders import image_suffixes
+from rearkit.data.class_folders import image_suffixes, is_hidden
 from rearkit.errors import DataError
 
 CLASS = "cls"
@@ -31,7 +31,8 @@ META = re.compile(r"__[^/]*__($|/)")  # WebDataset's own members
 UNPACK: tuple[tuple[bytes, Any], ...] = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzma.open))
 REMEDY = (
     "a sample's members have one name up to the first dot and lie in one shard: pack them with `tar --sort=name`; "
-    'members with other names are chosen in [data.source], such as image = "left.jpg" and label = "json:label"'
+    'members with other names are chosen in [data.source], such as image = "left.jpg" and label = "json:label"; '
+    "unlabelled = true takes images without classes"
 )
 
 
@@ -42,10 +43,12 @@ class Fields:
     Attributes:
         image: what follows the sample's key and a dot, such as ``left.jpg``.
         label: likewise; ``json:NAME`` is the value NAME of the member ``json``.
+        unlabelled: whether samples are images alone; what labels there are is then left aside.
     """
 
     image: str | None = None
     label: str | None = None
+    unlabelled: bool = False
 
     @property
     def label_member(self) -> str | None:
@@ -67,13 +70,15 @@ class Fields:
 
     def classes(self, members: Mapping[str, Member]) -> list[str]:
         """Which members are surely labels: the one that is named, or those that end in ``cls``."""
+        if self.unlabelled:
+            return []
         if self.label_member is not None:
             return [name for name in members if name == self.label_member]
         return [CLASS] if CLASS in members else [name for name in members if name.endswith(f".{CLASS}")]
 
     def labels(self, members: Mapping[str, Member]) -> list[str]:
         """Which members may be the label; of several kinds, those of the surest."""
-        if (found := self.classes(members)) or self.label is not None:
+        if (found := self.classes(members)) or self.label is not None or self.unlabelled:
             return found
         return [name for name in OTHER_LABELS if name in members][:1]
 
@@ -82,6 +87,10 @@ class Fields:
         images = image_suffixes() if self.image is None else (self.image.lower(),)
         label = CLASS if self.label_member is None else self.label_member
         return any(name in members for name in (*images, label))
+
+    def complete(self, members: Mapping[str, Member]) -> bool:
+        """Whether an image and a label are among members; without labels, an image."""
+        return bool(self.images(members)) and (self.unlabelled or bool(self.labels(members)))
 
     def split(self, name: str) -> tuple[str, str]:
         """Split what follows a key's first dot into more of a key that has dots, and a member's name."""
@@ -187,16 +196,17 @@ def read_contents(shard: str, file: IO[bytes], fields: Fields) -> Contents:
     except (tarfile.TarError, OSError):
         whole = False
     samples = [sample for (key, _), group in groups.items() for sample in _samples(shard, key, group, fields)]
-    complete = any(sample.image is not None and sample.label is not None for sample in samples)
+    complete = any(s.image is not None and (fields.unlabelled or s.label is not None) for s in samples)
     if whole and names and not complete and len(samples) != 1:
+        if fields.unlabelled:
+            raise DataError(f"{shard}: no sample has an image; members are {', '.join(names)}, …")
         raise DataError(f"{shard}: no sample has an image and a label; members are {', '.join(names)}, …; {REMEDY}")
     return Contents(samples, whole, digest.hexdigest())
 
 
 def _foreign(name: str) -> bool:
     """Whether a member is no part of a sample: hidden, or left by macOS or WebDataset."""
-    *folders, last = name.split("/")
-    return last.startswith(".") or "__MACOSX" in folders or META.match(name) is not None
+    return is_hidden(name) or META.match(name) is not None
 
 
 def _samples(shard: str, key: str, members: Mapping[str, Member], fields: Fields) -> Iterator[Sample]:
@@ -206,7 +216,7 @@ def _samples(shard: str, key: str, members: Mapping[str, Member], fields: Fields
         for member in members.values():
             more, last = fields.split(member.name)
             parts.setdefault(more, {})[last] = member
-        if any(fields.images(part) and fields.labels(part) for part in parts.values()):
+        if any(fields.complete(part) for part in parts.values()):
             for more, part in parts.items():
                 yield from _sample(shard, f"{key}.{more}" if more else key, part, fields)
             return

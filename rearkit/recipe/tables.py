@@ -269,6 +269,18 @@ class Recipe:
     sample: SampleTable = setting("sampling")
     evaluate: EvaluateTable = setting("scores", default=EvaluateTable())
 
+    def __attrs_post_init__(self) -> None:
+        if not getattr(self.data.source.settings, "unlabelled", False):
+            return
+        if self.sample.guidance_scale != 1:
+            raise ValueError(
+                "[sample] guidance_scale: images are unlabelled, so there is no class to guide to; leave it out"
+            )
+        if self.evaluate.features == "classifier":
+            raise ValueError(
+                '[evaluate] features: images are unlabelled, and a classifier needs classes; use "inception"'
+            )
+
     @property
     def train_seed(self) -> int:
         """Seed of training: its own, so that training can be repeated on the same tokenizer, or the recipe's."""

@@ -29,6 +29,8 @@ def run(recipe: Recipe, folder: RunFolder) -> Outcome:
     """Write or find the shards of both splits, and list them with their counts and the classes."""
     place = folder.stage("data")
     dataset = build_dataset(recipe)
+    # Before the files are read: what changes while they are makes the stage run again.
+    stamp = _stamp(dataset)
     fields = _fields(dataset)
     listing: dict[str, dict[str, int | None]] = {}
     written: list[str] = []
@@ -55,13 +57,13 @@ def run(recipe: Recipe, folder: RunFolder) -> Outcome:
             "num_classes": classes.number,
             "class_names": classes.names,
             # Only where it says something, so that other runs' files stay as they were.
-            **({"fields": attrs.asdict(fields)} if fields != Fields() else {}),
+            **({"fields": _changed(fields)} if fields != Fields() else {}),
             **({"decoding": attrs.asdict(how)} if (how := decoding_of(recipe, 0)) != Decoding(0) else {}),
         },
     )
     counts = {split: _total(shards) for split, shards in listing.items()}
     say(f"data: {_told(counts['train'])} training and {_told(counts['held-out'])} held-out images")
-    result = {"images": counts, "num_classes": classes.number, "existing": _stamps(dataset)}
+    result = {"images": counts, "num_classes": classes.number, "existing": _stamps(dataset), "stamp": stamp}
     return Outcome(result, (folder.images.name, *written))
 
 
@@ -91,10 +93,16 @@ def open_split(recipe: Recipe, folder: RunFolder, name: str, decoding: Decoding 
         num_classes=listing["num_classes"],
         decoding=decoding_of(recipe, decoding) if isinstance(decoding, int) else decoding,
         max_bad_share=recipe.data.max_bad_share,
-        access=Access(_retry(recipe), Fields(**listing.get("fields", {}))),
+        access=Access(_retry(recipe), Fields(**listing.get("fields", {})), counts=read_json(folder.counts) or {}),
         seed=recipe.seed,
         log=folder.skipped(stage),
     )
+
+
+def keep_counts(folder: RunFolder, images: Split) -> None:
+    """Keep how many images the remote shards of a split have, so that no later stage fetches them to count them."""
+    if images.access.counts:
+        write_json(folder.counts, {**(read_json(folder.counts) or {}), **images.access.counts})
 
 
 def run_classes(folder: RunFolder) -> Classes:
@@ -140,6 +148,10 @@ def _fields(dataset: Dataset) -> Fields:
     """What a dataset with shards says of their samples' members, if it does."""
     fields: Fields = getattr(dataset, "fields", Fields())
     return fields
+
+
+def _changed(fields: Fields) -> dict[str, Any]:
+    return attrs.asdict(fields, filter=lambda attribute, value: value != attribute.default)
 
 
 def _total(shards: Mapping[str, int | None]) -> int | None:
@@ -188,16 +200,26 @@ def _count(shards: Sequence[str], split: str, digests: dict[str, str], fields: F
 
 
 def tables(recipe: Recipe, folder: RunFolder | None) -> Mapping[str, Any]:
-    """The tables that shards depend on, and, of shards that exist already, sizes and times."""
+    """The tables that shards depend on, and sizes and times of what they are made from."""
+    done = None if folder is None else folder.done("data")
     try:
-        existing = _stamps(build_dataset(recipe))
+        dataset = build_dataset(recipe)
+        existing, stamp = _stamps(dataset), _stamp(dataset)
     except RearkitError:
         # The source has moved away. A run that has read it needs it no more, so it is taken as it was.
-        done = None if folder is None else folder.done("data")
         if done is None:
             raise
-        existing = done["result"].get("existing", {})
-    return {"data": recipe.data, "existing": existing}
+        existing, stamp = done["result"].get("existing", {}), done["result"].get("stamp")
+    # Earlier versions did not note what a folder held. Their shards are up to date as long as they are all there.
+    if folder is not None and done is not None and "stamp" not in done["result"]:
+        stamp = None if all((folder.stage("data") / name).is_file() for name in done["outputs"]) else stamp
+    return {"data": recipe.data, "existing": existing} | ({} if stamp is None else {"stamp": stamp})
+
+
+def _stamp(dataset: Dataset) -> str | None:
+    """What a dataset says that tells a change of its files, if it does."""
+    stamp: str | None = dataset.stamp() if hasattr(dataset, "stamp") else None
+    return stamp
 
 
 def _stamps(dataset: Dataset) -> dict[str, list[int]]:

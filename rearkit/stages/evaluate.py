@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from rearkit.model import build_tokenizer
 from rearkit.recipe.loading import recipe_to_dict
 from rearkit.recipe.tables import Recipe
 from rearkit.sampling.manifest import manifest_lines, read_manifest
-from rearkit.stages.data import open_split
+from rearkit.stages.data import keep_counts, open_split
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.stage import Outcome, Stage, hash_of
 from rearkit.stages.tokenizer import fitted_tokenizer
@@ -66,7 +65,9 @@ def _scores(recipe: Recipe, folder: RunFolder) -> Scores:
     )
     # Inception's sets may be as large as ImageNet, so images are streamed; a classifier's are loaded into memory.
     if recipe.evaluate.features == "inception":
-        train, held_out = (split_images(recipe, folder, split, side) for split in SPLITS)
+        held_out = split_images(recipe, folder, SPLITS[1], side)
+        # With a reference, nothing asks for the training images; to count remote ones, they would be fetched.
+        train = None if material.reference is not None else split_images(recipe, folder, SPLITS[0], side)
         material = attrs.evolve(material, train=train, held_out=held_out if len(held_out) else None)
         return Scorer.of(recipe, inception_space(recipe.evaluate.feature_weights)).score(material)
     known, unseen = (_images(recipe, folder, split, side) for split in SPLITS)
@@ -94,11 +95,12 @@ def score_tokenizer(recipe: Recipe, folder: RunFolder) -> Reconstruction:
     """Score only a run's tokenizer, on held-out images or, if there are none, on training images."""
     tokenizer = fitted_tokenizer(recipe, folder)
     side = tokenizer.image_size
-    splits = {split: split_images(recipe, folder, split, side) for split in SPLITS}
-    chosen = SPLITS[1] if len(splits[SPLITS[1]]) else SPLITS[0]
+    chosen, images = SPLITS[1], split_images(recipe, folder, SPLITS[1], side)
+    if not len(images):
+        chosen, images = SPLITS[0], split_images(recipe, folder, SPLITS[0], side)
     scorer = _scorer(recipe, folder)
-    real = scorer.extract(splits[chosen], f"{chosen} images")
-    return scorer.rebuild(tokenizer, splits[chosen], real, chosen)
+    real = scorer.extract(images, f"{chosen} images")
+    return scorer.rebuild(tokenizer, images, real, chosen)
 
 
 def training_reference(recipe: Recipe, folder: RunFolder, target: Path) -> int:
@@ -130,14 +132,19 @@ def split_images(recipe: Recipe, folder: RunFolder, split: str, side: int) -> St
     from rearkit.evaluation.image_streams import StreamedImages, in_batches
 
     limit = recipe.evaluate.max_reference
-    images = open_split(recipe, folder, split, side, "evaluate")
+    whole = open_split(recipe, folder, split, side, "evaluate")
+    images = whole.part(limit)
+    keep_counts(folder, whole)
 
     def stream(size: int) -> Iterator[Tensor]:
-        return in_batches((image.image for image in itertools.islice(images.read(), limit)), size)
+        return in_batches((image.image for image in images.read()), size)
 
-    count = images.count(limit)
     digest = (folder.done("data") or {}).get("digest")
-    return StreamedImages(count, stream, hashlib.sha256(f"{digest} {split} {side} {limit}".encode()).hexdigest())
+    # The first ``limit`` images, in earlier versions: their features would be found under the same hash.
+    which = limit if images is whole else f"{limit} drawn"
+    return StreamedImages(
+        images.count(), stream, hashlib.sha256(f"{digest} {split} {side} {which}".encode()).hexdigest()
+    )
 
 
 def tables(recipe: Recipe, folder: RunFolder | None) -> Mapping[str, Any]:

@@ -79,6 +79,11 @@ class RunFolder:
         return self.stage("data") / "shards.json"
 
     @property
+    def counts(self) -> Path:
+        """How many images each remote shard has, as far as they were read."""
+        return self.stage("data") / "counts.json"
+
+    @property
     def tokenizer(self) -> Path:
         """The tokenizer's weights."""
         return self.stage("tokenizer") / "tokenizer.safetensors"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tarfile
 from collections import Counter
 from collections.abc import Mapping
@@ -16,10 +17,11 @@ from rearkit.contracts import SPLITS, Tokenizer
 from rearkit.data.fetching import ShardCache
 from rearkit.data.image_index import ImageIndex, ImageReader, write_index
 from rearkit.data.image_sets import ImageSet
+from rearkit.data.subsets import drawn
 from rearkit.data.token_shards import MAX_CODES, TokenData, read_meta, whole_shards
 from rearkit.errors import DataError, RearkitError
 from rearkit.recipe.tables import VIEWS, Recipe
-from rearkit.stages.data import decoding_of, open_split
+from rearkit.stages.data import decoding_of, keep_counts, open_split
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.stage import Outcome, Stage
 from rearkit.stages.tokenizer import fitted_tokenizer
@@ -138,6 +140,7 @@ def _tokenize_split(
                 tokenize_shard(tokenizer, single, augment, table.batch, path, bad)
             bar.advance(1)
     skipped.update(bad.reasons)
+    keep_counts(folder, images)
     return names
 
 
@@ -156,6 +159,7 @@ def _index(recipe: Recipe, folder: RunFolder, skipped: Counter[str]) -> dict[str
     images = open_split(recipe, folder, "train", 0, "tokens")
     bad = images.budget()
     counts = write_index(folder.image_index, images.shards, images.num_classes, bad, images.access)
+    keep_counts(folder, images)
     skipped.update(bad.reasons)
     say(f"tokens: {sum(counts.values())} training images, to be tokenized while training")
     done = folder.done("data")
@@ -197,7 +201,7 @@ def _check(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer) -> dict[str,
             f"the token shards have {train.num_tokens} tokens an image, the tokenizer {tokenizer.num_tokens}"
         )
     use, perplexity = codebook_usage(train, tokenizer.codebook_size)
-    sample, _ = train.take(np.arange(min(len(train), table.check_images)))
+    sample, _ = train.take(drawn(len(train), table.check_images))
     result: dict[str, Any] = {
         "train_tokens": total * train.num_tokens,
         "train_views": total,
@@ -211,9 +215,10 @@ def _check(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer) -> dict[str,
     split = "held-out" if held_out is not None else "train"
     # Of shards made elsewhere, the order of the images is unknown, so they cannot be compared with images.
     if held_out is not None or table.pretokenized is None:
-        images = originals if originals and held_out is None else _originals(recipe, folder, tokenizer, split)
-        stride = VIEWS[table.augment] if held_out is None and originals is None else 1
-        ratio = compare(tokenizer, held_out or train, stride, images, table.batch, folder.reconstructions)
+        images, written = (originals, train) if originals and held_out is None else (None, held_out or train)
+        if images is None:
+            images, written = _originals(recipe, folder, tokenizer, split, written)
+        ratio = compare(tokenizer, written, 1, images, table.batch, folder.reconstructions)
         say(f"tokens: {ratio:.2f} dB PSNR of {len(images)} {split} images decoded from the written shards")
         result |= {"checked_split": split, "checked_images": len(images), "psnr": ratio}
         floors.append(("min_psnr", ratio, table.min_psnr))
@@ -227,13 +232,30 @@ def _check(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer) -> dict[str,
     return result
 
 
-def _originals(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, split: str) -> ImageSet:
-    """Return the first images of a split as they were tokenized: the first view of each."""
+def _originals(
+    recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, split: str, data: TokenData
+) -> tuple[ImageSet, TokenData]:
+    """Return some images from all over a split as they were tokenized, the first view of each, and their tokens."""
     size = tokenizer.image_size
     augment = recipe.tokens.augment if split == "train" else "none"
     images = open_split(recipe, folder, split, read_at(augment, decoding_of(recipe, size)), "tokens")
-    read = images.all(recipe.tokens.check_images)
-    return attrs.evolve(read, images=torch.stack([views(image, augment, size)[0] for image in read.images]))
+    limit = recipe.tokens.check_images
+    # Places in a shard of images are places in its shard of tokens only where no image was skipped.
+    starts = {
+        shard: start
+        for shard, start, count in zip(images.shards, data.starts, np.diff(data.starts) // VIEWS[augment], strict=False)
+        if images.count_of(shard) == count
+    }
+    if starts:
+        part = attrs.evolve(images, shards={shard: images.shards[shard] for shard in starts}).part(limit)
+        only = part.access.only or {shard: range(part.count_of(shard)) for shard in part.shards}
+        rows = [starts[shard] + VIEWS[augment] * place for shard in part.shards for place in sorted(only[shard])]
+        read = part.all()
+    else:
+        read = ImageSet.of(itertools.islice(images.read(), limit), size)
+        rows = [VIEWS[augment] * place for place in range(len(read))]
+    first = torch.stack([views(image, augment, size)[0] for image in read.images])
+    return attrs.evolve(read, images=first), TokenData.from_arrays(*data.take(rows))
 
 
 def tables(recipe: Recipe, folder: RunFolder | None) -> Mapping[str, Any]:

@@ -86,7 +86,13 @@ def test_both_names_are_the_same(capsys: pytest.CaptureFixture[str], monkeypatch
 
 def test_shell_completion_offers_commands_and_recipes() -> None:
     assert offered("sw") == ["sweep"]
-    assert set(offered("run", "rear_b")) == {"rear_b", "rear_b_alitok", "rear_b_maskgit", "rear_b_titok_b64"}
+    assert set(offered("run", "rear_b")) == {
+        "rear_b",
+        "rear_b_alitok",
+        "rear_b_llamagen",
+        "rear_b_maskgit",
+        "rear_b_titok_b64",
+    }
     assert "components" not in offered("run", "comp") and "components" in offered("sweep", "comp")
     assert "weight" in offered("recipes", "--copy", "w")
     assert "--num-gpus" in offered("run", "mnist", "--num")

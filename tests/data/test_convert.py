@@ -18,7 +18,7 @@ from rearkit.components.datasets.folder import Folder, FolderSettings
 from rearkit.data.bad_samples import BadSamples
 from rearkit.data.conversions import LOCK
 from rearkit.data.convert import CLASSES, images_to_shards, list_images
-from rearkit.data.image_shards import read_images
+from rearkit.data.image_shards import read_images, write_shards
 from rearkit.errors import DataError, RearkitError
 
 NAMES = ("cat", "dog", "owl")
@@ -113,6 +113,32 @@ def test_three_ways_give_the_same_classes_for_the_same_tree(tmp_path: Path) -> N
     assert len(found) == 9
     mixed = [sample.label for sample in dataset.images("train")]
     assert mixed != sorted(mixed) and mixed == [sample.label for sample in dataset.images("train")]
+
+
+def test_an_image_that_goes_away_while_it_is_read_is_named(folder: Path, tmp_path: Path) -> None:
+    samples = list(Folder(FolderSettings(train=str(folder), held_out=str(folder))).images("train"))
+    lost = folder / "dog" / "n.2.PNG"
+    lost.unlink()
+    with pytest.raises(DataError, match=r"n\.2\.PNG: image cannot be read \(No such file or directory\); restore"):
+        list(write_shards(samples, tmp_path / "out", "train", 100))
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_names_with_spaces_dots_and_any_letters_stay(tmp_path: Path) -> None:
+    names = ["Äpfel, grün", "name with space", "v1.0"]
+    for label, name in enumerate(names):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for index in range(2):
+            (tmp_path / "photos" / name / f"bild {index}.ß.png").write_bytes(picture(shade(label, index)))
+    with tarfile.open(tmp_path / "photos.tar", "w") as archive:
+        archive.add(tmp_path / "photos", "photos")
+    dataset = Folder(FolderSettings(train=str(tmp_path / "photos"), held_out=str(tmp_path / "photos")))
+    assert set(dataset.class_names()) == set(names)
+    for source in ("photos", "photos.tar"):
+        made = images_to_shards(tmp_path / source, tmp_path / f"{source}-out", 10, 1)
+        assert json.loads((tmp_path / f"{source}-out" / CLASSES).read_text()) == sorted(names) == dataset.class_names()
+        order = sorted(names)
+        assert shades(made) == Counter((shade(k, i), order.index(n)) for k, n in enumerate(names) for i in range(2))
 
 
 def test_a_conversion_that_was_cut_off_goes_on(folder: Path, tmp_path: Path) -> None:

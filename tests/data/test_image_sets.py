@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from rearkit.data.decoding import Decoding
+from rearkit.data.fetching import Retry
 from rearkit.data.image_sets import ImageSet, Split
-from rearkit.data.image_shards import ReadImage
+from rearkit.data.image_shards import Access, ReadImage
 from rearkit.data.pixels import psnr, to_float, to_uint8
 from rearkit.errors import DataError
 from rearkit.recipe.tables import Recipe
@@ -102,7 +104,9 @@ def test_a_stream_without_a_usable_image_ends_in_an_error(max_bad_share: float, 
         batches(opened(3, image=b"broken", max_bad_share=max_bad_share), 2, 1)
 
 
-def test_a_split_is_read_in_the_order_of_its_shards_up_to_a_limit(opened: Callable[..., Opened]) -> None:
+def test_a_split_is_read_in_the_order_of_its_shards_and_a_part_of_it_from_everywhere(
+    opened: Callable[..., Opened],
+) -> None:
     run = opened(4, 6)
 
     def numbers(limit: int | None) -> list[int]:
@@ -111,9 +115,62 @@ def test_a_split_is_read_in_the_order_of_its_shards_up_to_a_limit(opened: Callab
         assert torch.equal(images.labels, images.images[:, 0, 0, 0] % 5)
         return images.images[:, 0, 0, 0].tolist()
 
-    assert numbers(None) == list(range(10))
-    assert numbers(6) == list(range(6))
-    assert len(split_of(run, "held-out").all()) == 0
+    assert numbers(None) == numbers(10) == numbers(50) == list(range(10))
+    some = numbers(5)
+    assert some == numbers(5) == sorted(some)
+    # One of every two.
+    assert [number // 2 for number in some] == [0, 1, 2, 3, 4]
+    assert split_of(run).part(5).count() == 5 and split_of(run).part(50).count() == 10
+    assert len(split_of(run, "held-out").all()) == len(split_of(run, "held-out").all(5)) == 0
+
+
+def test_a_part_of_shards_that_are_sorted_by_class_has_all_classes(tmp_path: Path) -> None:
+    shards: dict[str, int | None] = {}
+    for label in range(8):
+        path = tmp_path / f"{label}.tar"
+        write_shard(path, range(5 * label, 5 * label + 5))
+        shards[str(path)] = 5
+    split = Split(name="train", shards=shards, num_classes=5, decoding=Decoding(SIDE))
+    found = split.all(8).images[:, 0, 0, 0] // 5
+    assert found.tolist() == list(range(8))
+
+
+def test_what_is_damaged_in_a_part_is_counted_and_no_more(tmp_path: Path) -> None:
+    write_shard(tmp_path / "0.tar", range(10))
+    whole = (tmp_path / "0.tar").read_bytes()
+    (tmp_path / "0.tar").write_bytes(whole[: len(whole) // 2])
+    split = Split(
+        name="train", shards={str(tmp_path / "0.tar"): 10}, num_classes=5, decoding=Decoding(SIDE), max_bad_share=1
+    )
+    part = split.part(4)
+    bad = part.budget()
+    assert bad.expected == 4
+    assert len(list(part.read(bad=bad))) + bad.count == 4 and bad.count in (1, 2)
+
+
+def test_of_remote_shards_few_are_fetched_for_a_part_and_none_to_count_it_again(tmp_path: Path) -> None:
+    shards = {}
+    for label in range(8):
+        write_shard(tmp_path / f"{label}.tar", range(5 * label, 5 * label + 5))
+        shards[f"pipe:echo {label} >> {tmp_path}/log; cat {tmp_path}/{label}.tar"] = None
+    log = tmp_path / "log"
+
+    def fetched() -> list[int]:
+        lines = [int(line) for line in log.read_text().split()]
+        log.unlink()
+        return lines
+
+    split = Split(
+        name="train", shards=shards, num_classes=5, decoding=Decoding(SIDE), access=Access(Retry(1, 0), counts={})
+    )
+    part = split.part(10)
+    assert part.count() == 10 and fetched() == [0, 4]
+    assert [image.label for image in part.read()] == [0, 1, 2, 3, 4] * 2 and fetched() == [0, 4]
+    assert len(list(split.part(10).read())) == 10 and fetched() == [0, 4]
+    assert len(list(split.read())) == 40 and fetched() == list(range(8))
+    # Reading has counted them.
+    assert split.count() == 40 and not log.exists()
+    assert split.part(40) is split
 
 
 def test_a_run_without_a_data_stage_is_told_to_run_it(tiny: Callable[..., Recipe], tmp_path: Path) -> None:

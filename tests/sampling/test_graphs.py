@@ -31,7 +31,13 @@ def alitok_ar() -> nn.Module:
     return backbone.AliTokAR(settings, SPACE)
 
 
-@pytest.fixture(params=[dit_ar, alitok_ar])
+def llamagen_gpt() -> nn.Module:
+    backbone = pytest.importorskip("rearkit_llamagen.backbone")
+    settings = backbone.LlamaGenGPTSettings(hidden_size=64, num_layers=3, num_heads=4)
+    return backbone.LlamaGenGPT(settings, SPACE)
+
+
+@pytest.fixture(params=[dit_ar, alitok_ar, llamagen_gpt])
 def module(request: pytest.FixtureRequest) -> Any:
     torch.manual_seed(0)
     module = request.param().cuda().eval()

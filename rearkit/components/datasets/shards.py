@@ -9,6 +9,7 @@ from webdataset.shardlists import expand_urls
 
 from rearkit.components.datasets.imagenet_names import readable
 from rearkit.contracts import ImageSample
+from rearkit.data.labels import UNLABELLED
 from rearkit.data.shard_members import Fields
 from rearkit.errors import DataError
 from rearkit.recipe.settings import setting, settings
@@ -25,7 +26,7 @@ class Shards:
     )
     held_out: str | None = setting("held-out shards, likewise", default=None)
     train_images: int | None = setting("number of training images, for counting epochs", default=None, ge=1)
-    num_classes: int = setting("C; labels are 0 to C-1", ge=1)
+    num_classes: int = setting("C; labels are 0 to C-1; left out where unlabelled", default=0, ge=0)
     image: str | None = setting(
         "the image's name after its key, such as 'left.jpg'; left out: the one with a suffix of images",
         default=None,
@@ -40,10 +41,27 @@ class Shards:
         since="0.2.0",
     )
 
+    unlabelled: bool = setting(
+        "images without classes, or whose classes are left aside, for an unconditional model",
+        default=False,
+        since="0.2.0",
+    )
+
+    def __attrs_post_init__(self) -> None:
+        if not self.unlabelled and not self.num_classes:
+            raise ValueError("num_classes is missing; unlabelled = true takes images without classes")
+        if self.unlabelled and self.num_classes > 1:
+            raise ValueError(f"unlabelled = true leaves no use for num_classes = {self.num_classes}; leave it out")
+        if self.unlabelled and self.label is not None:
+            raise ValueError(f"unlabelled = true leaves no use for label = {self.label!r}; leave it out")
+        if self.unlabelled:
+            # As for any dataset, at least one class: all images are of it.
+            object.__setattr__(self, "num_classes", 1)
+
     @property
     def fields(self) -> Fields:
         """Which members of a sample are its image and its label."""
-        return Fields(self.image, self.label)
+        return Fields(self.image, self.label, self.unlabelled)
 
     def checked(self) -> Shards:
         """Return the settings, which are the dataset; the data stage looks for the shards."""
@@ -51,6 +69,8 @@ class Shards:
 
     def class_names(self) -> Sequence[str] | None:
         """Return the names that ``rearkit data --from-folder`` wrote beside the shards, if any; ImageNet's in words."""
+        if self.unlabelled:
+            return [UNLABELLED]
         names = read_json(Path(self.train or "") / "classes.json")
         return readable(names) if isinstance(names, list) and len(names) == self.num_classes else None
 

@@ -1,0 +1,115 @@
+"""Decoding of `rearkit_llamagen.backbone.LlamaGenGPT`, one position at a time, with a static cache.
+
+It computes what the training forward computes, to rounding. The differences:
+
+- Linear layers are packed (`rearkit.PackedLinear`), the first two of a feed-forward layer as one.
+- Keys and values are written into buffers of full length, and the single query needs no mask.
+- The queries' factor 1/√h is part of the rotary table.
+
+On a CPU, a row has the same bits in any batch: an odd number of rows is padded, and attention is
+`rearkit.attend_to_cache`.
+
+Shapes: B batch, R rows (B, padded), T positions, D width, H heads, h = D/H, V codes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rearkit import PackedLinear, attend_to_cache, cache_length
+
+
+class Decoder:
+    """A backbone's weights prepared for decoding, and the keys and values of one batch.
+
+    Args:
+        backbone: the backbone; changes of its weights after this have no effect here.
+        batch: B.
+
+    Attributes:
+        length: positions in the cache.
+        keys: (layers, R, H, T rounded up, h).
+        values: likewise.
+    """
+
+    def __init__(self, backbone: Any, batch: int) -> None:
+        self.batch = batch
+        self.rows = batch + batch % 2
+        self.length = 0
+        self.blocks = [_Block(block, self.rows) for block in backbone.blocks]
+        self.norm = backbone.norm
+        self.output = PackedLinear(backbone.output, self.rows)
+        weight = backbone.tok_embeddings.weight
+        self.own_T2h, self.other_T2h = rotation_factors(backbone.rotary_2Tp, weight.dtype)
+        length = cache_length(1 + backbone.space.num_tokens)
+        shape = (len(self.blocks), self.rows, backbone.num_heads, length, backbone.head_dim)
+        self.keys = weight.new_empty(shape)
+        self.values = weight.new_empty(shape)
+
+    def advance(self, x_BD: Tensor) -> Tensor:
+        """Append a position with embedding (B, D), and return the logits of the next token, (B, V)."""
+        # The row that pads an odd batch is a copy of the last one; its logits are cut off at the end.
+        x_RD = x_BD if self.rows == self.batch else torch.cat([x_BD, x_BD[-1:]])
+        for block, keys_RHTh, values_RHTh in zip(self.blocks, self.keys, self.values, strict=True):
+            qkv_RE = block.wqkv(rms_norm(x_RD, block.attention_norm))
+            x_RD = x_RD + block.wo(self._attend(qkv_RE, keys_RHTh, values_RHTh))
+            gate, hidden = block.w1_w3(rms_norm(x_RD, block.ffn_norm)).chunk(2, dim=-1)
+            x_RD = x_RD + block.w2(F.silu(gate) * hidden)
+        self.length += 1
+        return self.output(rms_norm(x_RD, self.norm))[: self.batch]
+
+    def _attend(self, qkv_RE: Tensor, keys_RHTh: Tensor, values_RHTh: Tensor) -> Tensor:
+        """Attend from the new position to all up to itself: its queries, keys, values (R, 3·D) to (R, D)."""
+        qkv_R3Hh = qkv_RE.unflatten(-1, (3, keys_RHTh.shape[1], -1))
+        qk_R2Hh = qkv_R3Hh[:, :2]
+        swapped_R2Hh = qk_R2Hh.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+        own_21h, other_21h = (factors[self.length][:, None] for factors in (self.own_T2h, self.other_T2h))
+        q_RHh, k_RHh = torch.addcmul(qk_R2Hh * own_21h, swapped_R2Hh, other_21h).unbind(1)
+        keys_RHTh[:, :, self.length] = k_RHh
+        values_RHTh[:, :, self.length] = qkv_R3Hh[:, 2]
+        return attend_to_cache(q_RHh, keys_RHTh, values_RHTh, self.length + 1)
+
+
+class _Block:
+    """A block's norms and packed layers."""
+
+    def __init__(self, block: Any, rows: int) -> None:
+        self.attention_norm = block.attention_norm
+        self.ffn_norm = block.ffn_norm
+        self.wqkv = PackedLinear(block.attention.wqkv, rows)
+        self.wo = PackedLinear(block.attention.wo, rows)
+        self.w1_w3 = PackedLinear(side_by_side(block.feed_forward.w1, block.feed_forward.w3), rows)
+        self.w2 = PackedLinear(block.feed_forward.w2, rows)
+
+
+def rms_norm(x: Tensor, norm: nn.RMSNorm) -> Tensor:
+    """Apply an RMS norm in float32, to a few rows, where torch's module is slower."""
+    wide = x.float()
+    mean_square = wide.square().sum(-1, keepdim=True).mul_(1 / x.shape[-1])
+    return (wide * mean_square.add_(norm.eps or 0.0).rsqrt_()).type_as(x) * norm.weight
+
+
+def side_by_side(first: nn.Linear, second: nn.Linear) -> nn.Linear:
+    """Return one layer without bias whose outputs are those of ``first``, then those of ``second``."""
+    # The meta device keeps torch from drawing weights that are replaced at once.
+    both = nn.Linear(first.in_features, first.out_features + second.out_features, bias=False, device="meta")
+    both.weight = nn.Parameter(torch.cat([first.weight, second.weight]), requires_grad=False)
+    return both
+
+
+def rotation_factors(rotary_2Tp: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return factors of a channel and of its neighbour in the pair, each (T, 2, h), for scaled queries and for keys.
+
+    The sum of both products is the rotated channel: ``x·cos - x'·sin`` for a pair's first, ``x·cos + x'·sin`` for its
+    second.
+    """
+    cosine_Tp, sine_Tp = rotary_2Tp
+    own_Th = cosine_Tp.repeat_interleave(2, dim=-1)
+    other_Th = torch.stack([-sine_Tp, sine_Tp], dim=-1).flatten(-2)
+    scale = own_Th.shape[-1] ** -0.5
+    own_T2h, other_T2h = (torch.stack([scale * one_Th, one_Th], dim=1).to(dtype) for one_Th in (own_Th, other_Th))
+    return own_T2h, other_T2h

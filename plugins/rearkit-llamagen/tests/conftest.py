@@ -1,0 +1,39 @@
+"""Reference cases, computed with the published code at tiny sizes: see tests/reference/README.md."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+REFERENCE = Path(__file__).parents[3] / "tests" / "reference"
+torch.set_num_threads(1)  # at these sizes, threads cost more than they bring
+
+
+@attrs.frozen(eq=False)
+class Case:
+    """One reference case: its sizes, weights, and inputs and outputs."""
+
+    sizes: Mapping[str, Any]
+    weights: Mapping[str, Tensor]
+    tensors: Mapping[str, Tensor]
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self.tensors[key]
+
+
+@pytest.fixture(scope="session")
+def reference() -> Callable[[str], Case]:
+    def load(name: str) -> Case:
+        sizes = json.loads((REFERENCE / f"{name}.json").read_text(encoding="utf-8"))
+        weights, tensors = (load_file(REFERENCE / f"{name}.{part}.safetensors") for part in ("weights", "cases"))
+        return Case(sizes, weights, tensors)
+
+    return load

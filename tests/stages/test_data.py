@@ -1,0 +1,147 @@
+"""The stage ``data`` on a folder that changes: its shards are of one listing, and made again when that changes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rearkit.data.bad_samples import BadSamples
+from rearkit.data.image_shards import read_images
+from rearkit.pipeline import run
+from rearkit.recipe.tables import Recipe
+from rearkit.stages.run_folder import RunFolder
+from rearkit.system.files import read_json, write_json
+
+# Runs the stage and kills it, for real, once it has written a shard.
+KILLED = """
+import os, signal, sys
+from rearkit.data import image_shards
+from rearkit.stages import data
+from rearkit.pipeline import run
+from rearkit.recipe.loading import load_recipe
+write = image_shards.write_shards
+def dying(*arguments):
+    for found in write(*arguments):
+        yield found
+        os.kill(os.getpid(), signal.SIGKILL)
+data.write_shards = dying
+run(load_recipe(sys.argv[1]), sys.argv[2], only="data")
+"""
+
+
+def write(path: Path, value: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(path, "bmp")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for split in ("train", "held"):
+        for label in range(2):
+            for index in range(6):
+                write(tmp_path / "photos" / split / f"class{label}" / f"{index}.bmp", 100 * label + index)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def recipe(photos: Path, tiny: Callable[..., Recipe]) -> Recipe:
+    source = {"name": "folder", "train": str(photos / "train"), "held_out": str(photos / "held")}
+    return tiny(data={"source": source, "shard_size": 4}, tokenizer={"fit": {"steps": 1, "warmup_steps": 0}})
+
+
+def values(folder: RunFolder) -> list[int]:
+    """The grey values of the training images in the shards that the stage lists."""
+    shards = read_json(folder.images)["shards"]["train"]
+    found = read_images({str(folder.stage("data") / s): n for s, n in shards.items()}, 8, 2, BadSamples(0, 0))
+    return sorted(int(image.image[0, 0, 0]) for image in found)
+
+
+ALL = [*range(6), *range(100, 106)]
+CHANGES: dict[str, tuple[Callable[[Path], object], list[int]]] = {
+    "a new file": (lambda p: write(p / "class1/new.bmp", 150), [*ALL, 150]),
+    "a file less": (lambda p: (p / "class0/0.bmp").unlink(), ALL[1:]),
+    "another file of the same size": (lambda p: write(p / "class0/0.bmp", 50), [*ALL[1:6], 50, *ALL[6:]]),
+    "a file of another name": (lambda p: (p / "class0/0.bmp").rename(p / "class0/00.bmp"), ALL),
+}
+
+
+@pytest.mark.parametrize(("change", "wanted"), CHANGES.values(), ids=CHANGES.keys())
+def test_a_change_of_the_folder_makes_all_shards_again(
+    change: Callable[[Path], object], wanted: list[int], photos: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    folder = run(recipe, tmp_path / "run", only="data")
+    before = read_json(folder.record("data"))
+    assert values(folder) == ALL
+    run(recipe, tmp_path / "run", only="data")
+    assert read_json(folder.record("data")) == before
+    change(photos / "train")
+    run(recipe, tmp_path / "run", only="data")
+    assert read_json(folder.record("data"))["key"] != before["key"]
+    assert values(folder) == wanted
+    assert values(folder) == wanted and (folder.previous("data") / "stage.json").is_file()
+
+
+def test_a_set_that_was_cut_off_is_not_mixed_with_a_new_listing(photos: Path, recipe: Recipe, tmp_path: Path) -> None:
+    from rearkit.recipe.loading import recipe_to_dict
+
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe_to_dict(recipe)))
+    script = KILLED.replace("load_recipe(sys.argv[1])", "load_recipe(__import__('json').load(open(sys.argv[1])))")
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "recipe.json"), str(tmp_path / "run")])
+    assert done.returncode == -signal.SIGKILL
+    folder = RunFolder(tmp_path / "run")
+    (half,) = folder.stage("data").glob("train-*.tar")
+    held = half.read_bytes()
+    # By its name, the new one moves every image to another place in the order.
+    write(photos / "train" / "class0" / "00.bmp", 60)
+    run(recipe, tmp_path / "run", only="data")
+    assert half.read_bytes() != held
+    assert values(folder) == sorted([*ALL, 60])
+
+
+def test_a_set_that_was_cut_off_goes_on_where_nothing_changed(photos: Path, recipe: Recipe, tmp_path: Path) -> None:
+    folder = run(recipe, tmp_path / "run", only="data")
+    folder.record("data").unlink()
+    (folder.stage("data") / "train-000001.tar").unlink()
+    kept = (folder.stage("data") / "train-000000.tar").stat().st_mtime_ns
+    run(recipe, tmp_path / "run", only="data")
+    assert (folder.stage("data") / "train-000000.tar").stat().st_mtime_ns == kept
+    assert values(folder) == ALL
+
+
+def test_shards_of_a_version_that_noted_no_listing_stay_up_to_date_while_they_are_whole(
+    photos: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rearkit.components.datasets.folder import Folder
+
+    with monkeypatch.context() as patch:
+        patch.delattr(Folder, "stamp")
+        folder = run(recipe, tmp_path / "run", only="data")
+    record = read_json(folder.record("data"))
+    del record["result"]["stamp"]
+    write_json(folder.record("data"), record)
+    times = folder.record("data").stat().st_mtime_ns
+    run(recipe, tmp_path / "run", only="data")
+    assert folder.record("data").stat().st_mtime_ns == times
+    (folder.stage("data") / "train-000001.tar").unlink()
+    write(photos / "train" / "class0" / "00.bmp", 60)
+    run(recipe, tmp_path / "run", only="data")
+    assert values(folder) == sorted([*ALL, 60])
+
+
+def test_links_to_folders_are_followed_and_circles_are_not(photos: Path, recipe: Recipe, tmp_path: Path) -> None:
+    (photos / "train" / "class1").rename(tmp_path / "elsewhere")
+    (photos / "train" / "class1").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "up").symlink_to(tmp_path / "elsewhere")
+    assert values(run(recipe, tmp_path / "run", only="data")) == ALL
+    (tmp_path / "elsewhere" / "up").unlink()
+    (tmp_path / "elsewhere" / "lost.bmp").symlink_to(tmp_path / "nowhere.bmp")
+    with pytest.raises(Exception, match=r"lost\.bmp: a link that leads nowhere"):
+        run(recipe, tmp_path / "other", only="data")
