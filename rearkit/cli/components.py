@@ -39,6 +39,9 @@ def show_plugins() -> None:
     for component in plugins.registry.all():
         console.print(f"[bold]{component.kind} {component.name}[/bold]  [dim]{escape(component.provider)}[/dim]")
         console.print(f"  {escape(component.summary)}")
+        if rivals := plugins.registry.rivals(component):
+            also = f"also provided by {' and '.join(rivals)}: recipes cannot name it until one of them is uninstalled"
+            console.print(f"  [red]{escape(also)}[/red]")
         table = Table("setting", "default", "meaning", box=None, padding=(0, 2), show_header=False)
         for field in attrs.fields(component.settings):
             default = "required" if field.default is attrs.NOTHING else _default(field.default)

@@ -39,16 +39,14 @@ class Plugins:
 
 @functools.cache
 def load_plugins() -> Plugins:
-    """Discover all plugins, once per process.
-
-    Raises:
-        PluginError: two working plugins provide the same name.
-    """
+    """Discover all plugins, once per process."""
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     broken: list[BrokenPlugin] = []
+    modules: dict[str, str] = {}
     for provider, entry_point in _entry_points():
         plugin_name = f"{provider}:{entry_point.name}"
+        modules[plugin_name] = entry_point.module
         try:
             plugin = entry_point.load()
             manager.register(plugin, name=plugin_name)
@@ -73,7 +71,7 @@ def load_plugins() -> Plugins:
             continue
         # After all of them were checked, so that a plugin is used as a whole or not at all.
         for component in components:
-            registry.add(component, provider)
+            registry.add(component, provider, modules[implementation.plugin_name])
     return Plugins(registry, tuple(broken))
 
 

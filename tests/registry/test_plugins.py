@@ -149,12 +149,14 @@ def test_a_failed_look_up_names_the_broken_plugins(add: Add) -> None:
 
 
 @pytest.mark.parametrize("name", ["linear", "half"])
-def test_two_providers_of_a_name_are_both_named(add: Add, name: str) -> None:
+def test_two_providers_of_a_name_are_both_named_to_who_asks_for_it(add: Add, name: str) -> None:
     add("rearkit-one", f"@hookimpl\ndef rearkit_components():\n    return [noise('{name}')]")
     if name == "half":
         add("rearkit-two", "@hookimpl\ndef rearkit_components():\n    return [noise('half')]", version="2")
+    assert not broken()
+    assert plugins.find("noise", "fixed").provider.startswith("rearkit ")
     with pytest.raises(PluginError) as caught:
-        plugins.load_plugins()
+        plugins.find("noise", name)
     message = str(caught.value)
     assert message.startswith(f"noise '{name}' is provided by both ")
     assert "rearkit-one 1.0" in message
