@@ -9,12 +9,22 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from rearkit.errors import PluginError, did_you_mean
+from rearkit.registry.setting_types import check_settings_class
 
 if TYPE_CHECKING:
     from rearkit.contracts import PublishedLayout
 
 KINDS: tuple[str, ...] = ("dataset", "tokenizer", "backbone", "noise", "regularizer")
 """What a recipe can name. `rearkit.contracts` says what each kind must do and how it is built."""
+
+RESERVED: dict[str, tuple[str, ...]] = {
+    "dataset": ("name",),
+    "tokenizer": ("name", "weights", "weights_key", "fit"),
+    "backbone": ("name", "weights", "weights_key"),
+    "noise": ("name",),
+    "regularizer": ("name",),
+}
+"""Keys of each kind's table that are its own (see `rearkit.recipe.tables`), so that no setting can have these names."""
 
 
 def _known_kind(component: Component, field: attrs.Attribute[str], kind: str) -> None:
@@ -31,6 +41,10 @@ def _plain_name(component: Component, field: attrs.Attribute[str], name: str) ->
 def _attrs_class(component: Component, field: attrs.Attribute[type], settings: type) -> None:
     if not (isinstance(settings, type) and attrs.has(settings)):
         raise TypeError(f"{component.kind} {component.name!r}: its settings are not a class made by rearkit.settings")
+    try:
+        check_settings_class(settings, RESERVED[component.kind])
+    except TypeError as error:
+        raise TypeError(f"{component.kind} {component.name!r}: {error}") from None
 
 
 @attrs.frozen

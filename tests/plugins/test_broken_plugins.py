@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,3 +82,48 @@ def rearkit_components():
     assert line.startswith("error: linear.toml: [noise] name: noise 'linear' is provided by both ")
     assert "rearkit-taken 1.0" in line
     assert "rearkit 0.1" in line
+
+
+def test_an_exception_in_a_component_is_told_as_its_packages(
+    distribution: Callable[..., Path], rearkit: Command, tmp_path: Path
+) -> None:
+    code = """
+from rearkit import Component, hookimpl, settings
+
+@settings
+class Odd:
+    \"\"\"Images that fail.\"\"\"
+
+    num_classes = 2
+
+    def class_names(self):
+        return None
+
+    def size(self, split):
+        return 4
+
+    def shards(self, split):
+        return None
+
+    def images(self, split):
+        yield {}["no such [key]"]
+
+@hookimpl
+def rearkit_components():
+    return [Component("dataset", "odd", Odd, lambda settings: settings)]
+"""
+    site = distribution("rearkit-odd", code, version="0.4")
+    recipe = TINY.replace("mnist-5k", "odd").replace("NOISE", "linear")
+    (tmp_path / "tiny.toml").write_text(recipe, encoding="utf-8")
+
+    failed = rearkit("data", "tiny.toml", path=[site])
+    assert failed.returncode == 6
+    (line,) = failed.stderr.splitlines()
+    assert line.startswith("error: dataset 'odd' of rearkit-odd 0.4 failed with KeyError: 'no such [key]' (")
+    assert "rearkit_odd.py, line 20" in line and line.endswith("with the traceback that --debug shows")
+
+    debugged = rearkit("data", "tiny.toml", "--debug", path=[site])
+    assert debugged.returncode == 6
+    assert "Traceback" in debugged.stderr
+    # Python before 3.11 does not print the notes of an exception.
+    assert "raised in dataset 'odd' of rearkit-odd 0.4" in debugged.stderr or sys.version_info < (3, 11)
