@@ -23,6 +23,7 @@ from rearkit.data.bad_samples import LOST, PATIENCE, UNFETCHED, BadSamples, Unus
 from rearkit.data.decoding import Decoding, decoded
 from rearkit.data.fetching import FetchError, Retry, local_copy
 from rearkit.data.labels import checked_class, read_class
+from rearkit.data.sample_keys import with_checked_keys
 from rearkit.data.shard_members import Contents, Fields, Member, Sample, is_packed, opened, read_contents
 from rearkit.errors import DataError
 from rearkit.system.console import say
@@ -63,6 +64,9 @@ def write_shards(
 
     Yields:
         path and number of samples of each shard.
+
+    Raises:
+        DataError: a key comes twice, or cannot be the name of a shard's member.
     """
     chunk: list[ImageSample] = []
     index = 0
@@ -75,7 +79,7 @@ def write_shards(
                     writer.write({"__key__": sample.key, **_encoded(sample), "cls": sample.label})
         return str(path), len(chunk)
 
-    for sample in samples:
+    for sample in with_checked_keys(samples, split):
         chunk.append(sample)
         if len(chunk) == shard_size:
             yield flush()

@@ -18,11 +18,13 @@ from typing import Any
 
 import attrs
 
+from rearkit.contracts import TokenSpace
 from rearkit.registry.component import Component
-from rearkit.testing.backbones import check_backbone
+from rearkit.testing.backbones import SPACE, check_backbone
 from rearkit.testing.clauses import require, seeded
 from rearkit.testing.datasets import check_dataset
 from rearkit.testing.noise import check_noise_schedule
+from rearkit.testing.published import check_published
 from rearkit.testing.regularizers import check_regularizer
 from rearkit.testing.tokenizers import check_tokenizer
 
@@ -31,18 +33,20 @@ __all__ = [
     "check_component",
     "check_dataset",
     "check_noise_schedule",
+    "check_published",
     "check_regularizer",
     "check_settings",
     "check_tokenizer",
 ]
 
 
-def check_component(component: Component, settings: Any = None) -> None:
+def check_component(component: Component, settings: Any = None, space: TokenSpace = SPACE) -> None:
     """Check a component's settings class, and what it builds from ``settings``, against the contract of its kind.
 
     Args:
         component: the component, as the package's hook returns it.
         settings: an instance of its settings class, with small sizes; by default, the class's defaults.
+        space: small sizes of what a backbone predicts; for one that needs a square grid, say, another than the default.
 
     Raises:
         AssertionError: a clause of the contract is broken.
@@ -60,7 +64,7 @@ def check_component(component: Component, settings: Any = None) -> None:
         elif component.kind == "tokenizer":
             check_tokenizer(component.build(settings), lambda: component.build(settings))
         elif component.kind == "backbone":
-            check_backbone(lambda space: component.build(settings, space))
+            check_backbone(lambda space: component.build(settings, space), space)
         elif component.kind == "noise":
             check_noise_schedule(component.build(settings))
         else:
