@@ -22,6 +22,7 @@ from rearkit.contracts import ImageSample
 from rearkit.data.bad_samples import LOST, PATIENCE, UNFETCHED, BadSamples, Unusable
 from rearkit.data.decoding import Decoding, decoded
 from rearkit.data.fetching import FetchError, Retry, local_copy
+from rearkit.data.image_bytes import suffix_of_bytes
 from rearkit.data.labels import checked_class, read_class
 from rearkit.data.sample_keys import with_checked_keys
 from rearkit.data.shard_members import Contents, Fields, Member, Sample, is_packed, opened, read_contents
@@ -260,6 +261,8 @@ def read_dataset(
 
 def _encoded(sample: ImageSample) -> dict[str, bytes]:
     """Bytes of an image file: a file's own, untouched, or the pixels as PNG."""
+    if isinstance(sample.image, bytes):
+        return {suffix_of_bytes(sample.image): sample.image}
     if isinstance(sample.image, Path):
         return {sample.image.suffix.lower().removeprefix("."): sample.image.read_bytes()}
     buffer = io.BytesIO()
