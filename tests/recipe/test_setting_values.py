@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import importlib.util
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -166,6 +167,32 @@ def test_the_command_plugins_shows_defaults_and_choices() -> None:
     shown = output[output.index("noise many") :]
     for line in ("file here a file", 'mode slow a mode; one of "slow", "fast"', "level 1 a level; one of 1, 2"):
         assert line in " ".join(shown.split())
+
+
+def test_the_reference_tells_every_type() -> None:
+    place = Path(__file__).parents[2] / "docs" / "generate.py"
+    spec = importlib.util.spec_from_file_location("generate", place)
+    assert spec is not None and spec.loader is not None
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    rows = [row.strip("| ").split(" | ")[:3] for row in generate.section(Many)[4:]]
+    assert {key.strip("`"): (of_type, default) for key, of_type, default in rows} == {
+        "file": ("path", '`"here"`'),
+        "mode": ('one of "slow", "fast"', '`"slow"`'),
+        "level": ("one of 1, 2", "`1`"),
+        "kind": ('one of "plain", "rich", 3, true', '`"plain"`'),
+        "amount": ("whole number or number", "`1`"),
+        "word": ("string", "left out"),
+        "names": ("string or list of strings", '`"one"`'),
+        "size": ('one of "auto" or whole number', '`"auto"`'),
+        "pair": ("list of whole numbers, strings", '`[1, "a"]`'),
+        "files": ("list of paths", "none"),
+        "inner": ("table", "see the table"),
+        "inners": ("list of tables", "none"),
+        "either": ("true or false or table", "`false`"),
+        "old": ("whole number or string", "left out"),
+        "free": ("table", "see the table"),
+    }
 
 
 @pytest.mark.parametrize(

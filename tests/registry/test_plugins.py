@@ -122,6 +122,16 @@ def test_a_recipe_names_a_plugin_component(add: Add, tiny_recipe: Callable[..., 
             "@hookimpl\ndef rearkit_components():\n    return [Component('noise', 'half', dict, dict)]",
             "TypeError: noise 'half': its settings are not",
         ),
+        (
+            "@settings\nclass Odd:\n    items: list = setting('some')\n\n"
+            "@hookimpl\ndef rearkit_components():\n    return [Component('noise', 'half', Odd, Odd)]",
+            "TypeError: noise 'half': Odd.items: list is no type of a setting; what works: int, float, str, bool, Path",
+        ),
+        (
+            "@settings\nclass Odd:\n    weights: str = setting('some')\n\n"
+            "@hookimpl\ndef rearkit_components():\n    return [Component('backbone', 'half', Odd, Odd)]",
+            "TypeError: backbone 'half': Odd.weights: its table has a key of this name; rename the setting",
+        ),
     ],
 )
 def test_a_broken_plugin_is_set_aside_with_its_reason(add: Add, code: str, reason: str) -> None:
