@@ -11,7 +11,6 @@ import inspect
 import json
 import re
 import sys
-import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +27,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-NAMES = {int: "whole number", float: "number", str: "string", bool: "true or false"}
 FREE = "†"
 LEGEND = (
     f"{FREE} marks a key that cannot change what a stage computes: a finished stage does not run again when it changes."
@@ -185,32 +183,29 @@ def _default(value: Any) -> str:
         return "left out"
     if value == () or isinstance(value, attrs.Factory) or attrs.has(type(value)):  # type: ignore[arg-type]
         return "none" if value == () else "see the table"
-    return f"`{json.dumps(value, ensure_ascii=False)}`"
+    from rearkit.registry.setting_types import plain
+
+    items = [plain(item) for item in value] if isinstance(value, tuple) else plain(value)
+    return f"`{json.dumps(items, ensure_ascii=False)}`"
 
 
 def _type(t: Any) -> str:
-    t = _without_none(t)
-    if t in NAMES:
-        return NAMES[t]
-    if typing.get_origin(t) is tuple:
-        inner, _ = _table_in(t)
-        item = typing.get_args(t)[0]
-        return "tables" if inner is not None else f"list of {NAMES.get(item, 'value')}s"
-    return "table"
+    from rearkit.registry.setting_types import in_words
+
+    return in_words(t)
 
 
 def _table_in(t: Any) -> tuple[type | None, bool]:
     """Return the settings class that a field holds, if it does, and whether it holds many."""
-    t, many = _without_none(t), False
+    from rearkit.registry.setting_types import members
+
+    # Of a union, the table is what has a section of its own.
+    tables = [member for member in members(t) if isinstance(member, type) and attrs.has(member)]
+    lists = [member for member in members(t) if typing.get_origin(member) is tuple]
+    t, many = (tables or lists or [t])[0], False
     if typing.get_origin(t) is tuple:
         t, many = typing.get_args(t)[0], True
     return (t, many) if isinstance(t, type) and attrs.has(t) else (None, many)
-
-
-def _without_none(t: Any) -> Any:
-    if isinstance(t, types.UnionType) or typing.get_origin(t) is typing.Union:
-        (t,) = (argument for argument in typing.get_args(t) if argument is not type(None))
-    return t
 
 
 def _types(cls: type) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Errors that a user can fix, each with an exit code. Any other exception that reaches the user is a bug in rearkit.
+"""Errors that a user can fix, each with an exit code. Any other exception that reaches the user is a bug.
 
-A message fits on one line and needs no traceback: what is wrong, where, and what to do about it.
+It is rearkit's, or that of a plugin, which is then named. A message fits on one line and needs no traceback: what is
+wrong, where, and what to do about it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ EXIT_USAGE = 2
 EXIT_DATA = 3
 EXIT_STORAGE = 4
 EXIT_DIVERGED = 5
+# An exception out of a plugin's component, which its authors did not turn into a message.
+EXIT_PLUGIN = 6
 # Stopped by SIGTERM after a checkpoint, to be run again: EX_TEMPFAIL of sysexits.h, on which schedulers can requeue.
 EXIT_PREEMPTED = 75
 # 128 + SIGINT, as shells report Ctrl-C.

@@ -8,19 +8,20 @@ import shutil
 import time
 from pathlib import Path
 
-from rearkit.errors import RearkitError
+from rearkit.errors import RearkitError, did_you_mean
 from rearkit.evaluation.inception_weights import check_inception_weights
 from rearkit.model import check_parts, check_weights
 from rearkit.recipe.tables import Recipe
+from rearkit.registry.plugins import naming_plugins
 from rearkit.stages import sample as sampling
 from rearkit.stages import train as training
 from rearkit.stages.flow import NAMES, STAGES
 from rearkit.stages.run_folder import RunFolder
-from rearkit.stages.stage import check_stages_before, run_stage, save_resolved_recipe
+from rearkit.stages.stage import check_stages_before, run_stage, save_resolved_recipe, set_aside
 from rearkit.system import distributed
 from rearkit.system.console import say
 from rearkit.system.devices import resolve_device
-from rearkit.system.files import replacing, storage_errors
+from rearkit.system.files import remove, replacing, storage_errors, write_text
 from rearkit.system.hub import is_hub, local_file
 from rearkit.system.locks import claimed
 from rearkit.training.deepspeed_config import batch_layout, check_deepspeed_table
@@ -29,17 +30,20 @@ from rearkit.training.trackers import check_trackers
 DEFAULT_ROOT = Path("runs")
 
 
-def run(recipe: Recipe, out: str | Path | None = None, only: str | None = None) -> RunFolder:
-    """Bring a run up to date, and write its report.
+@naming_plugins()
+def run(recipe: Recipe, out: str | Path | None = None, only: str | None = None, again: str | None = None) -> RunFolder:
+    """Bring a run up to date, and write its report. An exception out of a plugin gets a note that names it.
 
     Args:
         recipe: the recipe to run.
         out: the run's folder; if None, ``runs/NAME``.
         only: a single stage to run; the stages before it must have run. If None, all stages run.
+        again: a stage to run again, with all after it, even if it is up to date; not together with ``only``.
 
     Raises:
         RearkitError: an error that the user can fix.
     """
+    check_stage(again, only)
     folder = RunFolder(Path(out) if out is not None else DEFAULT_ROOT / recipe.name)
     started = time.monotonic()
     check_inputs(recipe, distributed.world_size() if only in (None, training.STAGE.name) else None)
@@ -52,13 +56,39 @@ def run(recipe: Recipe, out: str | Path | None = None, only: str | None = None) 
         if only is not None:
             distributed.from_main(lambda: check_stages_before(stages[0], STAGES, recipe, folder, _command(out)))
         say(f"{recipe.name}: files go to {folder.path.resolve()}")
+        if again is not None:
+            distributed.from_main(lambda: _force(folder, again))
         if only is None:
             say(f"to do, less what is finished already: {_work(recipe)}")
         # `sum` and not `any`, which would stop at the first stage that had work to do.
         worked = sum(run_stage(stage, recipe, folder) for stage in stages) > 0
         distributed.from_main(lambda: _report(recipe, folder, worked, time.monotonic() - started))
+        if only is None:
+            distributed.from_main(lambda: remove(folder.again))
         say(f"next: {_next(folder, only)}")
     return folder
+
+
+def check_stage(again: str | None, only: str | None = None) -> None:
+    """Check the name of a stage that is to run again.
+
+    Raises:
+        RearkitError: there is no such stage, or a single stage is to run.
+    """
+    if again is not None and again not in NAMES:
+        raise RearkitError(f"again: no stage {again!r}{did_you_mean(again, NAMES)}; stages: {', '.join(NAMES)}")
+    if again is not None and only is not None:
+        raise RearkitError("again runs a stage and all after it, so it goes with a whole run, not with a single stage")
+
+
+def _force(folder: RunFolder, again: str) -> None:
+    """Move the results of a stage and of all after it aside, except if that was done in a run that was cut off."""
+    # Or a run that is started anew by a scheduler, by the same command, would never come to its end.
+    if folder.again.is_file() and folder.again.read_text(encoding="utf-8").strip() == again:
+        say(f"again from {again}: going on from where it was cut off")
+        return
+    set_aside(folder, NAMES[NAMES.index(again) :])
+    write_text(folder.again, again + "\n")
 
 
 def trained_run(recipe: Recipe, out: str | Path | None = None) -> RunFolder:

@@ -10,6 +10,7 @@ import click
 from rich.markup import escape
 
 from rearkit.cli.examples import Command
+from rearkit.registry.setting_types import in_words, is_enum, is_literal, members, plain
 
 
 @click.command(cls=Command, example="plugins")
@@ -39,11 +40,14 @@ def show_plugins() -> None:
     for component in plugins.registry.all():
         console.print(f"[bold]{component.kind} {component.name}[/bold]  [dim]{escape(component.provider)}[/dim]")
         console.print(f"  {escape(component.summary)}")
+        if rivals := plugins.registry.rivals(component):
+            also = f"also provided by {' and '.join(rivals)}: recipes cannot name it until one of them is uninstalled"
+            console.print(f"  [red]{escape(also)}[/red]")
         table = Table("setting", "default", "meaning", box=None, padding=(0, 2), show_header=False)
         for field in attrs.fields(component.settings):
             default = "required" if field.default is attrs.NOTHING else _default(field.default)
             # Escaped, since rich takes [noise] for markup and would leave it out.
-            table.add_row(f"  {field.name}", default, escape(field.metadata.get("doc", "")))
+            table.add_row(f"  {field.name}", default, escape("; ".join(_meaning(field))))
         if table.row_count:
             console.print(table)
         console.print()
@@ -52,9 +56,16 @@ def show_plugins() -> None:
         console.print(f"[red]failed to load:[/red] {escape(plugin.provider)}: {escape(plugin.reason)}")
 
 
+def _meaning(field: attrs.Attribute[Any]) -> list[str]:
+    """Return what a setting means, and its values where its type lists them."""
+    listed = [in_words(t) for t in members(field.type) if is_literal(t) or is_enum(t)]
+    return [field.metadata.get("doc", ""), *listed]
+
+
 def _default(value: Any) -> str:
     """Return a default as a recipe would write it; booleans in lower case, as in TOML."""
     # A factory has no single value to print.
     if isinstance(value, attrs.Factory):  # type: ignore[arg-type]
         return ""
+    value = plain(value)
     return escape(str(value).lower() if isinstance(value, bool) else str(value))

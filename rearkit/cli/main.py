@@ -36,7 +36,7 @@ def cli(context: click.Context, debug: bool, local_rank: str | None) -> None:
 
     \b
     Exit codes: 0 done; 1 a bug in rearkit; 2 a recipe, option or file to fix; 3 unusable data;
-    4 a failed write; 5 training diverged; 75 stopped by SIGTERM; 130 stopped by Ctrl-C.
+    4 a failed write; 5 training diverged; 6 a bug in a plugin; 75 stopped by SIGTERM; 130 stopped by Ctrl-C.
     A stopped command resumes when run again.
     """
     if context.invoked_subcommand is None:
@@ -79,11 +79,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except BrokenPipeError:
             # The reader of a pipe, such as head, has seen enough.
             sys.exit(errors.EXIT_OK)
-        except RuntimeError as error:
-            if not _tells_of_a_lost_rank(error):
-                raise
-            message = "lost contact with another rank; see that rank's error message"
-            _fail(message, errors.EXIT_INTERNAL, debug)
+        except Exception as error:
+            if _tells_of_a_lost_rank(error):
+                message = "lost contact with another rank; see that rank's error message"
+                _fail(message, errors.EXIT_INTERNAL, debug)
+            if message := _tells_of_a_plugin(error):
+                _fail(message, errors.EXIT_PLUGIN, debug)
+            raise
         finally:
             # Not imported here: that would import torch, for commands that need none of it.
             if "rearkit.system.distributed" in sys.modules:
@@ -98,10 +100,23 @@ def _show_example(error: click.ClickException) -> None:
             click.echo(line, err=True)
 
 
-def _tells_of_a_lost_rank(error: RuntimeError) -> bool:
+def _tells_of_a_plugin(error: Exception) -> str:
+    """Return what to report of an error that came out of a plugin's component; empty if it did not."""
+    # Not imported here: where no command has loaded plugins, none is to blame.
+    plugins = sys.modules.get("rearkit.registry.plugins")
+    found = None if plugins is None else plugins.blamed(error)
+    if found is None:
+        return ""
+    said = f"{type(error).__name__}: {errors.first_line(error)}"
+    return f"{found.owner} failed with {said} ({found.place}); tell its authors, with the traceback that --debug shows"
+
+
+def _tells_of_a_lost_rank(error: Exception) -> bool:
     """Return whether an error means that another rank is gone, by the words of gloo, nccl and torch's store."""
     # torch raises plain RuntimeErrors here, so only their text distinguishes them from bugs.
     phrases = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "failed to recv")
+    if not isinstance(error, RuntimeError):
+        return False
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(phrase in str(error) for phrase in phrases)
 
 

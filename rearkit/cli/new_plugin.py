@@ -35,9 +35,14 @@ def write_plugin(name: str, into: Path) -> Path:
         raise RearkitError(
             f"{name!r}: a plugin's name is lower-case words and numbers joined by hyphens, like my-noise"
         )
-    # Two components of one name and kind are refused when plugins load, so the new package would not work.
-    if name in plugins.registry().names("noise"):
-        provider = plugins.find("noise", name).provider
+    # A name that two packages provide cannot be used, so neither could the new package.
+    taken = [
+        component.provider
+        for component in plugins.registry().all()
+        if component.kind == "noise" and component.name == name
+    ]
+    if taken:
+        provider = taken[0]
         raise RearkitError(f"{name!r}: {provider} already has a noise of this name; choose another")
     distribution = PREFIX + name
     module = distribution.replace("-", "_")

@@ -15,10 +15,11 @@ from rearkit.cli.options import NUM_GPUS, OUT, optional_recipe_options, recipe_o
 @recipe_options
 @OUT
 @NUM_GPUS
+@click.option("--again", metavar="STAGE", help="Run this stage and all after it again, even if up to date.")
 @click.pass_obj
-def run(arguments: list[str], recipe: Any, out: Path | None, num_gpus: int | None) -> None:
+def run(arguments: list[str], recipe: Any, out: Path | None, num_gpus: int | None, again: str | None) -> None:
     """Run the stages of RECIPE that are not up to date."""
-    _run_ranks(arguments, recipe, out, num_gpus)
+    _run_ranks(arguments, recipe, out, num_gpus, again=again)
 
 
 @click.command(cls=Command, example="train mnist")
@@ -43,7 +44,12 @@ def _say_time() -> None:
 
 
 def _run_ranks(
-    arguments: list[str], recipe: Any, out: Path | None, num_gpus: int | None, only: str | None = None
+    arguments: list[str],
+    recipe: Any,
+    out: Path | None,
+    num_gpus: int | None,
+    only: str | None = None,
+    again: str | None = None,
 ) -> Any:
     """Run stages in this process and return the run's folder, or start ranks that each run the same command."""
     from rearkit import pipeline
@@ -53,10 +59,11 @@ def _run_ranks(
     if num_gpus in (None, 1) or distributed.world_size() > 1:
         if only is None:
             _say_time()
-        return pipeline.run(recipe, out, only)
+        return pipeline.run(recipe, out, only, again)
     from rearkit.system.launch import launch
 
     # Checked once here, or each rank would report the same error.
+    pipeline.check_stage(again, only)
     pipeline.check_inputs(recipe, num_gpus if only in (None, "train") else None)
     raise click.exceptions.Exit(launch(num_gpus, arguments))
 

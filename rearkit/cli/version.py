@@ -58,4 +58,9 @@ def _component_lines() -> list[str]:
         f"components of {provider}: {', '.join(f'{component.kind} {component.name}' for component in group)}"
         for provider, group in groupby(found, key=lambda component: component.provider)
     ]
+    lines += [
+        f"{component.kind} {component.name} of {component.provider}: also provided by {' and '.join(rivals)}"
+        for component in found
+        if (rivals := plugins.registry.rivals(component))
+    ]
     return lines + [f"failed to load: {plugin.provider}: {plugin.reason}" for plugin in plugins.broken]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rearkit.components.backbones import dit_ar, dit_ar_blocks
 from rearkit.components.backbones.dit_ar_weights import DiTARLayout
-from rearkit.components.datasets import folder, mnist
+from rearkit.components.datasets import folder, hugging_face, mnist, torchvision_sets
 from rearkit.components.datasets import shards as existing_shards
 from rearkit.components.noise import schedules
 from rearkit.components.regularizers import codebook_embedding
@@ -22,6 +22,8 @@ def rearkit_components() -> list[Component]:
         Component("dataset", "mnist-5k", mnist.MNIST5K, mnist.MNIST5K.checked),
         Component("dataset", "folder", folder.FolderSettings, folder.Folder),
         Component("dataset", "shards", existing_shards.Shards, existing_shards.Shards.checked),
+        Component("dataset", "torchvision", torchvision_sets.TorchvisionSettings, torchvision_sets.Torchvision),
+        Component("dataset", "huggingface", hugging_face.HuggingFaceSettings, hugging_face.HuggingFace),
         Component(
             "tokenizer",
             "maskgit-vqgan",

@@ -39,13 +39,16 @@ class Classes:
 
 @attrs.frozen(eq=False)
 class ImageSample:
-    """One image of a dataset: a unique key, (height, width, 3) uint8 pixels or an image file, a class in [0, C).
+    """One image of a dataset: a unique key, an image, a class in [0, C).
+
+    The image is (height, width, 3) uint8 pixels, the path of an image file, or the bytes of one; a file goes into a
+    shard as it is. Bytes that are no image make a bad sample, which is skipped and counted.
 
     The last part of a key must have no dot, since a dot ends the key in a WebDataset shard.
     """
 
     key: str
-    image: np.ndarray | Path
+    image: np.ndarray | Path | bytes
     label: int
 
 

@@ -23,7 +23,9 @@ from rearkit.data.bad_samples import LOST, PATIENCE, UNFETCHED, BadSamples, Unus
 from rearkit.data.class_folders import read_bytes
 from rearkit.data.decoding import Decoding, decoded
 from rearkit.data.fetching import FetchError, Retry, is_remote, local_copy
+from rearkit.data.image_bytes import suffix_of_bytes
 from rearkit.data.labels import checked_class, read_class
+from rearkit.data.sample_keys import with_checked_keys
 from rearkit.data.shard_members import Contents, Fields, Member, Sample, is_packed, opened, read_contents
 from rearkit.errors import DataError
 from rearkit.system.console import say
@@ -68,6 +70,9 @@ def write_shards(
 
     Yields:
         path and number of samples of each shard.
+
+    Raises:
+        DataError: a key comes twice, or cannot be the name of a shard's member.
     """
     chunk: list[ImageSample] = []
     index = 0
@@ -80,7 +85,7 @@ def write_shards(
                     writer.write({"__key__": sample.key, **_encoded(sample), "cls": sample.label})
         return str(path), len(chunk)
 
-    for sample in samples:
+    for sample in with_checked_keys(samples, split):
         chunk.append(sample)
         if len(chunk) == shard_size:
             yield flush()
@@ -270,6 +275,8 @@ def read_dataset(
 
 def _encoded(sample: ImageSample) -> dict[str, bytes]:
     """Bytes of an image file: a file's own, untouched, or the pixels as PNG."""
+    if isinstance(sample.image, bytes):
+        return {suffix_of_bytes(sample.image): sample.image}
     if isinstance(sample.image, Path):
         return {sample.image.suffix.lower().removeprefix("."): read_bytes(sample.image)}
     buffer = io.BytesIO()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import json
-import types
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +18,7 @@ from cattrs.gen import make_dict_structure_fn, override
 from cattrs.v import transform_error
 
 from rearkit.errors import PluginError, RecipeError, did_you_mean
+from rearkit.recipe.setting_values import add_value_hooks
 from rearkit.recipe.tables import ComponentTable
 from rearkit.registry import plugins
 
@@ -51,9 +51,7 @@ def structure(content: Mapping[str, Any], cls: type[T], where: str, origins: Map
 @functools.cache
 def _converter() -> cattrs.Converter:
     converter = cattrs.Converter(detailed_validation=True)
-    # cattrs' own hooks convert: they would turn the string "3" into 3, and 2.7 into 2.
-    for scalar in (int, float, str, bool):
-        converter.register_structure_hook(scalar, _scalar)
+    add_value_hooks(converter)
     # A factory, so that the code that cattrs generates for a class is made once and kept.
     converter.register_structure_hook_factory(
         lambda t: isinstance(t, type) and attrs.has(t) and not issubclass(t, ComponentTable),
@@ -64,34 +62,7 @@ def _converter() -> cattrs.Converter:
         lambda t: isinstance(t, type) and issubclass(t, ComponentTable),
         lambda value, cls: _component(value, cls, converter),
     )
-    converter.register_structure_hook_func(_is_tuple, lambda value, t: _tuple(value, t, converter))
     return converter
-
-
-def _scalar(value: Any, expected: type) -> Any:
-    """Accept a value of exactly this type, or an int where a float is expected; never convert text."""
-    if expected is float and type(value) is int:
-        return float(value)
-    # Compared by `is`, since isinstance takes true for an int.
-    if type(value) is not expected:
-        raise TypeError(f"expected {_type_name(expected)}, got {value!r}")
-    return value
-
-
-def _is_tuple(t: Any) -> bool:
-    return typing.get_origin(t) is tuple
-
-
-def _tuple(value: Any, t: Any, converter: cattrs.Converter) -> tuple[Any, ...]:
-    arguments = typing.get_args(t)
-    variable = len(arguments) == 2 and arguments[1] is Ellipsis
-    if not isinstance(value, list | tuple):
-        raise TypeError(f"expected {_type_name(t)}, got {value!r}")
-    if not variable and len(value) != len(arguments):
-        raise TypeError(f"expected {len(arguments)} values, got {len(value)}")
-    # As a list, so that cattrs gives the index of a wrong item. All items have the type of the first.
-    list_type: Any = types.GenericAlias(list, (arguments[0],))
-    return tuple(converter.structure(list(value), list_type))
 
 
 def _table_hook(cls: type, converter: cattrs.Converter) -> Any:
@@ -101,16 +72,7 @@ def _table_hook(cls: type, converter: cattrs.Converter) -> Any:
 
     def field_hook(attribute: attrs.Attribute[Any]) -> Any:
         def structure(value: Any, t: Any) -> Any:
-            # Optional settings: TOML has no null, so a value that is given has the other type.
-            if isinstance(t, types.UnionType) or typing.get_origin(t) is typing.Union:
-                (t,) = (a for a in typing.get_args(t) if a is not type(None))
-            # Free tables, such as `train.deepspeed`, are taken as they are.
-            if t == dict[str, Any]:
-                if not isinstance(value, dict):
-                    raise TypeError(f"expected a table, got {value!r}")
-                result: Any = value
-            else:
-                result = converter.structure(value, t)
+            result = converter.structure(value, t)
             # Here as well as in the class's __init__, which stops at the first validator that fails.
             if attribute.validator is not None:
                 attribute.validator(None, attribute, result)
@@ -151,9 +113,8 @@ def _component(value: Any, cls: type[ComponentTable], converter: cattrs.Converte
     errors: list[Exception] = []
     for key, attribute in own.items():
         if key in value:
-            (t,) = (a for a in typing.get_args(attribute.type) if a is not type(None))
             try:
-                extra[key] = converter.structure(value[key], t)
+                extra[key] = converter.structure(value[key], attribute.type)
             # Any exception, as in cattrs' own code: `_describe` turns each into a line.
             except Exception as error:
                 errors.append(_at_key(error, key))
@@ -234,14 +195,6 @@ def _describe(error: BaseException, expected: type | None) -> str:
     if isinstance(error, TypeError | ValueError | PluginError):
         return str(error).replace("\n", " ")
     return f"{type(error).__name__}: {error}"
-
-
-def _type_name(t: Any) -> str:
-    # In words that TOML's users know, rather than Python's names of types.
-    names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
-    if _is_tuple(t):
-        return f"a list of {_type_name(typing.get_args(t)[0]).removeprefix('a ')}s"
-    return names.get(t, getattr(t, "__name__", str(t)))
 
 
 def _installed(distribution: str) -> bool:

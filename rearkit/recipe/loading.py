@@ -15,6 +15,7 @@ from rearkit.errors import RecipeError, first_line
 from rearkit.recipe.checking import KeyPath, structure
 from rearkit.recipe.recipe_files import find_file, read_toml
 from rearkit.recipe.tables import ComponentTable, Recipe
+from rearkit.registry.setting_types import plain
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -202,4 +203,4 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items() if item is not None}
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
-    return value
+    return plain(value)

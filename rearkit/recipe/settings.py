@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import attrs
 from attrs import validators
 
+from rearkit.registry.setting_types import plain
+
 if sys.version_info >= (3, 11):
     from typing import dataclass_transform
 else:
@@ -42,7 +44,7 @@ def setting(
     Args:
         doc: one line: meaning, unit, range.
         default: the value if the recipe gives none; without a default, the recipe must give one.
-        ge: smallest allowed value. Bounds apply to each item of a list, and not to None.
+        ge: smallest allowed value. Bounds apply to each item of a list, and not to None or to words.
         gt: values must be greater than this.
         le: largest allowed value.
         lt: values must be less than this.
@@ -58,7 +60,7 @@ def setting(
     limits: list[str] = []  # the same in words, for the recipe reference
     if choices is not None:
         checks.append(_one_of(choices))
-        limits.append("one of " + ", ".join(json.dumps(choice) for choice in choices))
+        limits.append("one of " + ", ".join(json.dumps(plain(choice)) for choice in choices))
     for symbol, bound in (("≥", ge), (">", gt), ("≤", le), ("<", lt)):
         if bound is not None:
             checks.append(_bound(symbol, bound))
@@ -96,6 +98,9 @@ HOLDS: dict[str, Callable[[float, float], bool]] = {
 def _bound(symbol: str, bound: float) -> Callable[..., Any]:
     def validate(instance: Any, attribute: Any, value: Any) -> None:
         for item in value if isinstance(value, tuple | list) else (value,):
+            # Of a setting such as int | Literal["auto"], words have no bounds.
+            if isinstance(item, str):
+                continue
             # Not the opposite comparison: NaN fails this one, but would pass that.
             if not HOLDS[symbol](item, bound):
                 raise ValueError(f"expected {symbol} {bound}, got {item}")
@@ -105,7 +110,7 @@ def _bound(symbol: str, bound: float) -> Callable[..., Any]:
 
 def _at_least(length: int) -> Callable[..., Any]:
     def validate(instance: Any, attribute: Any, value: Any) -> None:
-        if len(value) < length:
+        if isinstance(value, str | tuple | list) and len(value) < length:
             raise ValueError(f"expected at least {length} {'character' if isinstance(value, str) else 'value'}(s)")
 
     return validate

@@ -6,6 +6,7 @@ third-party package must not keep anybody from training with another one.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 from collections.abc import Iterable, Iterator
@@ -14,9 +15,10 @@ import attrs
 import pluggy
 from packaging.utils import canonicalize_name
 
-from rearkit.errors import PluginError
+from rearkit.errors import PluginError, RearkitError
 from rearkit.registry import hookspecs
 from rearkit.registry.component import Component, Registry
+from rearkit.registry.provenance import Blame, blame
 
 ENTRY_POINT_GROUP = "rearkit"
 
@@ -39,16 +41,14 @@ class Plugins:
 
 @functools.cache
 def load_plugins() -> Plugins:
-    """Discover all plugins, once per process.
-
-    Raises:
-        PluginError: two working plugins provide the same name.
-    """
+    """Discover all plugins, once per process."""
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     broken: list[BrokenPlugin] = []
+    modules: dict[str, str] = {}
     for provider, entry_point in _entry_points():
         plugin_name = f"{provider}:{entry_point.name}"
+        modules[plugin_name] = entry_point.module
         try:
             plugin = entry_point.load()
             manager.register(plugin, name=plugin_name)
@@ -73,7 +73,7 @@ def load_plugins() -> Plugins:
             continue
         # After all of them were checked, so that a plugin is used as a whole or not at all.
         for component in components:
-            registry.add(component, provider)
+            registry.add(component, provider, modules[implementation.plugin_name])
     return Plugins(registry, tuple(broken))
 
 
@@ -94,6 +94,30 @@ def find(kind: str, name: str) -> Component:
     except PluginError as error:
         broken = "".join(f"; note: {plugin.provider} failed to load ({plugin.reason})" for plugin in plugins.broken)
         raise PluginError(f"{error}{broken}") from None
+
+
+def blamed(error: BaseException) -> Blame | None:
+    """Return the plugin's component that an exception came out of, or None; for errors that were not expected."""
+    # Without plugins loaded, none can have failed, and loading them now could raise another error.
+    if isinstance(error, RearkitError) or not load_plugins.cache_info().currsize:
+        return None
+    components = load_plugins().registry.all()
+    chain: list[BaseException] = [error]
+    while chain[-1].__cause__ is not None and chain[-1].__cause__ not in chain:
+        chain.append(chain[-1].__cause__)
+    return next((found for each in chain if (found := blame(each, components)) is not None), None)
+
+
+@contextlib.contextmanager
+def naming_plugins() -> Iterator[None]:
+    """Add a note to an exception that comes out of a plugin's component: which component, of which package."""
+    try:
+        yield
+    except Exception as error:
+        if (found := blamed(error)) is not None:
+            # As `add_note` does, which Python 3.10 has not.
+            error.__notes__ = [*getattr(error, "__notes__", ()), f"raised in {found.owner}, {found.place}"]
+        raise
 
 
 def _checked(returned: object) -> list[Component]:

@@ -232,4 +232,4 @@ def _stamps(dataset: Dataset) -> dict[str, list[int]]:
     return stamps
 
 
-STAGE = Stage("data", (), tables, run)
+STAGE = Stage("data", (), tables, run, uses=("dataset",))

@@ -153,4 +153,4 @@ def tables(recipe: Recipe, folder: RunFolder | None) -> Mapping[str, Any]:
     return {"evaluate": recipe.evaluate, "files": [hash_of(file) for file in files], "seed": recipe.seed}
 
 
-STAGE = Stage("evaluate", ("data", "tokenizer", "sample"), tables, run)
+STAGE = Stage("evaluate", ("data", "tokenizer", "sample"), tables, run, uses=("tokenizer",))

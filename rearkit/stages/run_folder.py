@@ -49,6 +49,11 @@ class RunFolder:
         return self.path / ".lock"
 
     @property
+    def again(self) -> Path:
+        """The file that is there while stages that were finished run again: the name of the first of them."""
+        return self.path / "again"
+
+    @property
     def recipe(self) -> Path:
         """The recipe as it was last run, with every default."""
         return self.path / "recipe.toml"

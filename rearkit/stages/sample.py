@@ -145,4 +145,4 @@ def tables(recipe: Recipe, folder: RunFolder | None) -> Mapping[str, Any]:
     return {"sample": recipe.sample, "seed": recipe.sample_seed}
 
 
-STAGE = Stage("sample", ("tokenizer", "train"), tables, run, all_ranks=True)
+STAGE = Stage("sample", ("tokenizer", "train"), tables, run, all_ranks=True, uses=("tokenizer", "backbone"))

@@ -1,9 +1,10 @@
 """Stages: what a stage is, when it is skipped, and what is kept if it runs again.
 
 A stage reads the recipe's tables that concern it and the outputs of earlier stages, and writes files to ``RUN/STAGE/``.
-Its key is a hash of both inputs. If ``stage.json`` has the same key and the files are there, the stage is skipped. If
-only the file ``key`` has the same key, the stage was cut off and is resumed. Otherwise its folder is moved aside. A
-finished stage that has lost some of its files is resumed too, from the files that are left.
+Its key is a hash of both inputs, and of the code of the plugins that it uses. If ``stage.json`` has the same key and
+the files are there, the stage is skipped. If only the file ``key`` has the same key, the stage was cut off and is
+resumed. Otherwise its folder is moved aside. A finished stage that has lost some of its files is resumed too, from the
+files that are left.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ import attrs
 
 from rearkit.errors import RearkitError
 from rearkit.recipe.loading import recipe_to_dict
-from rearkit.recipe.tables import Recipe
+from rearkit.recipe.tables import ComponentTable, Recipe, component_tables
+from rearkit.registry import plugins
+from rearkit.registry.provenance import BUILT_IN, code_of, is_built_in
+from rearkit.registry.setting_types import plain
 from rearkit.stages.run_folder import RunFolder
 from rearkit.system import distributed
 from rearkit.system.console import say
@@ -51,6 +55,7 @@ class Stage:
             files can no longer be read, it takes their hashes from the run's folder, if one is given.
         run: does the work, and returns the outcome.
         all_ranks: whether all ranks take part in the work; otherwise the first does it while the others wait.
+        uses: the kinds of components whose code it runs.
     """
 
     name: str
@@ -58,6 +63,7 @@ class Stage:
     tables: Callable[[Recipe, RunFolder | None], Mapping[str, Any]]
     run: Callable[[Recipe, RunFolder], Outcome]
     all_ranks: bool = False
+    uses: tuple[str, ...] = ()
 
 
 def stage_key(stage: Stage, recipe: Recipe, folder: RunFolder) -> str:
@@ -65,6 +71,9 @@ def stage_key(stage: Stage, recipe: Recipe, folder: RunFolder) -> str:
     # By content, so that an input that was made again with the same result leaves later stages up to date.
     inputs = {name: (folder.done(name) or {}).get("digest") for name in stage.inputs}
     content = {"stage": stage.name, "tables": _result_relevant(stage.tables(recipe, folder)), "inputs": inputs}
+    # Only where there are any, so that runs of built-in components keep the keys that they have.
+    if code := _plugin_code(stage, recipe):
+        content["plugins"] = code
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -78,9 +87,15 @@ def expected_keys(stages: Iterable[Stage], recipe: Recipe) -> dict[str, str]:
     for stage in stages:
         tables = _result_relevant(stage.tables(recipe, None))
         inputs = [keys[name] for name in stage.inputs]
-        content = json.dumps([stage.name, tables, inputs], sort_keys=True)
+        content = json.dumps([stage.name, tables, inputs, *_plugin_code(stage, recipe)], sort_keys=True)
         keys[stage.name] = hashlib.sha256(content.encode()).hexdigest()
     return keys
+
+
+def _plugin_code(stage: Stage, recipe: Recipe) -> list[str]:
+    """Return versions and digests of the plugins whose components a stage uses."""
+    used = [table for table in component_tables(recipe) if table.kind in stage.uses and table.provider]
+    return [code_of(plugins.find(table.kind, table.name)) for table in used if not is_built_in(table.provider)]
 
 
 def up_to_date(stages: Iterable[Stage], recipe: Recipe, folder: RunFolder) -> bool:
@@ -179,7 +194,7 @@ def check_stages_before(stage: Stage, stages: Iterable[Stage], recipe: Recipe, f
         if done is None:
             trouble = "has not run to its end"
         elif done["key"] != stage_key(source, recipe, folder):
-            trouble = "was last run with another recipe or other inputs"
+            trouble = "was last run with another recipe, other inputs or other plugins"
         elif damaged := _damaged(done, folder.stage(source.name)):
             trouble = f"has lost or changed a file, {damaged[0]}"
         else:
@@ -205,7 +220,15 @@ def key_of(folder: RunFolder, name: str) -> str | None:
         return None
 
 
-def _move_aside(folder: RunFolder, name: str) -> None:
+def set_aside(folder: RunFolder, names: Iterable[str]) -> None:
+    """Move the results of stages aside, so that these run again from their beginning."""
+    for name in names:
+        if folder.stage(name).exists():
+            with storage_errors(folder.stage(name)):
+                _move_aside(folder, name, "to be run again")
+
+
+def _move_aside(folder: RunFolder, name: str, why: str = "the recipe, an input or a plugin changed") -> None:
     """Move a stage's result for an earlier recipe to another folder, since it may have taken days to make.
 
     Only one result is kept, and an unfinished one does not replace a finished one.
@@ -213,13 +236,13 @@ def _move_aside(folder: RunFolder, name: str) -> None:
     place = folder.stage(name)
     target = folder.previous(name)
     if not folder.record(name).is_file() and (target / folder.record(name).name).is_file():
-        say(f"{name}: the recipe or an input changed; the unfinished result is removed, {target} is kept")
+        say(f"{name}: {why}; the unfinished result is removed, {target} is kept")
         remove(place)
         return
     remove(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     place.rename(target)
-    say(f"{name}: the recipe or an input changed; the earlier result is kept in {target}")
+    say(f"{name}: {why}; the earlier result is kept in {target}")
 
 
 def hash_of(file: str | None) -> str | None:
@@ -244,12 +267,17 @@ def _result_relevant(value: Any) -> Any:
             for field in fields
             # A setting that came later, at its default: results from before it are the same.
             if not field.metadata.get("since") or getattr(value, field.name) != field.default
-        }
+        } | _provider(value)
     if isinstance(value, Mapping):
         return {key: _result_relevant(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
         return [_result_relevant(item) for item in value]
-    return value
+    return plain(value)
+
+
+def _provider(value: Any) -> dict[str, str]:
+    """Return, of a component's table, what its provider is in a key: the same for every version of rearkit."""
+    return {"provider": BUILT_IN} if isinstance(value, ComponentTable) and is_built_in(value.provider) else {}
 
 
 def save_resolved_recipe(recipe: Recipe, folder: RunFolder) -> None:

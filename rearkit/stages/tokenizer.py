@@ -116,4 +116,4 @@ def tables(recipe: Recipe, folder: RunFolder | None) -> Mapping[str, Any]:
     return {"tokenizer": recipe.tokenizer, "weights": hash_of(recipe.tokenizer.weights), "seed": recipe.seed}
 
 
-STAGE = Stage("tokenizer", ("data",), tables, run)
+STAGE = Stage("tokenizer", ("data",), tables, run, uses=("tokenizer",))

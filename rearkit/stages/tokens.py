@@ -266,4 +266,4 @@ def tables(recipe: Recipe, folder: RunFolder | None) -> Mapping[str, Any]:
     return {"tokens": recipe.tokens, "pretokenized": stamps}
 
 
-STAGE = Stage("tokens", ("data", "tokenizer"), tables, run)
+STAGE = Stage("tokens", ("data", "tokenizer"), tables, run, uses=("tokenizer",))

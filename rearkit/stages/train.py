@@ -119,4 +119,5 @@ def tables(recipe: Recipe, folder: RunFolder | None) -> Mapping[str, Any]:
     }
 
 
-STAGE = Stage("train", ("tokenizer", "tokens"), tables, run, all_ranks=True)
+USES = ("tokenizer", "backbone", "noise", "regularizer")
+STAGE = Stage("train", ("tokenizer", "tokens"), tables, run, all_ranks=True, uses=USES)

@@ -20,12 +20,13 @@ import attrs
 import torch
 
 from rearkit.context_noise import takes_context
-from rearkit.contracts import NoiseContext
+from rearkit.contracts import NoiseContext, TokenSpace
 from rearkit.registry.component import Component
-from rearkit.testing.backbones import check_backbone
+from rearkit.testing.backbones import SPACE, check_backbone
 from rearkit.testing.clauses import require, seeded
 from rearkit.testing.datasets import check_dataset
-from rearkit.testing.noise import SPACE, check_noise_schedule
+from rearkit.testing.noise import check_noise_schedule
+from rearkit.testing.published import check_published
 from rearkit.testing.regularizers import check_regularizer
 from rearkit.testing.tokenizers import check_tokenizer
 
@@ -34,18 +35,21 @@ __all__ = [
     "check_component",
     "check_dataset",
     "check_noise_schedule",
+    "check_published",
     "check_regularizer",
     "check_settings",
     "check_tokenizer",
 ]
 
 
-def check_component(component: Component, settings: Any = None) -> None:
+def check_component(component: Component, settings: Any = None, space: TokenSpace = SPACE) -> None:
     """Check a component's settings class, and what it builds from ``settings``, against the contract of its kind.
 
     Args:
         component: the component, as the package's hook returns it.
         settings: an instance of its settings class, with small sizes; by default, the class's defaults.
+        space: small sizes, of what a backbone predicts and noise replaces; another than the default for a component
+            that needs a square grid, say.
 
     Raises:
         AssertionError: a clause of the contract is broken.
@@ -63,11 +67,11 @@ def check_component(component: Component, settings: Any = None) -> None:
         elif component.kind == "tokenizer":
             check_tokenizer(component.build(settings), lambda: component.build(settings))
         elif component.kind == "backbone":
-            check_backbone(lambda space: component.build(settings, space))
+            check_backbone(lambda space: component.build(settings, space), space)
         elif component.kind == "noise":
-            context = NoiseContext(SPACE, torch.randn(SPACE.codebook_size, 5))
+            context = NoiseContext(space, torch.randn(space.codebook_size, 5))
             wanted = (context,) if takes_context(component.build) else ()
-            check_noise_schedule(component.build(settings, *wanted))
+            check_noise_schedule(component.build(settings, *wanted), space=space)
         else:
             check_regularizer(lambda context: component.build(settings, context))
 

@@ -169,3 +169,31 @@ def test_a_second_process_in_the_folder_of_a_run_is_refused(copied: Path) -> Non
         told = rearkit("run", str(SMOKE), f"--out={copied}", code=2)
     assert f"error: {copied}: process {os.getpid()} on " in told
     assert up_to_date(rearkit("run", str(SMOKE), f"--out={copied}")) == [*STAGES]
+
+
+def test_a_stage_runs_again_with_all_after_it(copied: Path) -> None:
+    before = sha256(copied / "sample" / "samples.npz")
+    output = rearkit("run", str(SMOKE), f"--out={copied}", "--again", "sample")
+    assert up_to_date(output) == ["data", "tokenizer", "tokens", "train"]
+    for stage in ("sample", "evaluate"):
+        assert f"{stage}: to be run again; the earlier result is kept in {copied / 'previous' / stage}" in output
+    assert sha256(copied / "sample" / "samples.npz") == before  # the same recipe makes the same samples
+    assert not (copied / "again").exists()
+    assert up_to_date(rearkit("run", str(SMOKE), f"--out={copied}")) == list(STAGES)
+
+
+def test_again_goes_on_where_it_was_cut_off(copied: Path) -> None:
+    """As a scheduler starts the same command once more."""
+    (copied / "again").write_text("sample\n")
+    shutil.rmtree(copied / "evaluate")
+    output = rearkit("run", str(SMOKE), f"--out={copied}", "--again", "sample")
+    assert up_to_date(output) == ["data", "tokenizer", "tokens", "train", "sample"]
+    assert "again from sample: going on from where it was cut off" in output
+    assert not (copied / "again").exists()
+
+
+def test_again_names_a_stage(tmp_path: Path) -> None:
+    output = rearkit("run", str(SMOKE), f"--out={tmp_path / 'run'}", "--again", "smaple", code=2)
+    expected = "error: again: no stage 'smaple' (did you mean 'sample'?); stages: " + ", ".join(STAGES)
+    assert output.splitlines() == [line for line in output.splitlines() if line == expected or "takes" in line]
+    assert not (tmp_path / "run").exists()

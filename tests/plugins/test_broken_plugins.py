@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,8 +52,8 @@ def test_a_plugin_that_does_not_import_is_listed_and_the_rest_works(
     assert "rearkit-broken 0.3 failed to load (ImportError: libmissing.so" in refused.stderr
 
 
-def test_a_plugin_that_takes_a_built_in_name_is_refused_with_both_providers(
-    distribution: Callable[..., Path], rearkit: Command
+def test_a_name_of_two_packages_stops_only_who_asks_for_it(
+    distribution: Callable[..., Path], rearkit: Command, tmp_path: Path
 ) -> None:
     code = """
 from rearkit import Component, hookimpl, settings
@@ -65,9 +66,64 @@ class Mine:
 def rearkit_components():
     return [Component("noise", "linear", Mine, lambda schedule: schedule)]
 """
-    refused = rearkit("plugins", path=[distribution("rearkit-taken", code)])
-    assert refused.returncode == 2
+    site = distribution("rearkit-taken", code)
+    listed = rearkit("plugins", path=[site])
+    assert listed.returncode == 0, listed.stderr
+    assert "also provided by rearkit-taken 1.0: recipes cannot name it" in listed.stdout
+    assert "also provided by rearkit 0.1.0: recipes cannot name it" in listed.stdout
+
+    for noise, code_ in (("linear", 2), ("random", 0)):
+        (tmp_path / f"{noise}.toml").write_text(TINY.replace("NOISE", noise), encoding="utf-8")
+        shown = rearkit("show", f"{noise}.toml", path=[site])
+        assert shown.returncode == code_, shown.stderr
+        if code_:
+            refused = shown
     (line,) = refused.stderr.splitlines()
-    assert line.startswith("error: noise 'linear' is provided by both ")
+    assert line.startswith("error: linear.toml: [noise] name: noise 'linear' is provided by both ")
     assert "rearkit-taken 1.0" in line
     assert "rearkit 0.1" in line
+
+
+def test_an_exception_in_a_component_is_told_as_its_packages(
+    distribution: Callable[..., Path], rearkit: Command, tmp_path: Path
+) -> None:
+    code = """
+from rearkit import Component, hookimpl, settings
+
+@settings
+class Odd:
+    \"\"\"Images that fail.\"\"\"
+
+    num_classes = 2
+
+    def class_names(self):
+        return None
+
+    def size(self, split):
+        return 4
+
+    def shards(self, split):
+        return None
+
+    def images(self, split):
+        yield {}["no such [key]"]
+
+@hookimpl
+def rearkit_components():
+    return [Component("dataset", "odd", Odd, lambda settings: settings)]
+"""
+    site = distribution("rearkit-odd", code, version="0.4")
+    recipe = TINY.replace("mnist-5k", "odd").replace("NOISE", "linear")
+    (tmp_path / "tiny.toml").write_text(recipe, encoding="utf-8")
+
+    failed = rearkit("data", "tiny.toml", path=[site])
+    assert failed.returncode == 6
+    (line,) = failed.stderr.splitlines()
+    assert line.startswith("error: dataset 'odd' of rearkit-odd 0.4 failed with KeyError: 'no such [key]' (")
+    assert "rearkit_odd.py, line 20" in line and line.endswith("with the traceback that --debug shows")
+
+    debugged = rearkit("data", "tiny.toml", "--debug", path=[site])
+    assert debugged.returncode == 6
+    assert "Traceback" in debugged.stderr
+    # Python before 3.11 does not print the notes of an exception.
+    assert "raised in dataset 'odd' of rearkit-odd 0.4" in debugged.stderr or sys.version_info < (3, 11)

@@ -43,8 +43,15 @@ def test_a_name_may_be_used_once_in_each_kind() -> None:
     for kind in KINDS:
         registry.add(component(kind), "rearkit-quiet 1.2")
     assert [found.kind for found in registry.all()] == list(KINDS)
+    registry.add(component("tokenizer"), "rearkit-loud 3")
+    # Told to those who ask for it, and to nobody else.
+    assert registry.get("noise", "quiet").provider == "rearkit-quiet 1.2"
+    assert registry.names("tokenizer") == ["quiet"]
+    first, second = (found for found in registry.all() if found.kind == "tokenizer")
+    assert registry.rivals(first) == [second.provider] and registry.rivals(second) == [first.provider]
+    assert not registry.rivals(registry.get("noise", "quiet"))
     with pytest.raises(PluginError) as caught:
-        registry.add(component("tokenizer"), "rearkit-loud 3")
+        registry.get("tokenizer", "quiet")
     assert str(caught.value) == (
         "tokenizer 'quiet' is provided by both rearkit-quiet 1.2 and rearkit-loud 3; uninstall one of them"
     )

@@ -122,6 +122,16 @@ def test_a_recipe_names_a_plugin_component(add: Add, tiny_recipe: Callable[..., 
             "@hookimpl\ndef rearkit_components():\n    return [Component('noise', 'half', dict, dict)]",
             "TypeError: noise 'half': its settings are not",
         ),
+        (
+            "@settings\nclass Odd:\n    items: list = setting('some')\n\n"
+            "@hookimpl\ndef rearkit_components():\n    return [Component('noise', 'half', Odd, Odd)]",
+            "TypeError: noise 'half': Odd.items: list is no type of a setting; what works: int, float, str, bool, Path",
+        ),
+        (
+            "@settings\nclass Odd:\n    weights: str = setting('some')\n\n"
+            "@hookimpl\ndef rearkit_components():\n    return [Component('backbone', 'half', Odd, Odd)]",
+            "TypeError: backbone 'half': Odd.weights: its table has a key of this name; rename the setting",
+        ),
     ],
 )
 def test_a_broken_plugin_is_set_aside_with_its_reason(add: Add, code: str, reason: str) -> None:
@@ -149,12 +159,14 @@ def test_a_failed_look_up_names_the_broken_plugins(add: Add) -> None:
 
 
 @pytest.mark.parametrize("name", ["linear", "half"])
-def test_two_providers_of_a_name_are_both_named(add: Add, name: str) -> None:
+def test_two_providers_of_a_name_are_both_named_to_who_asks_for_it(add: Add, name: str) -> None:
     add("rearkit-one", f"@hookimpl\ndef rearkit_components():\n    return [noise('{name}')]")
     if name == "half":
         add("rearkit-two", "@hookimpl\ndef rearkit_components():\n    return [noise('half')]", version="2")
+    assert not broken()
+    assert plugins.find("noise", "fixed").provider.startswith("rearkit ")
     with pytest.raises(PluginError) as caught:
-        plugins.load_plugins()
+        plugins.find("noise", name)
     message = str(caught.value)
     assert message.startswith(f"noise '{name}' is provided by both ")
     assert "rearkit-one 1.0" in message

@@ -12,7 +12,7 @@ import pytest
 from rearkit.errors import RearkitError, StorageError
 from rearkit.recipe.loading import load_recipe
 from rearkit.recipe.settings import setting, settings
-from rearkit.recipe.tables import ComponentTable, Recipe
+from rearkit.recipe.tables import ComponentTable, Recipe, component_tables
 from rearkit.stages.flow import STAGES
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.stage import (
@@ -175,10 +175,61 @@ def test_files_that_a_recipe_names_count_by_their_content(
     assert found[2] == found[0]
 
 
-def test_a_new_version_of_a_component_counts(tiny: Callable[..., Recipe], folder: RunFolder) -> None:
+def test_a_new_version_of_rearkit_leaves_runs_of_built_in_components_up_to_date(
+    tiny: Callable[..., Recipe], folder: RunFolder
+) -> None:
     recipe = tiny()
-    backbone = attrs.evolve(recipe.backbone, provider="rearkit 99")
-    assert changed_stages(recipe, attrs.evolve(recipe, backbone=backbone), folder) == {"train"}
+    newer = [attrs.evolve(table, provider="rearkit 99") for table in (recipe.backbone, recipe.tokenizer)]
+    assert changed_stages(recipe, attrs.evolve(recipe, backbone=newer[0], tokenizer=newer[1]), folder) == set()
+
+
+@pytest.mark.parametrize(
+    ("stage", "key"),
+    [
+        ("data", "c0eeca8ac982"),
+        ("tokenizer", "fac62ca75485"),
+        ("tokens", "abbb25fe0668"),
+        ("train", "2a2e0d27f0a1"),
+        ("sample", "a82c0b314621"),
+        ("evaluate", "298a0de3024d"),
+    ],
+)
+def test_the_keys_of_built_in_components_are_those_of_the_first_version(
+    stage: str, key: str, tiny: Callable[..., Recipe], folder: RunFolder
+) -> None:
+    """A key that changes makes everybody's finished runs run again."""
+    assert keys(tiny(), folder)[stage].startswith(key)
+
+
+@pytest.mark.parametrize(
+    ("kind", "stages"),
+    [
+        ("dataset", {"data"}),
+        ("tokenizer", {"tokenizer", "tokens", "train", "sample", "evaluate"}),
+        ("backbone", {"train", "sample"}),
+        ("noise", {"train"}),
+        ("regularizer", {"train"}),
+    ],
+)
+def test_a_plugins_code_counts_in_the_stages_that_run_it(
+    kind: str, stages: set[str], tiny: Callable[..., Recipe], folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = ["theirs 1.0 abc"]
+    recipe = tiny()
+    table = next(table for table in component_tables(recipe) if table.kind == kind)
+    theirs = attrs.evolve(table, provider="theirs 1.0")
+    monkeypatch.setattr("rearkit.stages.stage.code_of", lambda component: code[0])
+    field = {"dataset": "data", "regularizer": "regularizers"}.get(kind, kind)
+    value = {
+        "dataset": lambda: attrs.evolve(recipe.data, source=theirs),
+        "regularizer": lambda: (theirs,),
+    }.get(kind, lambda: theirs)()
+    recipe = attrs.evolve(recipe, **{field: value})
+    before, expected = keys(recipe, folder), expected_keys(STAGES, recipe)
+    code[0] = "theirs 1.0 def"
+    after, now_expected = keys(recipe, folder), expected_keys(STAGES, recipe)
+    assert {name for name in before if before[name] != after[name]} == stages
+    assert {name for name in before if expected[name] != now_expected[name]} >= stages
 
 
 def test_settings_of_components_may_be_cosmetic_too(tiny: Callable[..., Recipe], folder: RunFolder) -> None:

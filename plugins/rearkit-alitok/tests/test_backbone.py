@@ -16,7 +16,7 @@ from rearkit_alitok.weights import AliTokARLayout
 
 import rearkit
 from rearkit.contracts import RegularizerContext, TokenSpace, num_parameters
-from rearkit.testing import check_backbone, check_component, check_settings
+from rearkit.testing import check_backbone, check_component, check_published, check_settings
 
 AGREE = {"rtol": 0, "atol": 1e-4}
 (COMPONENT,) = (component for component in rearkit_components() if component.kind == "backbone")
@@ -68,6 +68,18 @@ def test_a_cast_leaves_the_angles_as_they_are() -> None:
 
 def test_it_keeps_its_contract() -> None:
     check_component(COMPONENT, TINY)
+
+
+def test_published_weights_are_recognised_and_translate_there_and_back(case: Any) -> None:
+    sizes = case.sizes
+    settings = AliTokARSettings(
+        hidden_size=sizes["hidden_size"],
+        num_layers=sizes["num_layers"],
+        num_heads=sizes["num_heads"],
+        prefix_tokens=sizes["prefix_tokens"],
+    )
+    space = TokenSpace(sizes["num_tokens"], sizes["codebook_size"], sizes["num_classes"])
+    check_published(COMPONENT, case.weights, settings, space)
 
 
 @given(

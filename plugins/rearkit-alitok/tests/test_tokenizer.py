@@ -13,7 +13,7 @@ from rearkit_alitok import rearkit_components
 from rearkit_alitok.tokenizer import AliTok, AliTokSettings
 from rearkit_alitok.weights import AliTokLayout
 
-from rearkit.testing import check_component, check_settings, check_tokenizer
+from rearkit.testing import check_component, check_published, check_settings, check_tokenizer
 
 AGREE = {"rtol": 0, "atol": 1e-4}
 (COMPONENT,) = (component for component in rearkit_components() if component.kind == "tokenizer")
@@ -45,6 +45,14 @@ def tokenizer(case: Any) -> AliTok:
     module = AliTok(AliTokSettings(**read, **heads))
     module.load_state_dict(case.weights)
     return module.eval()
+
+
+def test_published_weights_are_recognised_and_translate_there_and_back(case: Any) -> None:
+    names = [name for name in case.sizes if name not in ("num_tokens", "seed")]
+    sizes = {name: case.sizes[name] for name in names}
+    settings = AliTokSettings(**sizes, image_size=case["images"].shape[-1], patch_size=16, prefix_tokens=17)
+    read = AliTokLayout().sizes(case.weights)
+    check_published(COMPONENT, case.weights, attrs.evolve(settings, buffer_tokens=read["buffer_tokens"]))
 
 
 @torch.no_grad()

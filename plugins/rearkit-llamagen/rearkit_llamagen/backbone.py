@@ -37,7 +37,9 @@ class LlamaGenGPT(Backbone):
         # Settings determine the table, so it is not saved. A buffer moves with the parameters; as int32, since bf16
         # training casts buffers of floats, and rounded angles are other positions.
         self.register_buffer("rotary_bits", rotary_2Tp.view(torch.int32), persistent=False)
-        self.tok_embeddings = nn.Embedding(space.codebook_size, settings.hidden_size)
+        # Extra tokens, such as a mask, have rows that published weights have not.
+        self.extra_tokens = space.extra_tokens
+        self.tok_embeddings = nn.Embedding(space.codebook_size + space.extra_tokens, settings.hidden_size)
         # A dict around a single embedding, for the published name cls_embedding.embedding_table.weight.
         self.cls_embedding = nn.ModuleDict(
             {"embedding_table": nn.Embedding(space.num_classes + 1, settings.hidden_size)}

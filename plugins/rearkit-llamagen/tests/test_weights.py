@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from rearkit_llamagen import rearkit_components
 from rearkit_llamagen.backbone import LlamaGenGPT
 from rearkit_llamagen.blocks import LlamaGenGPTSettings
 from rearkit_llamagen.tokenizer import LlamaGenVQ, LlamaGenVQSettings
@@ -14,6 +15,7 @@ from rearkit_llamagen.weights import LlamaGenGPTLayout, LlamaGenVQLayout
 from torch import Tensor, nn
 
 from rearkit.contracts import EXTRA, TokenSpace
+from rearkit.testing import check_published
 
 BACKBONE, TOKENIZER = "tiny_llamagen_ar", "tiny_llamagen_vq"
 LAYOUTS: dict[str, Any] = {BACKBONE: LlamaGenGPTLayout(), TOKENIZER: LlamaGenVQLayout()}
@@ -52,6 +54,19 @@ def test_published_weights_translate_there_and_back(
     extra = {key.removeprefix(EXTRA) for key in ours if key.startswith(EXTRA)}
     assert extra == (tables.keys() if name == BACKBONE else {"quantize.codebook_used"})
     assert {key for key in ours if not key.startswith(EXTRA)} == build(name).state_dict().keys()
+
+
+def test_the_layouts_keep_their_contract(reference: Callable[[str], Any]) -> None:
+    backbone, tokenizer = (
+        next(c for c in rearkit_components() if c.kind == kind) for kind in ("backbone", "tokenizer")
+    )
+    gpt, vq = reference(BACKBONE), reference(TOKENIZER)
+    sizes = gpt.sizes
+    settings = LlamaGenGPTSettings(hidden_size=64, num_layers=3, num_heads=4)
+    space = TokenSpace(sizes["num_tokens"], sizes["codebook_size"], sizes["num_classes"])
+    check_published(backbone, gpt.weights | TABLES, settings, space)
+    given = {"hidden_channels": 32, "num_res_blocks": 1, "z_channels": 32, "codebook_size": 64}
+    check_published(tokenizer, vq.weights, LlamaGenVQSettings(image_size=12, channel_mult=(1, 2), **given))
 
 
 @pytest.mark.parametrize("foreign", ["tiny", "tiny_maskgit_vqgan", "tiny_alitok_ar", "tiny_titok"])

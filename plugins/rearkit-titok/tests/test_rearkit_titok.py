@@ -19,7 +19,7 @@ from torch import Tensor
 
 import rearkit
 from rearkit.contracts import FittableTokenizer, RegularizerContext, TokenSpace
-from rearkit.testing import check_component
+from rearkit.testing import check_component, check_published
 
 REFERENCE = Path(__file__).parents[3] / "tests" / "reference"
 torch.set_num_threads(1)  # at these sizes, threads cost more than they bring
@@ -94,8 +94,13 @@ def test_reconstructions_agree_with_the_published_code(case: dict[str, Tensor], 
 
 def test_published_weights_are_recognised_and_translate_there_and_back(published: dict[str, Tensor]) -> None:
     layout = TiTokLayout()
-    assert layout.recognises(published)
-    assert layout.to_published(layout.to_rearkit(published)).keys() == published.keys()
+    sizes = json.loads((REFERENCE / "tiny_titok.json").read_text(encoding="utf-8"))
+    renamed = {"num_layers": "layers", "num_heads": "heads"}
+    names = [field.name for field in attrs.fields(TiTokSettings) if renamed.get(field.name, field.name) in sizes]
+    given = {name: sizes[renamed.get(name, name)] for name in names}
+    given["pixel_channel_mult"] = tuple(given["pixel_channel_mult"])
+    (component,) = rearkit_components()
+    check_published(component, published, TiTokSettings(**given))
     assert not layout.recognises({key: v for key, v in published.items() if not key.startswith("pixel_")})
 
 
