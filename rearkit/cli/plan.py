@@ -40,7 +40,8 @@ POSITIVE = click.FloatRange(0, min_open=True)
 )
 def plan(recipe: Any, gpus: int, gpu_memory: float, gpu_tflops: float, utilisation: float, reserve: float) -> None:
     """Estimate parameters, operations, time, memory and disk of RECIPE. Needs no data, weights or GPU."""
-    from rearkit.planning.plan import Machine, make_plan
+    from rearkit.planning.machine import Machine
+    from rearkit.planning.plan import make_plan
     from rearkit.planning.plan_tables import print_plan
     from rearkit.planning.step_memory import GIB
 

@@ -130,7 +130,7 @@ class TokenData:
 
     def to_tokens(self, samples: TrainingSamples, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return tokens (B, N) and classes (B,) on a device."""
-        return samples.content.to(device), samples.classes_B.to(device)
+        return samples.content.to(device, non_blocking=True), samples.classes_B.to(device, non_blocking=True)
 
     def take(
         self, indices: Sequence[int] | np.ndarray | Tensor, reading: Callable[[int], None] = lambda shard: None

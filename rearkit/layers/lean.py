@@ -49,8 +49,12 @@ class LeanLinear(nn.Linear):
 
 
 def is_lean() -> bool:
-    """Return whether autograd is on and torch.compile is not tracing; the compiler saves this memory itself."""
-    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    """Return whether to save memory here: not without autograd, nor where torch.compile saves it itself.
+
+    Nor under autocast, whose casts the backward pass would have to repeat.
+    """
+    plain = not (torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"))
+    return plain and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 class _LeanLinear(torch.autograd.Function):

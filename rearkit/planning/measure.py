@@ -23,7 +23,7 @@ from rearkit.training.batches import Batch
 from rearkit.training.blocks import prepared_blocks
 from rearkit.training.train_module import TrainModule
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16-autocast": torch.bfloat16, "fp16": torch.float16}
 
 
 @attrs.frozen

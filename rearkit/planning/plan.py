@@ -6,49 +6,23 @@ import attrs
 
 from rearkit.errors import RecipeError
 from rearkit.model import build_dataset, build_tokenizer
+from rearkit.planning.machine import Machine
 from rearkit.planning.measure import (
-    DTYPES,
     SamplingMemory,
     parameter_counts,
     sampling_memory,
     step_flops,
-    step_memory,
 )
+from rearkit.planning.micro_batch import by_stage, with_micro_batch
 from rearkit.planning.sizes import train_size, views_made
-from rearkit.planning.step_memory import GIB, STAGES, RankMemory, Settings, rank_memory
+from rearkit.planning.step_memory import GIB, RankMemory
 from rearkit.recipe.tables import Recipe
-from rearkit.training.deepspeed_config import batch_layout, deepspeed_config
+from rearkit.training.deepspeed_config import batch_layout
 
 MICRO_BATCHES = 8  # powers of two in the table, at most
 # Token shards hold the class as int32 and each token as uint16.
 CLASS_BYTES = 4
 TOKEN_BYTES = 2
-
-
-@attrs.frozen
-class Machine:
-    """The machines that a plan is for.
-
-    Attributes:
-        ranks: number of accelerators, over all nodes.
-        memory: of one accelerator, in bytes.
-        tflops: peak of one accelerator in the recipe's precision, in 10^12 operations a second.
-        utilisation: share of the peak that training reaches, in (0, 1].
-        reserve: share of the memory kept free for driver, libraries and fragmentation, in [0, 1).
-        cuda: True for accelerators, False for CPUs.
-    """
-
-    ranks: int
-    memory: float
-    tflops: float
-    utilisation: float
-    reserve: float = 0.1
-    cuda: bool = True
-
-    @property
-    def usable(self) -> float:
-        """Bytes of one accelerator that training may use."""
-        return self.memory * (1 - self.reserve)
 
 
 @attrs.frozen
@@ -58,7 +32,7 @@ class Plan:
     Attributes:
         backbone_parameters: number of parameters that sampling needs.
         head_parameters: number of parameters of the regularizers' training-only heads.
-        micro_batch, accumulation: as the recipe has them on the machine's ranks.
+        micro_batch, accumulation: as the recipe has them on the machine's ranks, or as they fit the memory.
         flops: of one optimizer step, forward and backward, summed over all ranks.
         steps, samples, tokens: numbers for the whole training.
         epochs: passes over the training images; None if their number is unknown.
@@ -96,10 +70,11 @@ def make_plan(recipe: Recipe, machine: Machine) -> Plan:
         RecipeError: the global batch does not divide over the ranks, or the recipe trains for 0 steps.
         RearkitError: a component cannot be planned.
     """
-    train = recipe.train
-    if train.steps == 0:
+    if recipe.train.steps == 0:
         raise RecipeError([f"{recipe.name}: [train] steps: 0, so there is no training to plan"])
     # First, since it fails for a batch that does not divide over the ranks, and the rest takes a while.
+    recipe = with_micro_batch(recipe, machine)
+    train = recipe.train
     micro, accumulation = batch_layout(train, machine.ranks)
     backbone, heads = parameter_counts(recipe)
     num_tokens = build_tokenizer(recipe, load=False).num_tokens
@@ -130,9 +105,7 @@ def make_plan(recipe: Recipe, machine: Machine) -> Plan:
         # Without the heads: sampling does not use them.
         export=4 * backbone,
         sampling=sampling_memory(recipe, machine.cuda),
-        memory={
-            size: _by_stage(recipe, machine, size, backbone + heads) for size in micro_batches(micro, accumulation)
-        },
+        memory={size: by_stage(recipe, machine, size, backbone + heads) for size in micro_batches(micro, accumulation)},
     )
 
 
@@ -142,23 +115,6 @@ def micro_batches(micro: int, accumulation: int) -> list[int]:
     share = micro * accumulation
     powers = [1 << n for n in range(share.bit_length()) if share % (1 << n) == 0]
     return sorted({*powers[:MICRO_BATCHES], micro})
-
-
-def _by_stage(recipe: Recipe, machine: Machine, micro_batch: int, parameters: int) -> dict[int, RankMemory]:
-    train = recipe.train
-    step = step_memory(recipe, micro_batch, machine.cuda)
-    # As training would configure DeepSpeed, with the recipe's own settings for it.
-    zero = deepspeed_config(train, machine.ranks)["zero_optimization"]
-    # On a CPU, offloading moves nothing out of the memory that is counted.
-    if not machine.cuda:
-        zero = {key: value for key, value in zero.items() if not key.startswith("offload_")}
-    settings = Settings(
-        value_bytes=DTYPES[train.precision].itemsize,
-        accumulates=train.global_batch // machine.ranks > micro_batch,
-        averages=train.ema_decay > 0,
-        zero=zero,
-    )
-    return {stage: rank_memory(step, parameters, stage, machine.ranks, settings) for stage in STAGES}
 
 
 def gib(size: float) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from rearkit.planning.plan import Machine, Plan, gib
+from rearkit.planning.machine import Machine
+from rearkit.planning.plan import Plan, gib
 from rearkit.planning.step_memory import STAGES
 from rearkit.recipe.tables import Recipe
 from rearkit.system.console import console

@@ -60,7 +60,7 @@ class TrainTable:
     )
     global_batch: int = setting("samples a step, over all ranks", ge=1)
     micro_batch: int | None = setting(
-        "samples a rank computes at once; left out: all of its share, without accumulation",
+        "samples a rank computes at once; left out: as many of its share as a GPU's memory holds, or on a CPU all",
         default=None,
         ge=1,
         cosmetic=True,
@@ -74,7 +74,11 @@ class TrainTable:
     )
     clip: float = setting("gradient norm to clip at; 0 for no clipping", default=1.0, ge=0)
     label_dropout: float = setting("share of samples trained without their label", default=0.1, ge=0, lt=1)
-    precision: str = setting("arithmetic of a step", default="fp32", choices=("fp32", "bf16", "fp16"))
+    precision: str = setting(
+        "arithmetic of a step; bf16-autocast: float32 weights, products in bf16, as in the published code",
+        default="fp32",
+        choices=("fp32", "bf16", "bf16-autocast", "fp16"),
+    )
     zero_stage: int = setting("DeepSpeed ZeRO stage", default=1, choices=(0, 1, 2, 3), cosmetic=True)
     offload_optimizer: str = setting(
         "where the optimizer's state is kept: by the weights, in main memory (ZeRO 1 up) or on an NVMe disk (ZeRO 3)",

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import torch
 from torch import nn
 
 from rearkit.contracts import Classes, Tokenizer, num_parameters
 from rearkit.errors import WeightsError
 from rearkit.model import Model, build
+from rearkit.planning.machine import Machine
+from rearkit.planning.micro_batch import with_micro_batch
+from rearkit.planning.step_memory import GIB
 from rearkit.recipe.loading import EXPORTED, load_recipe, recipe_to_dict
 from rearkit.recipe.tables import Recipe
 from rearkit.stages.data import run_classes
@@ -22,6 +26,7 @@ from rearkit.stages.tokenizer import fitted_tokenizer
 from rearkit.stages.tokens import token_data, training_data
 from rearkit.system import distributed
 from rearkit.system.console import say
+from rearkit.system.devices import resolve_device
 from rearkit.system.files import remove
 from rearkit.system.hub import hub_records, local_file
 from rearkit.training.loop import train_checked
@@ -30,6 +35,7 @@ from rearkit.weights import load_weights, read_metadata, write_state_dict
 
 def run(recipe: Recipe, folder: RunFolder) -> Outcome:
     """Train, then save the backbone and, in another file, the training-only heads."""
+    recipe = fitting(recipe)
     model = build(recipe, fitted_tokenizer(recipe, folder), run_classes(folder))
     data = training_data(recipe, folder, model.tokenizer)
     result = train_checked(model, data, token_data(folder, "held-out"), folder.stage("train"))
@@ -40,6 +46,23 @@ def run(recipe: Recipe, folder: RunFolder) -> Outcome:
         names = export(model, result.steps, folder)
         remove(folder.copies("train"))
     return Outcome(attrs.asdict(result) | hub_records(recipe.backbone.weights), names)
+
+
+def fitting(recipe: Recipe) -> Recipe:
+    """Return a recipe with a micro-batch; one that names none gets, on a GPU, the largest that fits its memory."""
+    device = distributed.local_device(resolve_device(recipe.device))
+    if recipe.train.micro_batch is not None or device.type != "cuda":
+        return recipe
+    memory = torch.cuda.get_device_properties(device).total_memory
+    # By rank 0 for all, which may have GPUs of other kinds; the reserve is the plan's.
+    machine = Machine(distributed.world_size(), float(memory), tflops=1.0, utilisation=1.0)
+    chosen = distributed.from_main(lambda: with_micro_batch(recipe, machine).train.micro_batch)
+    say(
+        f"train: micro_batch = {chosen}, by the estimate of `plan` for {memory / GIB:.0f} GiB; [train] can name another"
+    )
+    table = attrs.evolve(recipe.train, micro_batch=chosen)  # type: ignore[misc]
+    fitted: Recipe = attrs.evolve(recipe, train=table)  # type: ignore[misc]
+    return fitted
 
 
 def export(model: Model, steps: int, folder: RunFolder) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ OWNED = {
     "bf16.enabled": "precision",
     "bfloat16": "precision",
     "fp16.enabled": "precision",
+    "torch_autocast": "precision",
     "zero_optimization.stage": "zero_stage",
     "zero_optimization.offload_optimizer.device": "offload_optimizer",
     "zero_optimization.offload_optimizer.nvme_path": "offload_path",
@@ -158,6 +159,8 @@ def deepspeed_config(train: TrainTable, world: int) -> dict[str, Any]:
         "steps_per_print": 2**31 - 1,
         "wall_clock_breakdown": False,
     }
+    if train.precision == "bf16-autocast":
+        config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
     # The gradients of micro-batches and ranks are summed in float32: bfloat16 keeps 8 bits of a sum of thousands. On an
     # H100 it is the faster way, too (docs/gpu.md). Without ZeRO, DeepSpeed has only the precision of the weights.
     if train.precision == "bf16" and train.zero_stage > 0:
@@ -167,7 +170,7 @@ def deepspeed_config(train: TrainTable, world: int) -> dict[str, Any]:
 
 def is_unwrapped(train: TrainTable) -> bool:
     """Return whether DeepSpeed leaves the optimizer unwrapped, so that it does not check the gradients."""
-    return train.zero_stage == 0 and train.precision == "fp32"
+    return train.zero_stage == 0 and train.precision in ("fp32", "bf16-autocast")
 
 
 def _merged(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from rearkit.training import state
 from rearkit.training.batches import BatchSource, Ready
 from rearkit.training.blocks import prepared_blocks
 from rearkit.training.checkpoints import Checkpoints, Found
-from rearkit.training.engine import Engine, put_back, tables_of
+from rearkit.training.engine import Engine
 from rearkit.training.guards import StepGuard, poisoned
 from rearkit.training.logs import TrainLog
 from rearkit.training.order import order_of
@@ -32,6 +32,7 @@ from rearkit.training.schedule import learning_rate
 from rearkit.training.teachers import Taken
 from rearkit.training.trackers import open_trackers
 from rearkit.training.train_module import TrainModule
+from rearkit.training.unwrapped import put_back, tables_of
 from rearkit.training.validation import validate
 
 

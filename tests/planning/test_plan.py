@@ -15,8 +15,9 @@ from rearkit.contracts import num_parameters
 from rearkit.errors import RearkitError, RecipeError
 from rearkit.model import build
 from rearkit.planning import measure
+from rearkit.planning.machine import Machine
 from rearkit.planning.measure import parameter_counts, sampling_memory, step_flops
-from rearkit.planning.plan import Machine, make_plan, micro_batches
+from rearkit.planning.plan import make_plan, micro_batches
 from rearkit.planning.step_memory import GIB
 from rearkit.recipe.loading import load_recipe
 from rearkit.recipe.tables import Recipe

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from rearkit.planning.machine import Machine
 from rearkit.planning.measure import StepMemory
-from rearkit.planning.plan import Machine, make_plan
+from rearkit.planning.plan import make_plan
 from rearkit.planning.step_memory import GIB, Settings, rank_memory
 from rearkit.recipe.loading import load_recipe
 
