@@ -14,8 +14,8 @@ from torch import Tensor
 METRICS = ("euclidean", "cosine")
 # Rows of the distance matrix at a time: 2**24 distances of a codebook of 16,384 codes are 64 MiB.
 ROWS = 1024
-# Codebooks of thousands of codes settle in 10 to 30 rounds.
-MOST_ROUNDS = 100
+# Most of what k-means gains, it gains in the first rounds; the last ones move single codes.
+MOST_ROUNDS = 30
 
 
 def comparable(codebook_VZ: Tensor, metric: str) -> Tensor:
@@ -93,6 +93,7 @@ def balanced_assignment(distances_VC: Tensor) -> Tensor:
         wanted_F = wanted_F[order]
         taken_F = torch.arange(len(free)) - starts_C[wanted_F] < room_C[wanted_F]
         labels_V[free[order[taken_F]]] = wanted_F[taken_F]
+        had_room_C = room_C > 0
         room_C -= wanted_F[taken_F].bincount(minlength=clusters)
-        open_VC[:, room_C == 0] = torch.inf
+        open_VC[:, had_room_C & (room_C == 0)] = torch.inf
     return labels_V
