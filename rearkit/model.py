@@ -188,6 +188,26 @@ def check_weights(recipe: Recipe) -> list[str]:
     return problems
 
 
+def check_parts(recipe: Recipe) -> None:
+    """Build a recipe's modules where they cost nothing, so that what does not fit is told before hours of other stages.
+
+    Raises:
+        RecipeError: components do not fit each other.
+    """
+    plain: Recipe = attrs.evolve(recipe, backbone=attrs.evolve(recipe.backbone, weights=None))  # type: ignore[misc]
+    try:
+        classes = Classes.of(build_dataset(recipe))
+    # The dataset may be gone once its images are in shards; no component minds how many classes there are.
+    except RearkitError:
+        classes = Classes(1)
+    try:
+        with torch.device("meta"):
+            build(plain, build_tokenizer(plain, load=False), classes)
+    # A component that reads values of tensors is not known to fit until it is built in earnest.
+    except (RuntimeError, NotImplementedError):
+        return
+
+
 def _cheaply(build: Callable[[], T]) -> T:
     """Build a module on the meta device, where it has shapes and no content; as it is if it reads values."""
     try:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from rearkit.errors import RearkitError
-from rearkit.model import check_weights
+from rearkit.model import check_parts, check_weights
 from rearkit.recipe.tables import Recipe
 from rearkit.stages import sample as sampling
 from rearkit.stages import train as training
@@ -174,6 +174,7 @@ def check_inputs(recipe: Recipe, ranks: int | None = None) -> None:
     problems = problems or check_weights(recipe)
     if problems:
         raise RearkitError("\n".join(problems))
+    check_parts(recipe)
 
 
 def _is_there(path: Path) -> bool:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rearkit.contracts import NoiseStep
 from rearkit.testing import check_noise_schedule
 
 
@@ -76,8 +77,65 @@ class Double(Uniform):
         return super().rates(progress, batch, generator).double()
 
 
-def test_a_good_schedule_passes() -> None:
-    check_noise_schedule(Uniform())
+class Shifted(Uniform):
+    """Replaces by the next code."""
+
+    def replacements(self, step: NoiseStep) -> Tensor:
+        return (step.tokens_BN + 1) % 11
+
+
+class Mask(Uniform):
+    extra_tokens = 1
+
+    def replacements(self, step: NoiseStep) -> Tensor:
+        return torch.full_like(step.tokens_BN, 11)
+
+
+class Own(Uniform):
+    reads = ("logits_BNV",)
+
+    def replacements(self, step: NoiseStep) -> Tensor:
+        assert step.logits_BNV is not None
+        return step.logits_BNV.argmax(-1)
+
+
+class PerToken(Uniform):
+    def rates(self, progress: float, batch: int, generator: torch.Generator) -> Tensor:
+        return torch.rand(batch, 6, generator=generator)
+
+
+class OutOfRange(Mask):
+    extra_tokens = 0
+
+
+class OneCodeTooMany(Uniform):
+    def replacements(self, step: NoiseStep) -> Tensor:
+        # Rounds up to V where the draw is nearly 1.
+        return (step.draws_BN * 11).round().long()
+
+
+class DrawsByItself(Uniform):
+    def replacements(self, step: NoiseStep) -> Tensor:
+        return torch.randint(11, step.tokens_BN.shape)
+
+
+class Shuffles(Uniform):
+    def replacements(self, step: NoiseStep) -> Tensor:
+        return step.tokens_BN.flip(0)
+
+
+class WritesIntoTokens(Uniform):
+    def replacements(self, step: NoiseStep) -> Tensor:
+        return step.tokens_BN.fill_(0)
+
+
+class ReadsClasses(Shifted):
+    reads = ("classes_B",)
+
+
+@pytest.mark.parametrize("schedule", [Uniform, Shifted, Mask, Own, PerToken])
+def test_a_good_schedule_passes(schedule: type[Uniform]) -> None:
+    check_noise_schedule(schedule())
 
 
 @pytest.mark.parametrize(
@@ -94,6 +152,12 @@ def test_a_good_schedule_passes() -> None:
         (Scalar(), "must be a tensor, .* found float"),
         (Double(), "must be a tensor, torch.float32 .* found torch.float64"),
         (object(), "must have a method rates"),
+        (OutOfRange(), r"replacements must lie in \[0, 10\]; found 11 to 11"),
+        (OneCodeTooMany(), r"replacements must lie in \[0, 10\]; found 0 to 11"),
+        (DrawsByItself(), "must be drawn from draws_BN; the global random state was used"),
+        (Shuffles(), "replacements of a row must not depend on the other rows"),
+        (WritesIntoTokens(), "must not write into the tokens"),
+        (ReadsClasses(), "reads of a noise schedule can list logits_BNV only"),
     ],
     ids=lambda value: type(value).__name__,
 )
