@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -84,3 +86,32 @@ def test_each_variant_of_the_sweep_trains(
     assert done.returncode == 0, done.stdout + done.stderr
     for variant in ("neither", "both", "cluster", "smoothing", "sampling", "near", "mask", "guided"):
         assert list((tmp_path / "sweep").rglob(f"{variant}*/scores.json")), done.stdout
+
+
+@pytest.mark.slow
+def test_two_ranks_train_a_teacher_like_one(install: Callable[[Path], Path], rearkit: Command, tmp_path: Path) -> None:
+    """Contrast depends on the micro-batch, so one rank accumulates two; all positions are drawn, in any order."""
+    site = install(PROJECT)
+    shared = [
+        f"--set={setting}"
+        for setting in (
+            "train.steps=4", "train.warmup_steps=1", "train.log_every=1", "train.validate_every=0",
+            "train.micro_batch=8", "tokenizer.fit.steps=6", "tokens.min_psnr=0", "tokens.min_codebook_use=0",
+            "tokenizer.fit.min_psnr=0", "noise.name='scheduled-sampling'",
+            'regularizers=[{name = "self-guided", projection_dim = 16, positions = 99, decay = 0.5}]',
+        )
+    ]  # fmt: skip
+    smoke = str(ROOT / "recipes" / "smoke.toml")
+    for stage in ("data", "tokenizer", "tokens"):
+        done = rearkit(stage, smoke, *shared, "--out", str(tmp_path / "one"), path=[site])
+        assert done.returncode == 0, done.stderr
+    found = {}
+    for name, options in {"one": (), "two": ("--num-gpus=2", "--set=train.zero_stage=3")}.items():
+        if name == "two":
+            shutil.copytree(tmp_path / "one", tmp_path / "two", ignore=shutil.ignore_patterns("train"))
+        done = rearkit("train", smoke, *shared, *options, "--out", str(tmp_path / name), path=[site])
+        assert done.returncode == 0, done.stderr
+        lines = (tmp_path / name / "train" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        found[name] = [json.loads(line)["loss"] for line in lines]
+    assert len(found["one"]) == 4
+    assert found["two"] == pytest.approx(found["one"], abs=1e-4)
