@@ -8,6 +8,7 @@ from rearkit.errors import RecipeError
 from rearkit.model import build_dataset, build_tokenizer
 from rearkit.planning.measure import (
     DTYPES,
+    ParameterCounts,
     SamplingMemory,
     parameter_counts,
     sampling_memory,
@@ -58,6 +59,7 @@ class Plan:
     Attributes:
         backbone_parameters: number of parameters that sampling needs.
         head_parameters: number of parameters of the regularizers' training-only heads.
+        frozen_parameters: number of parameters that the regularizers keep and do not train.
         micro_batch, accumulation: as the recipe has them on the machine's ranks.
         flops: of one optimizer step, forward and backward, summed over all ranks.
         steps, samples, tokens: numbers for the whole training.
@@ -73,6 +75,7 @@ class Plan:
 
     backbone_parameters: int
     head_parameters: int
+    frozen_parameters: int
     micro_batch: int
     accumulation: int
     flops: int
@@ -101,7 +104,7 @@ def make_plan(recipe: Recipe, machine: Machine) -> Plan:
         raise RecipeError([f"{recipe.name}: [train] steps: 0, so there is no training to plan"])
     # First, since it fails for a batch that does not divide over the ranks, and the rest takes a while.
     micro, accumulation = batch_layout(train, machine.ranks)
-    backbone, heads = parameter_counts(recipe)
+    counts = parameter_counts(recipe)
     num_tokens = build_tokenizer(recipe, load=False).num_tokens
     flops = step_flops(recipe, micro) * accumulation * machine.ranks
     samples = train.steps * train.global_batch
@@ -113,8 +116,9 @@ def make_plan(recipe: Recipe, machine: Machine) -> Plan:
     # A checkpoint holds weights, AdamW's two moments and the moving average, all in float32.
     numbers = 3 + (train.ema_decay > 0)
     return Plan(
-        backbone_parameters=backbone,
-        head_parameters=heads,
+        backbone_parameters=counts.backbone,
+        head_parameters=counts.heads,
+        frozen_parameters=counts.frozen,
         micro_batch=micro,
         accumulation=accumulation,
         flops=flops,
@@ -124,15 +128,13 @@ def make_plan(recipe: Recipe, machine: Machine) -> Plan:
         epochs=None if images is None else samples / images,
         seconds=train.steps * flops / (machine.ranks * machine.tflops * 1e12 * machine.utilisation),
         token_shards=None if images is None else (images * views + held_out) * (TOKEN_BYTES * num_tokens + CLASS_BYTES),
-        checkpoint=4 * numbers * (backbone + heads),
+        checkpoint=4 * (numbers * counts.trained + counts.frozen),
         # A new checkpoint is written before the oldest is removed.
         checkpoints=train.keep_checkpoints + every + 1,
         # Without the heads: sampling does not use them.
-        export=4 * backbone,
+        export=4 * counts.backbone,
         sampling=sampling_memory(recipe, machine.cuda),
-        memory={
-            size: _by_stage(recipe, machine, size, backbone + heads) for size in micro_batches(micro, accumulation)
-        },
+        memory={size: _by_stage(recipe, machine, size, counts) for size in micro_batches(micro, accumulation)},
     )
 
 
@@ -144,7 +146,7 @@ def micro_batches(micro: int, accumulation: int) -> list[int]:
     return sorted({*powers[:MICRO_BATCHES], micro})
 
 
-def _by_stage(recipe: Recipe, machine: Machine, micro_batch: int, parameters: int) -> dict[int, RankMemory]:
+def _by_stage(recipe: Recipe, machine: Machine, micro_batch: int, counts: ParameterCounts) -> dict[int, RankMemory]:
     train = recipe.train
     step = step_memory(recipe, micro_batch, machine.cuda)
     # As training would configure DeepSpeed, with the recipe's own settings for it.
@@ -158,7 +160,7 @@ def _by_stage(recipe: Recipe, machine: Machine, micro_batch: int, parameters: in
         averages=train.ema_decay > 0,
         zero=zero,
     )
-    return {stage: rank_memory(step, parameters, stage, machine.ranks, settings) for stage in STAGES}
+    return {stage: rank_memory(step, counts.trained, stage, machine.ranks, settings, counts.frozen) for stage in STAGES}
 
 
 def gib(size: float) -> str:
