@@ -82,6 +82,11 @@ def build(recipe: Recipe, tokenizer: Tokenizer | None = None, classes: Classes |
     torch.manual_seed(recipe.train_seed)
     space = space_of(tokenizer, classes.number, extra_tokens(noise))
     backbone = _build(recipe.backbone, recipe.name, space)
+    # Before the regularizers, since one that copies the backbone must copy these.
+    found = {}
+    if recipe.backbone.weights is not None:
+        component = plugins.find("backbone", recipe.backbone.name)
+        found = load_weights(backbone, recipe.backbone.weights, component, recipe.backbone.weights_key)
     context = RegularizerContext(backbone.hidden_size, backbone.num_layers, tokenizer.codebook(), space, backbone)
     regularizers: dict[str, Regularizer] = {}
     for index, table in enumerate(recipe.regularizers):
@@ -89,8 +94,6 @@ def build(recipe: Recipe, tokenizer: Tokenizer | None = None, classes: Classes |
         name = table.name if table.name not in regularizers else f"{table.name}-{index}"
         regularizers[name] = _build(table, recipe.name, context)
     if recipe.backbone.weights is not None:
-        component = plugins.find("backbone", recipe.backbone.name)
-        found = load_weights(backbone, recipe.backbone.weights, component, recipe.backbone.weights_key)
         # Published weights may include the regularizers' heads.
         for regularizer in regularizers.values():
             names = regularizer.state_dict().keys()

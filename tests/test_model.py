@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rearkit.contracts import Backbone, NoiseSchedule, Tokenizer, TokenSpace
+from rearkit.contracts import Backbone, NoiseSchedule, Regularizer, RegularizerContext, Tokenizer, TokenSpace
 from rearkit.errors import PluginError, RearkitError, RecipeError, WeightsError
 from rearkit.model import Model, build, build_tokenizer, check_weights, make
 from rearkit.pipeline import check_inputs
@@ -131,6 +133,26 @@ def test_published_weights_bring_backbone_and_heads(
         assert torch.equal(ours, published[f"{side}_align_mlp.0.weight"])
     plain = build(tiny(**{**vars_of(recipe), "regularizers": []}))
     assert same(weights(plain.backbone), weights(model.backbone))  # heads that nobody asks for are passed over
+
+
+def test_a_regularizer_that_copies_the_backbone_gets_the_weights_that_the_recipe_names(
+    tiny: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Copy(Regularizer):
+        def __init__(self, settings: object, context: RegularizerContext) -> None:
+            super().__init__()
+            self.teacher = copy.deepcopy(context.backbone)
+
+    trained = weights(build(tiny(train={"seed": 5})).backbone)
+    write_state_dict(tmp_path / "backbone.safetensors", trained)
+    recipe = tiny(backbone={"weights": str(tmp_path / "backbone.safetensors")})
+    component = Component("regularizer", "copy", type(recipe.regularizers[0].settings), Copy)
+    table = attrs.evolve(recipe.regularizers[0], name="copy")
+    find = plugins.find
+    monkeypatch.setattr(plugins, "find", lambda kind, name: component if name == "copy" else find(kind, name))
+    model = build(attrs.evolve(recipe, regularizers=(table,)))
+    copied: Any = model.objective.regularizers["copy"]
+    assert same(weights(copied.teacher), trained) and same(weights(model.backbone), trained)
 
 
 def vars_of(recipe: Recipe) -> dict[str, Any]:

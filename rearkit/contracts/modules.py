@@ -132,6 +132,7 @@ class PublishedLayout(Protocol):
         ...
 
 
-def num_parameters(module: nn.Module) -> int:
-    """Return the number of a module's parameters."""
-    return sum(parameter.numel() for parameter in module.parameters())
+def num_parameters(module: nn.Module, trained: bool | None = None) -> int:
+    """Return the number of a module's parameters: of all, or of those that are trained, or that are not."""
+    wanted = (True, False) if trained is None else (trained,)
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad in wanted)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from rearkit.context_noise import NoiseDraw, reads_predictions
 from rearkit.contracts import num_parameters
 from rearkit.errors import RearkitError, first_line
 from rearkit.model import Model, build, build_tokenizer
@@ -126,10 +127,32 @@ def sampling_memory(recipe: Recipe, cuda: bool) -> SamplingMemory:
     return SamplingMemory(weights, live, decoding.peak + pixels.peak)
 
 
-def parameter_counts(recipe: Recipe) -> tuple[int, int]:
-    """Return the number of parameters of the backbone, and of the regularizers' training-only heads."""
+@attrs.frozen
+class ParameterCounts:
+    """Numbers of parameters.
+
+    Attributes:
+        backbone: of the backbone, which sampling needs.
+        heads: of the regularizers' training-only heads.
+        frozen: of what regularizers keep and do not train, such as the copy of the backbone in self-guided training.
+    """
+
+    backbone: int
+    heads: int
+    frozen: int
+
+    @property
+    def trained(self) -> int:
+        """Of backbone and heads."""
+        return self.backbone + self.heads
+
+
+def parameter_counts(recipe: Recipe) -> ParameterCounts:
+    """Count the parameters of what a recipe trains."""
     with _contentless(recipe, cuda=True) as model:
-        return num_parameters(model.backbone), num_parameters(model.objective)
+        heads = model.objective
+        counts = num_parameters(heads, trained=True), num_parameters(heads, trained=False)
+        return ParameterCounts(num_parameters(model.backbone), *counts)
 
 
 @contextlib.contextmanager
@@ -184,4 +207,12 @@ def _move_here(module: nn.Module, dtype: torch.dtype) -> None:
 def _batch(model: Model, size: int) -> Batch:
     tokens_BN = torch.zeros(size, model.space.num_tokens, dtype=torch.int64)
     classes_B = torch.zeros(size, dtype=torch.int64)
-    return Batch(tokens_BN, tokens_BN.clone(), tokens_BN.bool(), classes_B, 0.0)
+    replaced_BN = tokens_BN.bool()
+    draw = images = None
+    if reads_predictions(model.noise):
+        # Then a step has a second forward pass.
+        draw = NoiseDraw(torch.zeros(size), replaced_BN, None, torch.zeros(tokens_BN.shape))
+    if "images" in model.objective.reads:
+        side = model.tokenizer.image_size
+        images = torch.zeros(size, 3, side, side, dtype=torch.uint8)
+    return Batch(tokens_BN, tokens_BN.clone(), replaced_BN, classes_B, 0.0, images=images, draw=draw)

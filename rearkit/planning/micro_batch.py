@@ -6,7 +6,7 @@ import attrs
 
 from rearkit.errors import RecipeError
 from rearkit.planning.machine import Machine
-from rearkit.planning.measure import DTYPES, parameter_counts, step_memory
+from rearkit.planning.measure import DTYPES, ParameterCounts, parameter_counts, step_memory
 from rearkit.planning.step_memory import GIB, STAGES, RankMemory, Settings, rank_memory
 from rearkit.recipe.tables import Recipe
 from rearkit.training.deepspeed_config import batch_layout, deepspeed_config
@@ -24,12 +24,12 @@ def with_micro_batch(recipe: Recipe, machine: Machine) -> Recipe:
     if recipe.train.micro_batch is not None or not machine.cuda or not recipe.train.steps:
         return recipe
     share, _ = batch_layout(recipe.train, machine.ranks)
-    parameters = sum(parameter_counts(recipe))
+    counts = parameter_counts(recipe)
     # From the largest: memory grows with the size but for a part that does not, so few are tried.
     powers = [1 << n for n in range(share.bit_length()) if share % (1 << n) == 0]
     for size in sorted({*powers, share}, reverse=True):
         chosen: Recipe = attrs.evolve(recipe, train=attrs.evolve(recipe.train, micro_batch=size))  # type: ignore[misc]
-        memory = by_stage(chosen, machine, size, parameters)[recipe.train.zero_stage]
+        memory = by_stage(chosen, machine, size, counts)[recipe.train.zero_stage]
         if memory.total * (COMPILED if recipe.train.compile else 1) <= machine.usable:
             return chosen
     raise RecipeError(
@@ -40,14 +40,14 @@ def with_micro_batch(recipe: Recipe, machine: Machine) -> Recipe:
     )
 
 
-def by_stage(recipe: Recipe, machine: Machine, micro_batch: int, parameters: int) -> dict[int, RankMemory]:
+def by_stage(recipe: Recipe, machine: Machine, micro_batch: int, counts: ParameterCounts) -> dict[int, RankMemory]:
     """Estimate the memory of a training rank at each ZeRO stage.
 
     Args:
         recipe: what to train.
         machine: on what.
         micro_batch: B.
-        parameters: of backbone and heads.
+        counts: numbers of its parameters.
     """
     train = recipe.train
     step = step_memory(recipe, micro_batch, machine.cuda)
@@ -64,4 +64,4 @@ def by_stage(recipe: Recipe, machine: Machine, micro_batch: int, parameters: int
         averages=train.ema_decay > 0,
         zero=zero,
     )
-    return {stage: rank_memory(step, parameters, stage, machine.ranks, settings) for stage in STAGES}
+    return {stage: rank_memory(step, counts.trained, stage, machine.ranks, settings, counts.frozen) for stage in STAGES}

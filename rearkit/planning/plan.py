@@ -32,6 +32,7 @@ class Plan:
     Attributes:
         backbone_parameters: number of parameters that sampling needs.
         head_parameters: number of parameters of the regularizers' training-only heads.
+        frozen_parameters: number of parameters that the regularizers keep and do not train.
         micro_batch, accumulation: as the recipe has them on the machine's ranks, or as they fit the memory.
         flops: of one optimizer step, forward and backward, summed over all ranks.
         steps, samples, tokens: numbers for the whole training.
@@ -47,6 +48,7 @@ class Plan:
 
     backbone_parameters: int
     head_parameters: int
+    frozen_parameters: int
     micro_batch: int
     accumulation: int
     flops: int
@@ -76,7 +78,7 @@ def make_plan(recipe: Recipe, machine: Machine) -> Plan:
     recipe = with_micro_batch(recipe, machine)
     train = recipe.train
     micro, accumulation = batch_layout(train, machine.ranks)
-    backbone, heads = parameter_counts(recipe)
+    counts = parameter_counts(recipe)
     num_tokens = build_tokenizer(recipe, load=False).num_tokens
     flops = step_flops(recipe, micro) * accumulation * machine.ranks
     samples = train.steps * train.global_batch
@@ -88,8 +90,9 @@ def make_plan(recipe: Recipe, machine: Machine) -> Plan:
     # A checkpoint holds weights, AdamW's two moments and the moving average, all in float32.
     numbers = 3 + (train.ema_decay > 0)
     return Plan(
-        backbone_parameters=backbone,
-        head_parameters=heads,
+        backbone_parameters=counts.backbone,
+        head_parameters=counts.heads,
+        frozen_parameters=counts.frozen,
         micro_batch=micro,
         accumulation=accumulation,
         flops=flops,
@@ -99,13 +102,13 @@ def make_plan(recipe: Recipe, machine: Machine) -> Plan:
         epochs=None if images is None else samples / images,
         seconds=train.steps * flops / (machine.ranks * machine.tflops * 1e12 * machine.utilisation),
         token_shards=None if images is None else (images * views + held_out) * (TOKEN_BYTES * num_tokens + CLASS_BYTES),
-        checkpoint=4 * numbers * (backbone + heads),
+        checkpoint=4 * (numbers * counts.trained + counts.frozen),
         # A new checkpoint is written before the oldest is removed.
         checkpoints=train.keep_checkpoints + every + 1,
         # Without the heads: sampling does not use them.
-        export=4 * backbone,
+        export=4 * counts.backbone,
         sampling=sampling_memory(recipe, machine.cuda),
-        memory={size: by_stage(recipe, machine, size, backbone + heads) for size in micro_batches(micro, accumulation)},
+        memory={size: by_stage(recipe, machine, size, counts) for size in micro_batches(micro, accumulation)},
     )
 
 

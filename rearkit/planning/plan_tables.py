@@ -31,6 +31,7 @@ def plan_rows(recipe: Recipe, machine: Machine, plan: Plan) -> dict[str, str]:
     return {
         "backbone parameters": f"{plan.backbone_parameters:,}",
         "training-only head parameters": f"{plan.head_parameters:,}",
+        **({"frozen copies' parameters": f"{plan.frozen_parameters:,}"} if plan.frozen_parameters else {}),
         "global batch": f"{recipe.train.global_batch:,} = {machine.ranks} ranks × {plan.micro_batch} × "
         f"{plan.accumulation} accumulated",
         "operations of a step": f"{plan.flops / 1e12:,.3f} TFLOP (forward and backward, attention and heads included)",

@@ -15,12 +15,14 @@ def recipe_sizes(recipe: Recipe) -> dict[str, str]:
     """Return a recipe's numbers of parameters, tokens, steps and epochs, as text by name."""
     # Without the tokenizer's weights, which may not be fitted or downloaded yet: sizes depend on settings alone.
     model = build(recipe, build_tokenizer(recipe, load=False))
-    heads = num_parameters(model.objective)
+    heads = num_parameters(model.objective, trained=True)
+    frozen = num_parameters(model.objective, trained=False)
     rows = {
         "tokenizer parameters": f"{num_parameters(model.tokenizer):,}",
         "tokens an image": f"{model.space.num_tokens} of {model.space.codebook_size} codes",
         "backbone parameters": f"{num_parameters(model.backbone):,}",
         "training-only head parameters": f"{heads:,}" if heads else "none",
+        **({"frozen copies' parameters": f"{frozen:,}"} if frozen else {}),
         "steps": f"{recipe.train.steps:,} of {recipe.train.global_batch:,} samples",
         "image tokens seen": f"{recipe.train.steps * recipe.train.global_batch * model.space.num_tokens:,}",
     }

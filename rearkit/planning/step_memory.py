@@ -24,7 +24,7 @@ class RankMemory:
     """Bytes of one rank.
 
     Attributes:
-        weights: in the precision of the step.
+        weights: in the precision of the step, and float32 copies of frozen weights in 16 bits, which averages need.
         gradients: of the weights, in the same precision.
         optimizer: AdamW's two moments and, if there are any, the moving average and the float32 copy of the weights.
         activations: activations and temporary tensors of the step.
@@ -66,15 +66,18 @@ class Settings:
     zero: Mapping[str, Any]
 
 
-def rank_memory(step: StepMemory, parameters: int, stage: int, ranks: int, settings: Settings) -> RankMemory:
+def rank_memory(
+    step: StepMemory, parameters: int, stage: int, ranks: int, settings: Settings, frozen: int = 0
+) -> RankMemory:
     """Compute a rank's memory from that of one micro-batch.
 
     Args:
         step: memory of one micro-batch.
-        parameters: number of parameters of backbone and heads.
+        parameters: number of trained parameters, of backbone and heads.
         stage: ZeRO stage, 0 to 3.
         ranks: number of ranks.
         settings: the recipe's.
+        frozen: number of parameters that are not trained, such as those of a teacher.
     """
     value_bytes, weight_bytes = settings.value_bytes, settings.weight_bytes
     zero = settings.zero
@@ -95,7 +98,9 @@ def rank_memory(step: StepMemory, parameters: int, stage: int, ranks: int, setti
         # Autocast keeps what it has cast until the step's end.
         activations += parameters * value_bytes
     bucket = int(zero.get("reduce_bucket_size", BUCKET)) if stage >= 1 else 0
-    weights = share(parameters * weight_bytes, 3)
+    weights = share((parameters + frozen) * weight_bytes, 3)
+    # Whole on each rank at any stage: see `Engine.whole`.
+    exact = frozen * 4 if weight_bytes < 4 else 0
     optimizer = share(numbers * 4 * parameters, 1)
     # What is offloaded leaves the accelerator, but still needs room on the host, so it is reported separately.
     offloaded = 0
@@ -104,7 +109,7 @@ def rank_memory(step: StepMemory, parameters: int, stage: int, ranks: int, setti
     if stage == 3 and "offload_param" in zero:
         weights, offloaded = 0, offloaded + weights
     return RankMemory(
-        weights=weights,
+        weights=weights + exact,
         gradients=gradients,
         optimizer=optimizer,
         activations=activations,

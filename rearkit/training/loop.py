@@ -32,7 +32,7 @@ class TrainResult:
         steps: optimizer steps, those of earlier calls included.
         seconds: wall time of this call.
         parameters: number of the backbone's parameters, which sampling needs.
-        head_parameters: number of parameters of the regularizers' training-only heads.
+        head_parameters: number of trained parameters of the regularizers' training-only heads.
         last: the last logged loss and its parts, and the validation after the last step.
         held_out_cross_entropy: nats per token on held-out images, or None.
         held_out_accuracy: share of held-out tokens predicted correctly, in [0, 1], or None.
@@ -117,7 +117,7 @@ def _result(model: Model, seconds: float, last: dict[str, float]) -> TrainResult
         steps=model.recipe.train.steps,
         seconds=seconds,
         parameters=num_parameters(model.backbone),
-        head_parameters=num_parameters(model.objective),
+        head_parameters=num_parameters(model.objective, trained=True),
         last=last,
         held_out_cross_entropy=last.get(HELD_OUT_LOSS),
         held_out_accuracy=last.get(HELD_OUT_ACCURACY),

@@ -22,6 +22,8 @@ class Taken:
         """See `rearkit.contracts.StepTaken.average`."""
         for own, followed in zip(teacher.parameters(), student.parameters(), strict=True):
             # One parameter at a time, so that no more than one is whole where ZeRO divides them.
-            value = self.engine.whole(own).float().lerp(self.engine.whole(followed).float(), 1 - decay)
+            target = self.engine.whole(followed).float()
+            # Moved too, since a checkpoint's copy comes from the host.
+            value = self.engine.whole(own).to(target).lerp(target, 1 - decay)
             self.engine.put(own, value)
             self.engine.show(own, value)

@@ -94,6 +94,17 @@ def test_gradients_that_are_there_before_a_pass_come_on_top_of_activations() -> 
     assert (before.activations, after.activations) == (700, 1000)
 
 
+def test_frozen_parameters_are_weights_without_gradient_and_optimizer() -> None:
+    plain, frozen = (
+        [rank_memory(STEP, 100, stage, 4, Settings(**OPTIONS), count) for stage in range(4)] for count in (0, 60)
+    )
+    # In 16 bits, and once more in float32, of which each rank has all.
+    assert [b.weights - a.weights for a, b in zip(plain, frozen, strict=True)] == [360, 360, 360, 270]
+    assert [b.total - a.total for a, b in zip(plain, frozen, strict=True)] == [360, 360, 360, 270]
+    single = Settings(**(OPTIONS | {"value_bytes": 4}))
+    assert [rank_memory(STEP, 100, stage, 4, single, 60).weights for stage in range(4)] == [640, 640, 640, 160]
+
+
 def test_what_is_offloaded_is_not_on_the_accelerator() -> None:
     zero = OPTIONS["zero"] | {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
     here, there = (

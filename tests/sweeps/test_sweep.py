@@ -120,7 +120,8 @@ def test_the_examples_can_be_read(example: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((RECIPES / "ablations").glob("*.toml")), ids=lambda path: path.stem)
 def test_the_ablations_can_be_read(path: Path) -> None:
-    if path.stem == "base":
+    # What needs a package is read in the tests of that package.
+    if path.stem == "base" or "requires = " in path.read_text(encoding="utf-8"):
         return
     sweep = load_sweep(path)
     assert sweep.name == path.stem
