@@ -24,7 +24,7 @@ from rearkit.training.batches import Batch
 from rearkit.training.blocks import prepared_blocks
 from rearkit.training.train_module import TrainModule
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16-autocast": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16-autocast": torch.float32, "fp16": torch.float16}
 
 
 @attrs.frozen
@@ -55,8 +55,11 @@ def step_memory(recipe: Recipe, micro_batch: int, cuda: bool) -> StepMemory:
         module = TrainModule(model).train()
         _move_here(module, DTYPES[recipe.train.precision])
         batch = _batch(model, micro_batch)
+        # Meta tensors are not cast, so autocast's memory is that of float32 at most; lean layers do without it.
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=recipe.train.precision == "bf16-autocast")
         with LiveBytes(module.parameters()) as counted:
-            loss, parts = module(batch)
+            with autocast:
+                loss, parts = module(batch)
             loss.backward()
             del loss, parts
         gradients = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)

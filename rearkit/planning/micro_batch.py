@@ -58,7 +58,6 @@ def by_stage(recipe: Recipe, machine: Machine, micro_batch: int, counts: Paramet
         zero = {key: value for key, value in zero.items() if not key.startswith("offload_")}
     settings = Settings(
         value_bytes=DTYPES[train.precision].itemsize,
-        weight_bytes=4 if train.precision == "bf16-autocast" else DTYPES[train.precision].itemsize,
         sum_bytes=2 if train.precision == "fp16" else 4,
         accumulates=train.global_batch // machine.ranks > micro_batch,
         averages=train.ema_decay > 0,

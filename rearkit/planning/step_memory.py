@@ -51,7 +51,6 @@ class Settings:
 
     Attributes:
         value_bytes: size of a number in the precision of the step, 4 or 2.
-        weight_bytes: size of one of the module's weights.
         sum_bytes: size of a number in which gradients are summed, where ZeRO divides the optimizer's state.
         accumulates: True if a step has several micro-batches, so that gradients exist when a forward pass begins.
         averages: True if a moving average of the weights is kept.
@@ -59,7 +58,6 @@ class Settings:
     """
 
     value_bytes: int
-    weight_bytes: int
     sum_bytes: int
     accumulates: bool
     averages: bool
@@ -79,28 +77,27 @@ def rank_memory(
         settings: the recipe's.
         frozen: number of parameters that are not trained, such as those of a teacher.
     """
-    value_bytes, weight_bytes = settings.value_bytes, settings.weight_bytes
+    value_bytes = settings.value_bytes
     zero = settings.zero
 
     def share(size: int, first_divided: int) -> int:
         # Rounded up: DeepSpeed pads what it divides, so that all ranks hold equally much.
         return -(-size // ranks) if stage >= first_divided else size
 
-    copies = stage >= 1 or weight_bytes < 4
+    copies = stage >= 1 or value_bytes < 4
     numbers = 2 + settings.averages + copies  # per parameter: two moments, average, copy
-    # Under autocast they have the weights' precision, and else that in which they are summed.
-    sum_bytes = max(weight_bytes, settings.sum_bytes if stage >= 1 else value_bytes)
+    sum_bytes = settings.sum_bytes if stage >= 1 else value_bytes
     gradients = share(step.gradients * sum_bytes // value_bytes, 2)
     # A backward pass frees activations while it makes gradients, so the two together need less than their sum. Not so
     # if the gradients exist before (accumulation) or are not all kept (stages 2 and 3).
     activations = step.activations if settings.accumulates or stage >= 2 else step.both - step.gradients
-    if weight_bytes > value_bytes:
-        # Autocast keeps what it has cast until the step's end.
-        activations += parameters * value_bytes
     bucket = int(zero.get("reduce_bucket_size", BUCKET)) if stage >= 1 else 0
-    weights = share((parameters + frozen) * weight_bytes, 3)
+    # With sums in float32, DeepSpeed has another optimizer, which puts together no more than there is.
+    if stage == 1 and sum_bytes > value_bytes:
+        bucket = min(bucket, parameters)
+    weights = share((parameters + frozen) * value_bytes, 3)
     # Whole on each rank at any stage: see `Engine.whole`.
-    exact = frozen * 4 if weight_bytes < 4 else 0
+    exact = frozen * 4 if value_bytes < 4 else 0
     optimizer = share(numbers * 4 * parameters, 1)
     # What is offloaded leaves the accelerator, but still needs room on the host, so it is reported separately.
     offloaded = 0
