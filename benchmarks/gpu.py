@@ -46,7 +46,7 @@ from rearkit.sampling.sampler import Sampler, balanced_classes, draw
 from rearkit.training import loop
 from rearkit.training.batches import Batch
 from rearkit.training.blocks import prepared_blocks
-from rearkit.training.engine import TrainModule
+from rearkit.training.train_module import TrainModule
 from rearkit.training.trainer import Trainer
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -15,8 +15,13 @@ from rearkit.training.deepspeed_config import batch_layout, deepspeed_config
 COMPILED = 1.2
 
 
-def with_micro_batch(recipe: Recipe, machine: Machine) -> Recipe:
+def with_micro_batch(recipe: Recipe, machine: Machine, anyway: bool = False) -> Recipe:
     """Return a recipe that names its micro-batch; on a CPU, whose memory swaps, a rank's whole share is kept.
+
+    Args:
+        recipe: what to train.
+        machine: on what.
+        anyway: take one sample, where not even that fits.
 
     Raises:
         RecipeError: not even one sample fits, or the global batch does not divide over the ranks.
@@ -32,6 +37,8 @@ def with_micro_batch(recipe: Recipe, machine: Machine) -> Recipe:
         memory = by_stage(chosen, machine, size, counts)[recipe.train.zero_stage]
         if memory.total * (COMPILED if recipe.train.compile else 1) <= machine.usable:
             return chosen
+    if anyway:
+        return chosen
     raise RecipeError(
         [
             f"[train] micro_batch: one sample takes {memory.total / GIB:.1f} GiB of the {machine.usable / GIB:.1f} GiB "

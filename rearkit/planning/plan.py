@@ -75,7 +75,7 @@ def make_plan(recipe: Recipe, machine: Machine) -> Plan:
     if recipe.train.steps == 0:
         raise RecipeError([f"{recipe.name}: [train] steps: 0, so there is no training to plan"])
     # First, since it fails for a batch that does not divide over the ranks, and the rest takes a while.
-    recipe = with_micro_batch(recipe, machine)
+    recipe = with_micro_batch(recipe, machine, anyway=True)
     train = recipe.train
     micro, accumulation = batch_layout(train, machine.ranks)
     counts = parameter_counts(recipe)

@@ -113,13 +113,27 @@ class FusedAttention(TorchFunctionMode):
     On meta tensors torch itself would fall back to plain attention, which keeps the whole T × T matrix.
     """
 
+    def __enter__(self) -> FusedAttention:
+        # In the backward pass, where a checkpoint is computed again, torch switches such modes off; so the function is
+        # replaced besides. By itself that would miss who imports it by its name.
+        self._torchs = F.scaled_dot_product_attention
+        F.scaled_dot_product_attention = _fused_attention
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        F.scaled_dot_product_attention = self._torchs
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **kwargs)
-        # Masks, dropout and scale are ignored: they do not change what the fused kernels keep.
-        named = dict(zip(("query", "key", "value"), args[:3], strict=False)) | kwargs
-        return _FusedAttention.apply(named["query"], named["key"], named["value"])
+        return (_fused_attention if func is self._torchs else func)(*args, **(kwargs or {}))
+
+
+def _fused_attention(*args: Any, **kwargs: Any) -> Tensor:
+    # Masks, dropout and scale are ignored: they do not change what the fused kernels keep.
+    named = dict(zip(("query", "key", "value"), args[:3], strict=False)) | kwargs
+    out: Tensor = _FusedAttention.apply(named["query"], named["key"], named["value"])
+    return out
 
 
 class _FusedAttention(torch.autograd.Function):

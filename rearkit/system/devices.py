@@ -19,6 +19,8 @@ def resolve_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise RearkitError('device = "cuda", but torch sees no CUDA device here; use device = "auto" or "cpu"')
+    # By default cuDNN rounds float32 to 10 bits of mantissa, and an image at a near tie gets other tokens than on a CPU.
+    torch.backends.cudnn.allow_tf32 = False
     return torch.device(name)
 
 

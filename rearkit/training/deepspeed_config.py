@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import textwrap
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -188,6 +189,7 @@ def check_deepspeed_table(train: TrainTable, device: torch.device) -> None:
         RecipeError: some keys are unknown to DeepSpeed, have values that it refuses, or belong to keys of the recipe's
             own; the message lists all of them.
     """
+    _check_offloading(train, device)
     if not train.deepspeed:
         return
     problems = [
@@ -203,6 +205,25 @@ def check_deepspeed_table(train: TrainTable, device: torch.device) -> None:
             problems += _problems_of(key, config[key]) if known else [_unknown(key, key, KNOWN)]
     if problems:
         raise RecipeError(problems)
+
+
+def _check_offloading(train: TrainTable, device: torch.device) -> None:
+    """Check that DeepSpeed's optimizer for CPUs can be compiled, which it is at its first use, hours into a run."""
+    if train.offload_optimizer == "none" or device.type != "cuda":
+        return
+    import_deepspeed(device)
+    from deepspeed.git_version_info import installed_ops
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    found = {"the CUDA toolkit (CUDA_HOME)": CUDA_HOME, "ninja": shutil.which("ninja"), "c++": shutil.which("c++")}
+    lacking = [name for name, path in found.items() if not path]
+    if lacking and not installed_ops.get("cpu_adam"):
+        raise RecipeError(
+            [
+                "[train] offload_optimizer: DeepSpeed compiles its optimizer for CPUs here, which needs "
+                f"{' and '.join(lacking)}; install them, or leave offload_optimizer out"
+            ]
+        )
 
 
 def _problems_of(key: str, value: Any) -> list[str]:

@@ -21,7 +21,7 @@ from rearkit.data.token_shards import TokenData
 from rearkit.model import build
 from rearkit.recipe.loading import load_recipe
 from rearkit.training import loop
-from rearkit.training.engine import TrainModule
+from rearkit.training.train_module import TrainModule
 from rearkit.training.trainer import Trainer
 
 folder, recipe = Path(sys.argv[1]), json.loads(sys.argv[2])

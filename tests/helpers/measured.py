@@ -18,7 +18,8 @@ from rearkit.model import build
 from rearkit.recipe.loading import load_recipe
 from rearkit.training.batches import Batch
 from rearkit.training.blocks import prepared_blocks
-from rearkit.training.engine import Engine, TrainModule
+from rearkit.training.engine import Engine
+from rearkit.training.train_module import TrainModule
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from rearkit.model import build
 from rearkit.planning import measure
 from rearkit.planning.machine import Machine
 from rearkit.planning.measure import parameter_counts, sampling_memory, step_flops
+from rearkit.planning.micro_batch import with_micro_batch
 from rearkit.planning.plan import make_plan, micro_batches
 from rearkit.planning.step_memory import GIB
 from rearkit.recipe.loading import load_recipe
@@ -68,6 +69,24 @@ def test_weights_that_are_not_there_are_not_needed(tiny: Callable[..., Recipe]) 
     assert parameter_counts(recipe) == parameter_counts(tiny())
 
 
+def test_a_checkpoint_is_computed_again_with_the_same_attention(tiny: Callable[..., Recipe]) -> None:
+    plain, saved = (make_plan(tiny(train={"activation_checkpointing": on}), MACHINE) for on in (False, True))
+    assert saved.memory[4][1].activations < plain.memory[4][1].activations
+
+
+def test_a_micro_batch_that_is_left_out_is_the_largest_that_fits(tiny: Callable[..., Recipe]) -> None:
+    recipe = tiny(train={"global_batch": 64})
+    fixed = make_plan(recipe, MACHINE).memory[1][1].total
+    each = make_plan(recipe, MACHINE).memory[32][1].activations / 32
+    machine = attrs.evolve(MACHINE, memory=(fixed + 12 * each) / 0.9)
+    assert make_plan(recipe, machine).micro_batch == 8
+    assert make_plan(recipe, attrs.evolve(machine, cuda=False)).micro_batch == 32
+    assert with_micro_batch(tiny(train={"global_batch": 64, "micro_batch": 16}), machine).train.micro_batch == 16
+    with pytest.raises(RecipeError, match=r"micro_batch: one sample takes .* set activation_checkpointing = true"):
+        with_micro_batch(recipe, attrs.evolve(machine, memory=fixed / 2))
+    assert make_plan(recipe, attrs.evolve(machine, memory=fixed / 2)).micro_batch == 1
+
+
 def test_a_batch_that_does_not_divide_is_refused_with_what_does(tiny: Callable[..., Recipe]) -> None:
     with pytest.raises(RecipeError, match="8 samples don't divide over 3 ranks; use 2 ranks, or global_batch = 6"):
         make_plan(tiny(), attrs.evolve(MACHINE, ranks=3))
@@ -107,7 +126,7 @@ def test_the_command_prints_figures_and_refuses_what_it_does_not_know() -> None:
     recipe = str(RECIPES / "smoke.toml")
     done = CliRunner().invoke(cli, ["plan", recipe, "--gpus", "2", "--gpu-memory", "1"], obj=[])
     assert done.exit_code == 0, done.output
-    for words in ("backbone parameters", "ZeRO 3", "key-value cache", "16 = 2 ranks × 8 × 1 accumulated"):
+    for words in ("backbone parameters", "ZeRO 3", "key-value cache", "16 = 2 ranks × 1 × 8 accumulated"):
         assert words in done.output
     for flag in ("--gpu=2", "--gpus=0", "--utilisation=0", "--gpu-memory=-1"):
         assert CliRunner().invoke(cli, ["plan", recipe, flag], obj=[]).exit_code == 2

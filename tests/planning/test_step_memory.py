@@ -20,6 +20,7 @@ MEASURE = Path(__file__).parents[1] / "helpers" / "measured.py"
 STEP = StepMemory(activations=1000, gradients=400, both=1100)
 OPTIONS: dict[str, Any] = {
     "value_bytes": 2,
+    "sum_bytes": 2,
     "accumulates": False,
     "averages": False,
     "zero": {"reduce_bucket_size": 10},
@@ -101,8 +102,20 @@ def test_frozen_parameters_are_weights_without_gradient_and_optimizer() -> None:
     # In 16 bits, and once more in float32, of which each rank has all.
     assert [b.weights - a.weights for a, b in zip(plain, frozen, strict=True)] == [360, 360, 360, 270]
     assert [b.total - a.total for a, b in zip(plain, frozen, strict=True)] == [360, 360, 360, 270]
-    single = Settings(**(OPTIONS | {"value_bytes": 4}))
+    single = Settings(**(OPTIONS | {"value_bytes": 4, "sum_bytes": 4}))
     assert [rank_memory(STEP, 100, stage, 4, single, 60).weights for stage in range(4)] == [640, 640, 640, 160]
+
+
+def test_sums_in_float32_take_twice_as_much_where_zero_divides_the_optimizer() -> None:
+    plain, exact = (
+        [rank_memory(STEP, 100, stage, 4, Settings(**(OPTIONS | {"sum_bytes": size}))) for stage in range(4)]
+        for size in (2, 4)
+    )
+    assert [memory.gradients for memory in plain] == [400, 400, 100, 100]
+    assert [memory.gradients for memory in exact] == [400, 800, 200, 200]
+    # At stage 1, what is sent at a time is no more than there is.
+    many = Settings(**(OPTIONS | {"sum_bytes": 4, "zero": {}}))
+    assert [rank_memory(STEP, 100, stage, 4, many).buffer for stage in (1, 2)] == [400, 1_000_000_000]
 
 
 def test_what_is_offloaded_is_not_on_the_accelerator() -> None:
@@ -116,7 +129,7 @@ def test_what_is_offloaded_is_not_on_the_accelerator() -> None:
 
 
 def test_in_float32_only_division_makes_a_copy_and_an_average_is_one_more() -> None:
-    single = OPTIONS | {"value_bytes": 4}
+    single = OPTIONS | {"value_bytes": 4, "sum_bytes": 4}
     assert rank_memory(STEP, 100, 0, 1, Settings(**single)).optimizer == 800
     assert rank_memory(STEP, 100, 1, 1, Settings(**single)).optimizer == 1200
     assert rank_memory(STEP, 100, 0, 1, Settings(**(single | {"averages": True}))).optimizer == 1200

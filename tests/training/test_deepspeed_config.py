@@ -171,3 +171,25 @@ def test_what_deepspeed_knows_is_let_through() -> None:
         "fp16": {"loss_scale_window": 100},
     }
     check_deepspeed_table(TrainTable(steps=1, global_batch=1, deepspeed=further), CPU)
+
+
+def test_an_optimizer_that_cannot_be_compiled_is_told_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = TrainTable(steps=1, global_batch=2, zero_stage=2, offload_optimizer="cpu")
+    check_deepspeed_table(train, torch.device("cpu"))
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
+    monkeypatch.setattr("shutil.which", lambda name: None if name == "ninja" else f"/bin/{name}")
+    with pytest.raises(RecipeError, match=r"needs the CUDA toolkit \(CUDA_HOME\) and ninja; install them"):
+        check_deepspeed_table(train, torch.device("cuda"))
+
+
+def test_gradients_in_bf16_are_summed_in_float32_where_deepspeed_can() -> None:
+    stages = [TrainTable(steps=1, global_batch=2, precision="bf16", zero_stage=stage) for stage in range(4)]
+    sums = [deepspeed_config(train, 1).get("data_types", {}).get("grad_accum_dtype") for train in stages]
+    assert sums == [None, "fp32", "fp32", "fp32"]
+
+
+def test_autocast_keeps_weights_in_float32() -> None:
+    config = deepspeed_config(TrainTable(steps=1, global_batch=2, precision="bf16-autocast"), 1)
+    assert config["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
+    assert not (config["bf16"]["enabled"] or config["fp16"]["enabled"])

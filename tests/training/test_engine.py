@@ -7,7 +7,7 @@ import torch
 from rearkit.model import build
 from rearkit.recipe.tables import Recipe
 from rearkit.training.batches import Batch
-from rearkit.training.engine import TrainModule
+from rearkit.training.train_module import TrainModule
 
 
 def batch_of(recipe: Recipe, size: int = 3) -> Batch:

@@ -19,10 +19,11 @@ from rearkit.model import Model, build
 from rearkit.recipe.tables import Recipe
 from rearkit.recipe.train_table import GuardsTable
 from rearkit.training.batches import Batch
-from rearkit.training.engine import TrainModule, scale_may_fall
+from rearkit.training.engine import scale_may_fall
 from rearkit.training.guards import FEWEST, GuardedAdamW, StepGuard, poisoned
 from rearkit.training.logs import read_log
 from rearkit.training.loop import train
+from rearkit.training.train_module import TrainModule
 from rearkit.training.trainer import Trainer
 
 MARKED = 3  # a class whose samples make the fault

@@ -17,8 +17,8 @@ from rearkit.contracts import TokenSpace
 from rearkit.model import build
 from rearkit.recipe.tables import Recipe
 from rearkit.recipe.train_table import TrainTable
-from rearkit.training.engine import TrainModule
 from rearkit.training.schedule import learning_rate, parameter_groups
+from rearkit.training.train_module import TrainModule
 
 
 @st.composite
