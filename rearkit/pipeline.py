@@ -24,7 +24,8 @@ from rearkit.system.devices import resolve_device
 from rearkit.system.files import remove, replacing, storage_errors, write_text
 from rearkit.system.hub import is_hub, local_file
 from rearkit.system.locks import claimed
-from rearkit.training.deepspeed_config import batch_layout, check_deepspeed_table
+from rearkit.training.deepspeed_check import check_deepspeed_table
+from rearkit.training.deepspeed_config import batch_layout
 from rearkit.training.trackers import check_trackers
 
 DEFAULT_ROOT = Path("runs")

@@ -43,7 +43,8 @@ def show_recipe(recipe: Recipe, ranks: int = 1) -> None:
     from rearkit.recipe.tables import component_tables
     from rearkit.system.console import console
     from rearkit.system.devices import resolve_device
-    from rearkit.training.deepspeed_config import check_deepspeed_table, deepspeed_config
+    from rearkit.training.deepspeed_check import check_deepspeed_table
+    from rearkit.training.deepspeed_config import deepspeed_config
 
     # First, so that a recipe that can't be trained is an error before anything is printed.
     config = deepspeed_config(recipe.train, ranks)

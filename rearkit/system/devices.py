@@ -19,7 +19,7 @@ def resolve_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise RearkitError('device = "cuda", but torch sees no CUDA device here; use device = "auto" or "cpu"')
-    # By default cuDNN rounds float32 to 10 bits of mantissa, and an image at a near tie gets other tokens than on a CPU.
+    # By default cuDNN rounds float32 to 10 bits of mantissa; images at a near tie would get other tokens than on a CPU.
     torch.backends.cudnn.allow_tf32 = False
     return torch.device(name)
 

@@ -19,7 +19,7 @@ from rearkit.system import distributed
 from rearkit.system.console import progress_bar
 from rearkit.system.devices import resolve_device
 from rearkit.system.signals import StopRequest
-from rearkit.training.deepspeed_config import check_deepspeed_table
+from rearkit.training.deepspeed_check import check_deepspeed_table
 from rearkit.training.trainer import Trainer
 from rearkit.training.validation import HELD_OUT_ACCURACY, HELD_OUT_LOSS, validate
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from rearkit.errors import RecipeError
 from rearkit.recipe.train_table import TrainTable
-from rearkit.training.deepspeed_config import OWNED, batch_layout, check_deepspeed_table, deepspeed_config
+from rearkit.training.deepspeed_check import OWNED, check_deepspeed_table
+from rearkit.training.deepspeed_config import batch_layout, deepspeed_config
 
 CPU = torch.device("cpu")
 

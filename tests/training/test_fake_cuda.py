@@ -1,4 +1,4 @@
-"""Training on a stand-in CUDA device, which counts launches, waits and memory; it computes nothing (tests/fake_cuda)."""
+"""Training on a stand-in CUDA device, which counts launches, waits and memory, and computes nothing."""
 
 from __future__ import annotations
 
