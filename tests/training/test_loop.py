@@ -283,6 +283,18 @@ def test_bf16_trains_much_like_fp32(make: Callable[..., Model], plain: Model) ->
     assert farthest({name: value.float() for name, value in rough.items()}, weights(plain)) < 0.02
 
 
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_under_autocast_weights_stay_exact_and_losses_are_those_of_bf16(
+    stage: int, make: Callable[..., Model], plain: Model
+) -> None:
+    model = make(precision="bf16-autocast", zero_stage=stage)
+    result = train(model, tokens())
+    found = weights(model)
+    assert {value.dtype for value in found.values()} == {torch.float32}
+    assert 0 < farthest(found, weights(plain)) < 0.02
+    assert result.last["loss"] == pytest.approx(train(make(), tokens()).last["loss"], abs=0.02)
+
+
 def test_a_run_of_no_steps_validates_what_there_is(make: Callable[..., Model]) -> None:
     model = make(steps=0)
     before = weights(model)
