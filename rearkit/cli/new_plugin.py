@@ -136,7 +136,9 @@ def write_plugin(name: str, into: Path, kind: str = "noise") -> Path:
 
 def _check_name(name: str, kind: str) -> None:
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
-        raise RearkitError(f"{name!r}: a plugin's name is lower-case words and numbers joined by hyphens, like my-noise")
+        raise RearkitError(
+            f"{name!r}: a plugin's name is lower-case words and numbers joined by hyphens, like my-noise"
+        )
     # Two components of one name and kind are refused when plugins load, so the new package would not work.
     if name in plugins.registry().names(kind):
         provider = plugins.find(kind, name).provider

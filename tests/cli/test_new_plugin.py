@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rearkit.cli.main import main
-from rearkit.cli.new_plugin import KIND_TEXTS, TEMPLATES, write_plugin
+from rearkit.cli.new_plugin import KIND_TEXTS, SUFFIX, TEMPLATES, write_plugin
 from rearkit.errors import RearkitError
 from rearkit.registry.component import KINDS
 from rearkit.testing import check_noise_schedule, check_regularizer
@@ -39,7 +39,8 @@ def loaded(code: str) -> dict[str, Any]:
 
 def test_each_kind_has_templates_and_texts() -> None:
     assert sorted(KIND_TEXTS) == sorted(KINDS)
-    assert {path.name for path in TEMPLATES.iterdir()} == {*KINDS, "shared"}
+    folders = {path.relative_to(TEMPLATES).parts[0] for path in TEMPLATES.rglob(f"*{SUFFIX}")}
+    assert folders == {*KINDS, "shared"}
 
 
 def test_a_package_is_of_the_kind_noise_unless_told_otherwise(tmp_path: Path) -> None:
