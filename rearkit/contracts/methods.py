@@ -74,7 +74,7 @@ class TrainingStep:
         logits_BNV: (B, N, V), the prediction of each token. Like the next two, it is None for a regularizer whose
             ``reads`` does not name it.
         images: (B, 3, R, R) float32 in [0, 1], what the tokens were made from. Runs have them only while they make
-            tokens on the fly (``[tokens] when = "training"``).
+            tokens on the fly (``[tokens] on_the_fly = true``).
         backbone: the backbone, which may be called again.
     """
 
