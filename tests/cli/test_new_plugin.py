@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,7 +13,6 @@ from rearkit.cli.main import main
 from rearkit.cli.new_plugin import KIND_TEXTS, SUFFIX, TEMPLATES, write_plugin
 from rearkit.errors import RearkitError
 from rearkit.registry.component import KINDS
-from rearkit.testing import check_noise_schedule, check_regularizer
 
 ROOT = Path(__file__).parents[2]
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -29,12 +26,6 @@ def main_exits(arguments: list[str]) -> int:
     with pytest.raises(SystemExit) as exit_:
         main(arguments)
     return int(exit_.value.code or 0)
-
-
-def loaded(code: str) -> dict[str, Any]:
-    namespace: dict[str, Any] = {}
-    exec(code, namespace)
-    return namespace
 
 
 def test_each_kind_has_templates_and_texts() -> None:
@@ -126,23 +117,6 @@ def test_what_it_writes_has_types(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_what_a_comment_of_the_noise_offers_works(tmp_path: Path) -> None:
-    code = (write_plugin("mine", tmp_path, "noise") / "rearkit_mine" / "noise.py").read_text(encoding="utf-8")
-    code = re.sub(r"^    # (def replacements|    )", r"    \1", code, flags=re.MULTILINE)
-    schedule = loaded(code)["StepNoise"](level=1.0)
-    assert schedule.replacements
-    check_noise_schedule(schedule)
-
-
-def test_what_a_comment_of_the_regularizer_offers_works(tmp_path: Path) -> None:
-    folder = write_plugin("mine", tmp_path, "regularizer")
-    code = (folder / "rearkit_mine" / "regularizer.py").read_text(encoding="utf-8")
-    code = re.sub(r"^( +)# (reads = |found = |return \{)", r"\1\2", code, flags=re.MULTILINE)
-    namespace = loaded(code)
-    assert namespace["FindNoise"].reads == ("logits_BNV", "images", "backbone")
-    check_regularizer(lambda context: namespace["FindNoise"](namespace["FindNoiseSettings"](), context))
 
 
 @pytest.mark.parametrize(
