@@ -39,6 +39,7 @@ def loaded(code: str) -> dict[str, Any]:
 
 def test_noise_with_its_replacements(tmp_path: Path) -> None:
     code = re.sub(r"^    # (def replacements|    )", r"    \1", written("noise", tmp_path), flags=re.MULTILINE)
+    assert textwrap.indent(proposed("noise"), " " * 4) in code
     schedule = loaded(code)["StepNoise"](level=1.0)
     assert schedule.replacements
     check_noise_schedule(schedule)
