@@ -16,28 +16,29 @@ from types import ModuleType
 import pytest
 import torch
 
+from rearkit.cli.new_plugin import write_plugin
 from rearkit.contracts import num_parameters
 from rearkit.model import build, build_tokenizer
 from rearkit.recipe.loading import load_recipe, recipe_to_dict
-from rearkit.testing import check_component
+from rearkit.registry.component import KINDS
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 }
+# Pages of the kinds quote the package that their first line writes, by its folder.
+NEW = "rearkit-mine"
 QUOTED = [
-    pytest.param(path, code, id=f"{page}-{number}-{path}")
+    pytest.param(page, path, code, id=f"{page}-{number}-{path}")
     for page, text in PAGES.items()
-    for number, (path, code) in enumerate(re.findall(r"```\w+\n# (plugins/\S+)\n(.*?)```", text, re.DOTALL))
+    for number, (path, code) in enumerate(re.findall(rf"```\w+\n# ((?:plugins|{NEW})/\S+)\n(.*?)```", text, re.DOTALL))
 ]
-PYTHON = [
-    (page, block)
+SCRIPTS = [
+    pytest.param(block, id=page)
     for page, text in PAGES.items()
-    for block in re.findall(r"```python\n(?!# plugins/)(.*?)```", text, re.DOTALL)
+    for block in re.findall(rf"```python\n(?!# (?:plugins|{NEW})/)(.*?)```", text, re.DOTALL)
 ]
-SCRIPTS = [pytest.param(block, id=page) for page, block in PYTHON if "\nprint(" in block]
-MODULES = {page: block for page, block in PYTHON if "hookimpl" in block}
 RECIPES = [
     pytest.param(block, id=f"{page}-{number}")
     for page in ("README.md", "docs/recipes.md", "docs/clusters.md", "docs/data.md")
@@ -50,7 +51,8 @@ def test_the_readme_is_short() -> None:
 
 
 def test_every_block_of_python_is_run_or_compared() -> None:
-    assert len(PYTHON) == len(SCRIPTS) + len(MODULES) == 4
+    assert len(SCRIPTS) == 2
+    assert len({page for page, path, _ in (param.values for param in QUOTED) if str(path).startswith(NEW)}) == 5
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -64,33 +66,29 @@ def test_a_script_runs(script: str, tmp_path: Path) -> None:
     assert len(numbers) >= 3
 
 
-def test_the_noise_schedule_of_its_page_is_a_component() -> None:
-    namespace: dict[str, object] = {}
-    exec(MODULES["docs/plugins/noise.md"], namespace)
-    (component,) = namespace["rearkit_components"]()  # type: ignore[operator]
-    check_component(component)
-    schedule = component.build(component.settings(level=0.25))
-    assert schedule.rates(0.6, 4, torch.Generator()).tolist() == [0.0] * 4
-    assert 0 < schedule.rates(0.4, 4, torch.Generator().manual_seed(0)).max() < 0.25
-
-
-def test_the_dataset_of_its_page_is_a_component() -> None:
-    namespace: dict[str, object] = {}
-    exec(MODULES["docs/plugins/dataset.md"], namespace)
-    (component,) = namespace["rearkit_components"]()  # type: ignore[operator]
-    check_component(component, component.settings(train_images=40, held_out_images=20))
-    discs, squares = itertools.islice(component.build(component.settings()).images("train"), 2)
-    assert (discs.label, squares.label) == (0, 1)
-    assert discs.image.any() and squares.image.any()
-
-
-@pytest.mark.parametrize(("path", "code"), QUOTED)
-def test_quoted_code_is_the_files(path: str, code: str) -> None:
+@pytest.mark.parametrize(("page", "path", "code"), QUOTED)
+def test_quoted_code_is_the_files(page: str, path: str, code: str, tmp_path: Path) -> None:
     """Piece by piece, in the file's order: a line of three dots stands for what is left out."""
-    content, position = (ROOT / path).read_text(encoding="utf-8"), 0
+    root = ROOT
+    if path.startswith(NEW):
+        root = write_plugin(NEW, tmp_path, Path(page).stem).parent
+    content, position = (root / path).read_text(encoding="utf-8"), 0
     for piece in code.split("...\n"):
         position = content.find(piece.strip("\n"), position)
         assert position >= 0, piece
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_page_of_a_kind_begins_with_what_writes_a_package(kind: str) -> None:
+    heading, _, *block = PAGES[f"docs/plugins/{kind}.md"].splitlines()[:7]
+    assert heading.startswith("# A")
+    assert block == [
+        "```",
+        f"python -m rearkit new-plugin mine --kind {kind}",
+        f"pip install -e {NEW}",
+        f"python -m pytest {NEW}",
+        f"python -m rearkit run {NEW}/example.toml",
+    ]
 
 
 @pytest.mark.parametrize("block", RECIPES)
@@ -100,7 +98,7 @@ def test_a_recipe_can_be_read(block: str, tmp_path: Path) -> None:
     assert load_recipe(file)
 
 
-@pytest.mark.parametrize("kind", ["tokenizer", "backbone", "noise", "regularizer", "dataset"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_adding_a_component_takes_under_100_lines(kind: str) -> None:
     page = PAGES[f"docs/plugins/{kind}.md"]
     assert len(page.splitlines()) < 110
