@@ -17,8 +17,9 @@ from torch import Tensor
 from rearkit.data.bad_samples import BadSamples
 from rearkit.data.decoding import Decoding
 from rearkit.data.fetching import FetchError, is_remote, local_copy
-from rearkit.data.image_shards import DEFAULT_ACCESS, Access, ReadImage, read_headers, read_images
+from rearkit.data.image_shards import DEFAULT_ACCESS, Access, read_headers, read_images
 from rearkit.data.pixels import to_float
+from rearkit.data.streams import ReadImage
 from rearkit.data.subsets import drawn_of, far_apart
 from rearkit.errors import DataError
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,11 @@ from rearkit.recipe.tables import Recipe
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.stage import Outcome, Stage
 from rearkit.system.console import progress_bar, say
+from rearkit.system.devices import resolve_device
 from rearkit.system.files import read_json, write_json
+
+# More would wait for one another: a part of decoding holds Python's lock.
+MOST_THREADS = 12
 
 
 def run(recipe: Recipe, folder: RunFolder) -> Outcome:
@@ -93,7 +98,12 @@ def open_split(recipe: Recipe, folder: RunFolder, name: str, decoding: Decoding 
         num_classes=listing["num_classes"],
         decoding=decoding_of(recipe, decoding) if isinstance(decoding, int) else decoding,
         max_bad_share=recipe.data.max_bad_share,
-        access=Access(_retry(recipe), Fields(**listing.get("fields", {})), counts=read_json(folder.counts) or {}),
+        access=Access(
+            _retry(recipe),
+            Fields(**listing.get("fields", {})),
+            counts=read_json(folder.counts) or {},
+            threads=_decoding_threads(recipe),
+        ),
         seed=recipe.seed,
         log=folder.skipped(stage),
     )
@@ -142,6 +152,16 @@ def load_images(recipe: Recipe, split: str = "train") -> ImageSet:
 
 def _retry(recipe: Recipe) -> Retry:
     return Retry(recipe.data.fetch_tries, recipe.data.fetch_wait)
+
+
+def _decoding_threads(recipe: Recipe) -> int:
+    """How many threads decode images ahead: this rank's share of the cores where a GPU takes the images, else none."""
+    # On CPUs the network needs all cores, and takes far longer than decoding does.
+    if resolve_device(recipe.device).type == "cpu":
+        return 0
+    # Slurm gives each rank cores of its own, while ranks of torch's launcher share all.
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MOST_THREADS, mine // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
 
 
 def _fields(dataset: Dataset) -> Fields:

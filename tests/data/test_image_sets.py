@@ -16,8 +16,9 @@ from PIL import Image
 from rearkit.data.decoding import Decoding
 from rearkit.data.fetching import Retry
 from rearkit.data.image_sets import ImageSet, Split
-from rearkit.data.image_shards import Access, ReadImage
+from rearkit.data.image_shards import Access
 from rearkit.data.pixels import psnr, to_float, to_uint8
+from rearkit.data.streams import ReadImage
 from rearkit.errors import DataError
 from rearkit.recipe.tables import Recipe
 from rearkit.stages import data as stage
