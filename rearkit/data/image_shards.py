@@ -41,6 +41,7 @@ class Access:
         in_place: whether single images will be read out of the middle, which a compressed shard does not allow.
         only: which samples of each shard to read, by their place in it; None for all.
         counts: takes how many samples remote shards have, as they are read.
+        quiet: shards whose damage is counted elsewhere, where no sample tells of it.
         threads: how many decode ahead; 0 for none but the one that reads.
     """
 
@@ -49,6 +50,7 @@ class Access:
     in_place: bool = False
     only: Mapping[str, Collection[int]] | None = None
     counts: MutableMapping[str, int] | None = None
+    quiet: Collection[str] = ()
     threads: int = 0
 
 
@@ -199,7 +201,8 @@ def find_samples(
             yield file, found
         settle()
         # What the damage cut in two was skipped above; the damage itself counts where nothing else tells of it.
-        silent = (not contents.whole or not contents.samples) and bad.count == before
+        damaged = not contents.whole or not contents.samples
+        silent = damaged and bad.count == before and shard not in access.quiet
         lost = range(len(contents.samples), expected or 0)
         missing = len(lost) if wanted is None else sum(place in lost for place in wanted)
         bad.skip(shard, LOST, max(missing, 1 if silent else 0))
