@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_ranks import SMOKE, TINY, descendants, finish, rearkit
+from test_ranks import ENVIRONMENT, SMOKE, TINY, descendants, finish, rearkit
 
 SMALL = [*TINY, "--set=data.shard_size=40"]  # ten training shards
 
@@ -102,3 +102,45 @@ def rank_of(pid: int) -> int | None:
         return None
     found = [int(variable.partition(b"=")[2]) for variable in variables if variable.startswith(b"RANK=")]
     return found[0] if found else None
+
+
+def evaluate(out: Path, number: int, *options: str) -> None:
+    finish(rearkit("evaluate", str(SMOKE), *SMALL, f"--out={out}", *options, launcher=ranks(number)), timeout=400)
+
+
+@pytest.fixture(scope="module")
+def sampled(tokenized: Path) -> Path:
+    """A run with samples of a backbone that has hardly learnt anything."""
+    out = copied(tokenized, "sampled")
+    for stage in ("train", "sample"):
+        finish(rearkit(stage, str(SMOKE), *SMALL, f"--out={out}", *SHORT))
+    return out
+
+
+SHORT = ("--set=train.steps=2", "--set=train.warmup_steps=1", "--set=train.checkpoint_every=2")
+
+
+def test_scores_are_the_same_on_two_ranks(sampled: Path) -> None:
+    results = []
+    for number in (1, 2):
+        out = copied(sampled, f"scored-{number}")
+        evaluate(out, number, *SHORT, "--set=evaluate.batch=16")
+        results.append((out / "evaluate" / "scores.json").read_bytes())
+        results.append((out / "evaluate" / "nearest.png").read_bytes())
+        assert not (out / "evaluate" / "shares").exists()
+    assert results[:2] == results[2:]
+
+
+@pytest.mark.slow
+def test_scores_in_inceptions_space_are_the_same_on_two_ranks(
+    sampled: Path, inception: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = []
+    for number in (1, 2):
+        out = copied(sampled, f"inception-{number}")
+        monkeypatch.setitem(ENVIRONMENT, "REARKIT_CACHE", str(out.with_name(f"cache-{number}")))
+        settings = ("evaluate.features='inception'", f"evaluate.feature_weights='{inception}'", "evaluate.batch=4")
+        more = ("evaluate.max_reference=30", "evaluate.nearest_k=2")
+        evaluate(out, number, *SHORT, *(f"--set={setting}" for setting in (*settings, *more)))
+        results.append((out / "evaluate" / "scores.json").read_bytes())
+    assert results[0] == results[1]
