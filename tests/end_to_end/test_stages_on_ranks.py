@@ -144,3 +144,15 @@ def test_scores_in_inceptions_space_are_the_same_on_two_ranks(
         evaluate(out, number, *SHORT, *(f"--set={setting}" for setting in (*settings, *more)))
         results.append((out / "evaluate" / "scores.json").read_bytes())
     assert results[0] == results[1]
+
+
+@pytest.mark.slow
+def test_two_ranks_count_the_shards_that_one_counts(prepared: Path) -> None:
+    source = f"--set=data.source={{name='shards', train='{prepared}/data', num_classes=10}}"
+    results = []
+    for number in (1, 2):
+        out = prepared.with_name(f"counted-{number}")
+        finish(rearkit("data", str(SMOKE), *TINY, f"--out={out}", source, launcher=ranks(number)))
+        done = json.loads((out / "data" / "stage.json").read_text())
+        results.append((done["digest"], done["result"]))
+    assert results[0] == results[1] and results[0][1]["images"]["train"] == 500
