@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from rearkit.errors import DataError
@@ -30,14 +31,21 @@ class BadSamples:
         self.max_share, self.expected, self.log = max_share, expected, log
         self.reasons: Counter[str] = Counter()
         self.good = 0
+        self._elsewhere: Counter[str] = Counter()
+        self._good_elsewhere = 0
         self._logged: set[str] = set()
         if log is not None and log.is_file():
             self._logged.update(log.read_text(encoding="utf-8").splitlines())
 
     @property
     def count(self) -> int:
-        """How many samples were skipped."""
-        return sum(self.reasons.values())
+        """How many samples were skipped, here and elsewhere."""
+        return sum(self.reasons.values()) + sum(self._elsewhere.values())
+
+    def hear(self, reasons: Mapping[str, int], good: int) -> None:
+        """Take into account what another rank, or an earlier run, has counted; `reasons` and `good` stay our own."""
+        self._elsewhere.update(reasons)
+        self._good_elsewhere += good
 
     def skip(self, where: str, reason: str, samples: int = 1) -> None:
         """Count ``samples`` as skipped.
@@ -49,11 +57,23 @@ class BadSamples:
             return
         self.reasons[reason] += samples
         self._note(json.dumps({"where": where, "reason": reason, "samples": samples}))
-        limit = self.max_share * max(self.expected, self.good + self.count, PATIENCE)
-        if self.count > limit:
-            listed = ", ".join(f"{count} × {text}" for text, count in self.reasons.most_common())
+        self.judge(f"{where}: {reason}")
+
+    def judge(self, told: str) -> None:
+        """Compare the count with the limit.
+
+        Args:
+            told: what an error begins with.
+
+        Raises:
+            DataError: more was skipped than may be.
+        """
+        seen = self.good + self._good_elsewhere + self.count
+        if self.count > self.max_share * max(self.expected, seen, PATIENCE):
+            counts = (self.reasons + self._elsewhere).most_common()
+            listed = ", ".join(f"{count} × {text}" for text, count in counts)
             raise DataError(
-                f"{where}: {reason}; {self.count} samples skipped ({listed}), more than the {self.max_share:.1%} that "
+                f"{told}; {self.count} samples skipped ({listed}), more than the {self.max_share:.1%} that "
                 f"[data] max_bad_share allows" + (f"; all are listed in {self.log}" if self.log else "")
             )
 

@@ -6,7 +6,7 @@ Shapes: n images, B batch, R image side.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -17,8 +17,10 @@ from torch import Tensor
 from rearkit.data.bad_samples import BadSamples
 from rearkit.data.decoding import Decoding
 from rearkit.data.fetching import FetchError, is_remote, local_copy
-from rearkit.data.image_shards import DEFAULT_ACCESS, Access, ReadImage, read_headers, read_images
+from rearkit.data.image_shards import DEFAULT_ACCESS, Access, read_headers, read_images
 from rearkit.data.pixels import to_float
+from rearkit.data.shard_members import is_packed
+from rearkit.data.streams import ReadImage
 from rearkit.data.subsets import drawn_of, far_apart
 from rearkit.errors import DataError
 
@@ -108,6 +110,35 @@ class Split:
         return attrs.evolve(
             self, shards={shard: counts[shard] for shard in only}, access=attrs.evolve(self.access, only=only)
         )
+
+    def stretches(self, length: int) -> list[Split]:
+        """Cut the split into consecutive stretches of ``length`` samples, each to be read alone, by any process.
+
+        Shards that are fetched or unpacked before they are read stay whole, so that none is more than once: where there
+        are any, stretches end where shards do, and may be longer.
+        """
+        only = self.access.only
+        places = {shard: range(self.count_of(shard)) if only is None else sorted(only[shard]) for shard in self.shards}
+        whole = any(is_remote(shard) or is_packed(Path(shard)) for shard in self.shards)
+        cut: list[dict[str, Sequence[int]]] = [{}]
+        for shard, here in places.items():
+            start = 0
+            while start < len(here):
+                room = length - sum(map(len, cut[-1].values()))
+                if room <= 0:
+                    cut.append({})
+                    continue
+                stop = len(here) if whole else start + room
+                cut[-1][shard] = here[start:stop]
+                start = stop
+        return [self._stretch(stretch, places) for stretch in cut if stretch]
+
+    def _stretch(self, chosen: Mapping[str, Sequence[int]], places: Mapping[str, Sequence[int]]) -> Split:
+        # Damage that no sample tells of is counted once, with the end of the shard.
+        quiet = frozenset(shard for shard, here in chosen.items() if here[-1] != places[shard][-1])
+        only = {shard: frozenset(here) for shard, here in chosen.items()}
+        shards = {shard: self.shards[shard] for shard in chosen}
+        return attrs.evolve(self, shards=shards, access=attrs.evolve(self.access, only=only, quiet=quiet))
 
     def count_of(self, shard: str) -> int:
         """Count the samples of a shard; 0 where it is lost."""

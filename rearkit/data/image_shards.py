@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import IO
 
@@ -27,6 +27,7 @@ from rearkit.data.image_bytes import suffix_of_bytes
 from rearkit.data.labels import checked_class, read_class
 from rearkit.data.sample_keys import with_checked_keys
 from rearkit.data.shard_members import Contents, Fields, Member, Sample, is_packed, opened, read_contents
+from rearkit.data.streams import Ahead, ReadImage, shuffled
 from rearkit.errors import DataError
 from rearkit.system.console import say
 from rearkit.system.files import replacing
@@ -42,6 +43,8 @@ class Access:
         in_place: whether single images will be read out of the middle, which a compressed shard does not allow.
         only: which samples of each shard to read, by their place in it; None for all.
         counts: takes how many samples remote shards have, as they are read.
+        quiet: shards whose damage is counted elsewhere, where no sample tells of it.
+        threads: how many decode ahead; 0 for none but the one that reads.
     """
 
     retry: Retry = attrs.field(factory=Retry)
@@ -49,18 +52,11 @@ class Access:
     in_place: bool = False
     only: Mapping[str, Collection[int]] | None = None
     counts: MutableMapping[str, int] | None = None
+    quiet: Collection[str] = ()
+    threads: int = 0
 
 
 DEFAULT_ACCESS = Access()
-
-
-@attrs.frozen(eq=False)
-class ReadImage:
-    """One image as read: uint8 (3, R, R), its class, its key."""
-
-    image: Tensor
-    label: int
-    key: str
 
 
 def write_shards(
@@ -153,13 +149,11 @@ def read_images(
     order = list(shards)
     if shuffle is not None:
         order = [order[i] for i in torch.randperm(len(order), generator=shuffle).tolist()]
-    images = (
-        image
-        for shard in order
-        for file, sample in find_samples(shard, shards[shard], num_classes, bad, access)
-        for image in _decode(shard, file, sample, how, bad)
-    )
-    yield from images if shuffle is None else _shuffled(images, shuffle)
+    with Ahead[Found](how, access.threads) as ahead:
+        images = (
+            image for shard in order for image in _read_shard(shard, shards[shard], num_classes, bad, access, ahead)
+        )
+        yield from images if shuffle is None else shuffled(images, shuffle)
 
 
 @attrs.frozen
@@ -172,9 +166,16 @@ class Found:
 
 
 def find_samples(
-    shard: str, expected: int | None, num_classes: int, bad: BadSamples, access: Access
+    shard: str,
+    expected: int | None,
+    num_classes: int,
+    bad: BadSamples,
+    access: Access,
+    settle: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[IO[bytes], Found]]:
     """Find the samples of a shard, wherever it is, with the tar that holds them; read their labels, not their images.
+
+    ``settle`` is called after the last sample, and counts those whose images could not be decoded.
 
     Raises:
         DataError: too much had to be skipped, a label is no class, or it cannot be told what the samples are.
@@ -203,8 +204,10 @@ def find_samples(
                 bad.skip(f"{shard} {sample.key}", str(error))
                 continue
             yield file, found
+        settle()
         # What the damage cut in two was skipped above; the damage itself counts where nothing else tells of it.
-        silent = (not contents.whole or not contents.samples) and bad.count == before
+        damaged = not contents.whole or not contents.samples
+        silent = damaged and bad.count == before and shard not in access.quiet
         lost = range(len(contents.samples), expected or 0)
         missing = len(lost) if wanted is None else sum(place in lost for place in wanted)
         bad.skip(shard, LOST, max(missing, 1 if silent else 0))
@@ -231,6 +234,13 @@ def _bytes(file: IO[bytes], member: Member) -> bytes:
     return content
 
 
+def _bytes_or_why(file: IO[bytes], member: Member) -> bytes | Unusable:
+    try:
+        return _bytes(file, member)
+    except Unusable as error:
+        return error
+
+
 @contextlib.contextmanager
 def _contents(shard: str, path: Path, fields: Fields) -> Iterator[tuple[IO[bytes], Contents]]:
     """The tar of a shard and what it holds; nothing, where it cannot be read."""
@@ -243,14 +253,25 @@ def _contents(shard: str, path: Path, fields: Fields) -> Iterator[tuple[IO[bytes
         yield file, read_contents(shard, file, fields)
 
 
-def _decode(shard: str, file: IO[bytes], found: Found, how: Decoding, bad: BadSamples) -> Iterator[ReadImage]:
-    try:
-        image = decoded(_bytes(file, found.image), how)
-    except Unusable as error:
-        bad.skip(f"{shard} {found.key}", str(error))
-        return
-    bad.good += 1
-    yield ReadImage(image, found.label, found.key)
+def _read_shard(
+    shard: str, expected: int | None, num_classes: int, bad: BadSamples, access: Access, ahead: Ahead[Found]
+) -> Iterator[ReadImage]:
+    def settle() -> None:
+        for found, error in ahead.failed():
+            bad.skip(f"{shard} {found.key}", str(error))
+
+    def usable(results: Iterator[tuple[Found, Tensor | Unusable]]) -> Iterator[ReadImage]:
+        for found, image in results:
+            if isinstance(image, Unusable):
+                bad.skip(f"{shard} {found.key}", str(image))
+                continue
+            bad.good += 1
+            yield ReadImage(image, found.label, found.key)
+
+    for file, found in find_samples(shard, expected, num_classes, bad, access, settle):
+        # Read here, in order: threads would share the place in the file.
+        yield from usable(ahead.add(_bytes_or_why(file, found.image), found))
+    yield from usable(ahead.rest())
 
 
 def read_dataset(
@@ -282,16 +303,3 @@ def _encoded(sample: ImageSample) -> dict[str, bytes]:
     buffer = io.BytesIO()
     Image.fromarray(np.asarray(sample.image)).save(buffer, format="png")
     return {"png": buffer.getvalue()}
-
-
-def _shuffled(images: Iterator[ReadImage], generator: torch.Generator, window: int = 2000) -> Iterator[ReadImage]:
-    held: list[ReadImage] = []
-    for image in images:
-        if len(held) < window:
-            held.append(image)
-            continue
-        index = int(torch.randint(window, (), generator=generator))
-        held[index], image = image, held[index]
-        yield image
-    for index in torch.randperm(len(held), generator=generator).tolist():
-        yield held[index]

@@ -206,6 +206,15 @@ def read_meta(path: Path) -> dict[str, Any]:
         return meta
 
 
+def count_samples(path: Path) -> int:
+    """Return how many samples a shard has.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    return len(_open_members(path)[1])
+
+
 def _open_members(path: Path) -> tuple[FileRows, np.ndarray]:
     try:
         # "r:" refuses a compressed tar, whose members cannot be read at a position.

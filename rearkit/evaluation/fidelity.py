@@ -186,12 +186,15 @@ def frechet(first: Gaussian, second: Gaussian, name: str = "the reference") -> f
 
 
 def precision_recall(samples: Tensor, reference: Tensor, nearest_k: int) -> tuple[float, float]:
-    """Return the share of samples (n, F) within the manifold of the reference (m, F), and vice versa."""
+    """Return the share of samples (n, F) within the manifold of the reference (m, F), and vice versa.
+
+    Distances are computed where the samples are.
+    """
     # Few enough rows to keep a block of distances small, but enough to keep the products fast.
     rows = min(10_000, max(64, BLOCK // max(len(samples), len(reference))))
     found = prc_features_to_metric(
         samples,
-        reference,
+        reference.to(samples.device),
         prc_neighborhood=nearest_k,
         prc_batch_size=rows,
         save_cpu_ram=True,  # computes distances block by block
@@ -201,7 +204,11 @@ def precision_recall(samples: Tensor, reference: Tensor, nearest_k: int) -> tupl
 
 
 def nearest(queries: Tensor, among: Tensor, block: int = 1024) -> tuple[Tensor, Tensor]:
-    """Return distance and index, (n,) each, of the nearest row of ``among`` (m, F) to each of ``queries`` (n, F)."""
+    """Return distance and index, (n,) each, of the nearest row of ``among`` (m, F) to each of ``queries`` (n, F).
+
+    Distances are computed where the queries are; what is returned is on the CPU.
+    """
     rows = max(1, min(block, BLOCK // len(among)))
+    among = among.to(queries.device)
     found = [torch.cdist(part, among).min(1) for part in queries.split(rows)]
-    return torch.cat([one.values for one in found]), torch.cat([one.indices for one in found])
+    return torch.cat([one.values for one in found]).cpu(), torch.cat([one.indices for one in found]).cpu()

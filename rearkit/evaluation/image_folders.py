@@ -21,6 +21,7 @@ from rearkit.data.decoding import Decoding, decoded
 from rearkit.data.image_files import ImageFile, list_image_files
 from rearkit.errors import DataError
 from rearkit.evaluation.image_streams import NpzImages
+from rearkit.evaluation.shares import WHOLE, Share
 from rearkit.system.console import say_once
 
 LOSSY = ("jpg", "jpeg", "jfif", "jpe")
@@ -71,14 +72,14 @@ class FileImages:
     def __len__(self) -> int:
         return len(self.files)
 
-    def batches(self, size: int) -> Iterator[Tensor]:
+    def batches(self, size: int, share: Share = WHOLE) -> Iterator[Tensor]:
         """See `rearkit.evaluation.image_streams.Images`.
 
         Raises:
             DataError: a file is no image, or of another size than the first; the message names it.
         """
         with ThreadPoolExecutor(THREADS, "decoding") as pool:
-            for start in range(0, len(self), size):
+            for start in share.among(range(0, len(self), size)):
                 part = torch.stack(list(pool.map(self._pixels, self.files[start : start + size])))
                 # In memory as images of an `.npz` are, since convolutions round by that: the scores are the same.
                 yield part.contiguous(memory_format=torch.channels_last)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from rearkit.errors import DataError
+from rearkit.evaluation.shares import WHOLE, Share
 from rearkit.system.console import say_once
 from rearkit.system.files import read_npy_header, sha256
 
@@ -36,8 +37,11 @@ class Images(Protocol):
         """Return the number of images."""
         ...
 
-    def batches(self, size: int) -> Iterator[Tensor]:
-        """Yield uint8 batches (B, 3, R, R) with B up to ``size``, starting at the first image on each call."""
+    def batches(self, size: int, share: Share = WHOLE) -> Iterator[Tensor]:
+        """Yield uint8 batches (B, 3, R, R) with B up to ``size``, starting at the first image on each call.
+
+        The batches of all shares, one after the other, are those of the whole.
+        """
         ...
 
     def digest(self) -> str:
@@ -54,9 +58,10 @@ class MemoryImages:
     def __len__(self) -> int:
         return len(self.images)
 
-    def batches(self, size: int) -> Iterator[Tensor]:
+    def batches(self, size: int, share: Share = WHOLE) -> Iterator[Tensor]:
         """See `Images`."""
-        yield from self.images.split(size)
+        for start in share.among(range(0, len(self), size)):
+            yield self.images[start : start + size]
 
     def digest(self) -> str:
         """See `Images`."""
@@ -131,28 +136,31 @@ class NpzImages:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def batches(self, size: int) -> Iterator[Tensor]:
+    def batches(self, size: int, share: Share = WHOLE) -> Iterator[Tensor]:
         """See `Images`.
 
         Raises:
             DataError: the archive is damaged or ends too early.
         """
-        for array in self._arrays(size):
+        for array in self._arrays(size, share):
             images = torch.from_numpy(array)
             if self.scale is not None:
                 add, factor = SCALES[self.scale]
                 images = ((images.double() + add) * factor).round().clamp(0, 255).to(torch.uint8)
             yield images if self.channels_first else images.permute(0, 3, 1, 2)
 
-    def _arrays(self, size: int) -> Iterator[np.ndarray]:
+    def _arrays(self, size: int, share: Share = WHOLE) -> Iterator[np.ndarray]:
         """Yield the array as it is, in batches."""
+        starts = share.among(range(0, len(self), size))
         # np.load would read the whole array, 10 GB for 50,000 images of 256 × 256; zipfile reads it piece by piece.
         shape = (3, *self.shape[1:3]) if self.channels_first else self.shape[1:]
         row = math.prod(shape) * self.dtype.itemsize
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(f"{self.name}.npy") as member:
                 read_npy_header(member)
-                for start in range(0, len(self), size):
+                if starts:
+                    member.seek(starts[0] * row, 1)
+                for start in starts:
                     count = min(size, len(self) - start)
                     # A bytearray, since torch warns of arrays that cannot be written to.
                     content = bytearray(_exactly(member, count * row))
@@ -206,20 +214,20 @@ class StreamedImages:
 
     Attributes:
         count: number of images.
-        stream: called with a batch size, yields batches; see `Images`.
+        stream: called with a batch size and a share, yields batches; see `Images`.
         name: a hash of what the images are made from.
     """
 
     count: int
-    stream: Callable[[int], Iterator[Tensor]]
+    stream: Callable[[int, Share], Iterator[Tensor]]
     name: str
 
     def __len__(self) -> int:
         return self.count
 
-    def batches(self, size: int) -> Iterator[Tensor]:
+    def batches(self, size: int, share: Share = WHOLE) -> Iterator[Tensor]:
         """See `Images`."""
-        return self.stream(size)
+        return self.stream(size, share)
 
     def digest(self) -> str:
         """See `Images`."""

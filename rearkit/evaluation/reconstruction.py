@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 
 import attrs
 import torch
@@ -11,10 +11,12 @@ from torch import Tensor
 
 from rearkit.contracts import Tokenizer
 from rearkit.data.pixels import psnr, to_float, to_uint8
-from rearkit.evaluation.features import Features
+from rearkit.evaluation.batch_rows import Look
+from rearkit.evaluation.features import Features, collect
 from rearkit.evaluation.fidelity import frechet
-from rearkit.evaluation.image_streams import Images, StreamedImages
-from rearkit.tokenization.quality import usage
+from rearkit.evaluation.image_streams import Images
+from rearkit.evaluation.shares import WHOLE, Rows, Share
+from rearkit.tokenization.quality import module_device, usage
 
 SSIM_WINDOW = 11  # side of the Gaussian window in pixels, of standard deviation 1.5 (Wang et al. 2004)
 
@@ -44,42 +46,57 @@ class Reconstruction:
     images: str
 
 
-def measure(
-    tokenizer: Tokenizer,
-    images: Images,
-    real: Features,
-    extract: Callable[[Images], Features],
-    device: torch.device,
-    told: str,
-) -> Reconstruction:
-    """Encode and decode images, batch by batch, and compare the results with the originals.
+@torch.no_grad()
+def decoded_rows(tokenizer: Tokenizer, images: Images, look: Look, batch: int, share: Share = WHOLE) -> Iterator[Rows]:
+    """Encode and decode the images of a share, batch by batch, and look at the results.
+
+    The rows have, besides those of ``look``, ``psnr`` (B,) and ``ssim`` (B,) of each image, and ``codes`` (V,): how
+    often each code occurs in the batch. All is measured while an image is there, so that it is decoded once and never
+    kept.
 
     Args:
         tokenizer: frozen, in eval mode.
         images: of the tokenizer's size.
-        real: features of these images.
-        extract: extracts features in the same way as those of ``real``.
-        device: where the tokenizer runs.
+        look: looks at the decoded images.
+        batch: images at once.
+        share: which of the images.
+    """
+    device = module_device(tokenizer)
+    for part in images.batches(batch, share):
+        originals = part.to(device)
+        tokens_BN = tokenizer.encode(to_float(originals))
+        # Rounded to bytes, like images that are saved.
+        rebuilt = to_uint8(tokenizer.decode(tokens_BN))
+        yield look(rebuilt) | {
+            "psnr": psnr(to_float(rebuilt), to_float(originals)).cpu(),
+            "ssim": ssim(rebuilt, originals).cpu(),
+            "codes": torch.bincount(tokens_BN.flatten(), minlength=tokenizer.codebook_size).cpu(),
+        }
+
+
+def measure(
+    tokenizer: Tokenizer, rows: Iterable[Rows], real: Features, device: torch.device, told: str
+) -> Reconstruction:
+    """Put together what `decoded_rows` has found.
+
+    Args:
+        tokenizer: of which they are.
+        rows: of all batches, in order.
+        real: features of the originals.
+        device: where sums are computed.
         told: what the images are, in words.
     """
-    tokenizer.to(device)
     sums = {"psnr": 0.0, "ssim": 0.0}
     counts = torch.zeros(tokenizer.codebook_size, dtype=torch.int64)
 
-    # All measures are taken while the features are extracted, so that each image is decoded once and never kept.
-    @torch.no_grad()
-    def decoded(size: int) -> Iterator[Tensor]:
-        for part in images.batches(size):
-            tokens_BN = tokenizer.encode(to_float(part).to(device))
-            # Rounded to bytes, like images that are saved.
-            rebuilt = to_uint8(tokenizer.decode(tokens_BN)).cpu()
-            counts.add_(torch.bincount(tokens_BN.flatten().cpu(), minlength=len(counts)))
-            sums["psnr"] += psnr(to_float(rebuilt), to_float(part)).sum().item()
-            sums["ssim"] += ssim(rebuilt, part).sum().item()
-            yield rebuilt
+    def summed() -> Iterator[Rows]:
+        for found in rows:
+            for name in sums:
+                sums[name] += found[name].sum().item()
+            counts.add_(found["codes"])
+            yield found
 
-    # The name is no hash of the images: `extract` must not look these features up in a cache.
-    found = extract(StreamedImages(len(images), decoded, "decoded"))
+    found = collect(summed(), len(real), device)
     codebook_use, perplexity = usage(counts)
     return Reconstruction(
         rfid=frechet(found.gaussian, real.gaussian),

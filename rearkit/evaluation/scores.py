@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import attrs
@@ -13,50 +13,29 @@ import torch
 from rearkit.contracts import Tokenizer
 from rearkit.data.image_sets import ImageSet
 from rearkit.errors import DataError
+from rearkit.evaluation.batch_rows import looking
 from rearkit.evaluation.class_predictions import PERMUTATION_SEED
 from rearkit.evaluation.classifier import FILE, Classifier, classify, find_classifier
 from rearkit.evaluation.feature_spaces import FeatureSpace, classifier_space, inception_space
-from rearkit.evaluation.features import FeatureCache, Features, extract
+from rearkit.evaluation.features import FeatureCache, Features, collect, extract
 from rearkit.evaluation.fidelity import Fidelity, Reference, ReferenceFile, read_reference, score
 from rearkit.evaluation.image_streams import Images, MemoryImages
+from rearkit.evaluation.material import Material as Material
 from rearkit.evaluation.nearest import Nearest, find_copies
-from rearkit.evaluation.reconstruction import Reconstruction, measure
+from rearkit.evaluation.reconstruction import Reconstruction, decoded_rows, measure
 from rearkit.evaluation.sample_checks import Checked, warnings
 from rearkit.evaluation.score_record import Scores
+from rearkit.evaluation.shares import WHOLE, Rows, Share, ShareFiles
 from rearkit.recipe.tables import Recipe
-from rearkit.sampling.manifest import Manifest, read_manifest
+from rearkit.sampling.manifest import read_manifest
 from rearkit.sampling.sampler import Samples
+from rearkit.system import distributed
+from rearkit.system.console import progress_bar
 from rearkit.system.devices import resolve_device
 
+DECODED = "decoded images"
 Extract = Callable[[Images, str], Features]
 """Extracts the features of images; the string names the images in progress bars and messages."""
-
-
-@attrs.frozen(eq=False)
-class Material:
-    """The images and files that an evaluation uses.
-
-    Attributes:
-        samples: the images to score.
-        labels: (n,) classes of the samples, or None.
-        manifest: the manifest of the samples, or None.
-        reference: a file to compare with; None for the training images.
-        train: training images.
-        held_out: real images, whose own scores are the floor for those of samples; or None.
-        tokenizer: a frozen tokenizer to score too, on the held-out images or else on the training images; or None.
-        copies: whether to look for the real image nearest to each sample.
-        picture: file for a picture of samples and their nearest real images, or None.
-    """
-
-    samples: Images
-    labels: np.ndarray | None = None
-    manifest: Manifest | None = None
-    reference: ReferenceFile | None = None
-    train: Images | None = None
-    held_out: Images | None = None
-    tokenizer: Tokenizer | None = None
-    copies: bool = True
-    picture: Path | None = None
 
 
 @attrs.frozen
@@ -70,6 +49,7 @@ class Scorer:
         device: ``auto``, ``cpu`` or ``cuda``.
         cache: cache of features; None for the user's cache, with Inception's features only.
         shuffle: seed of a permutation of the samples, on which their Inception Score is computed; None for their order.
+        files: what ranks have found of some sets of images, which is then not looked at again; or None.
     """
 
     space: FeatureSpace
@@ -78,52 +58,85 @@ class Scorer:
     device: str
     cache: FeatureCache | None = None
     shuffle: int | None = None
+    files: ShareFiles | None = None
 
     @classmethod
     def of(cls, recipe: Recipe, space: FeatureSpace) -> Scorer:
         """Return a scorer with the settings of a recipe's ``[evaluate]`` table."""
         return cls(space, recipe.evaluate.batch, recipe.evaluate.nearest_k, recipe.device)
 
-    def extract(self, images: Images, label: str, keep: bool = True, seed: int = PERMUTATION_SEED) -> Features:
-        """Extract the features of images.
+    def extract(self, images: Images, label: str, seed: int = PERMUTATION_SEED) -> Features:
+        """Extract the features of images, or take those that are kept.
 
         Args:
             images: two or more.
-            label: names them in the progress bar.
-            keep: whether to cache the features.
+            label: names them in the progress bar, and in the files that ranks have left.
             seed: of the permutation on which the Inception Score is computed too.
         """
-        place = resolve_device(self.device)
-        cache = self.cache
-        # Inception's weights are always the same, while each run has a classifier of its own.
-        if cache is None and self.space.is_inception:
-            cache = FeatureCache.default()
-        if cache is None or not keep:
+        place, cache = self.place(), self.kept_in()
+
+        def make() -> Features:
+            if self.files is not None and self.files.has(label):
+                return collect(self.files.read(label), len(images), place, seed)
             return extract(images, self.space, self.batch, place, label, seed)
-        return cache.extract(images, self.space, self.batch, place, label, seed)
+
+        return make() if cache is None else cache.kept(images, self.space, label, make, seed)
+
+    def place(self) -> torch.device:
+        """Return this rank's device."""
+        return distributed.local_device(resolve_device(self.device))
+
+    def kept_in(self) -> FeatureCache | None:
+        """Return the cache of features, if there is one."""
+        # Inception's weights are always the same, while each run has a classifier of its own.
+        return FeatureCache.default() if self.cache is None and self.space.is_inception else self.cache
 
     def rebuild(self, tokenizer: Tokenizer, images: Images, real: Features, what: str) -> Reconstruction:
         """Score a tokenizer on images whose features are known; ``what`` names the images."""
-        device = resolve_device(self.device)
         # No other evaluation needs the features of decoded images, so they are not cached.
-        return measure(tokenizer, images, real, lambda part: self.extract(part, "decoded images", False), device, what)
+        if self.files is not None and self.files.has(DECODED):
+            return measure(tokenizer, self.files.read(DECODED), real, self.place(), what)
+        return measure(tokenizer, self.decoded(tokenizer, images), real, self.place(), what)
+
+    def decoded(self, tokenizer: Tokenizer, images: Images, share: Share = WHOLE) -> Iterator[Rows]:
+        """Encode and decode the images of a share and look at the results; see `decoded_rows`."""
+        tokenizer.to(self.place())
+        with (
+            looking(self.space, self.place()) as look,
+            progress_bar(f"evaluate: {DECODED}", len(images) // share.of) as bar,
+        ):
+            for rows in decoded_rows(tokenizer, images, look, self.batch, share):
+                yield rows
+                bar.advance(len(rows["psnr"]))
+
+    def sets(self, material: Material) -> dict[str, Images]:
+        """Return the sets of images whose features `score` needs, by their labels."""
+        file, held_out = material.reference, material.held_out
+        reference = {"training images": material.train} if file is None else {"reference images": file.images}
+        # Precision and recall need more images than neighbours.
+        enough = held_out is not None and len(held_out) > self.nearest_k + 1
+        sets = {"samples": material.samples, **reference, "held-out images": held_out if enough else None}
+        return {label: images for label, images in sets.items() if images is not None}
+
+    def to_decode(self, material: Material) -> Images | None:
+        """Return the images on which `score` scores the tokenizer, if it does."""
+        sets = self.sets(material)
+        return None if material.tokenizer is None else sets.get("held-out images", sets.get("training images"))
 
     def score(self, material: Material) -> Scores:
         """Score the samples and, if given, the held-out images and the tokenizer; look for copies of real images."""
         file = material.reference
         shuffled = self.shuffle is not None
-        samples = self.extract(
-            material.samples, "samples", seed=PERMUTATION_SEED if self.shuffle is None else self.shuffle
-        )
+        seed = PERMUTATION_SEED if self.shuffle is None else self.shuffle
+        samples = self._placed(self.extract(material.samples, "samples", seed))
         real, kind, found, reference = self._reference(material)
         fidelity = score(samples, reference, self.nearest_k)
         if shuffled:
             fidelity = attrs.evolve(fidelity, inception_score=samples.permuted_score)
         held_out: Features | None = None
         floor: Fidelity | None = None
-        # Precision and recall need more images than neighbours.
-        if material.held_out is not None and len(material.held_out) > self.nearest_k + 1:
-            held_out = self.extract(material.held_out, "held-out images")
+        if (unseen := self.sets(material).get("held-out images")) is not None:
+            held_out = self._placed(self.extract(unseen, "held-out images"))
             floor = score(held_out, reference, self.nearest_k)
         told = f"{len(found or ())} {kind}" if file is None else file.path.name
         # A reference of statistics only has no images that could have been copied.
@@ -162,6 +175,10 @@ class Scorer:
             tokenizer=rebuilt,
             shuffle=self.shuffle,
         )
+
+    def _placed(self, found: Features) -> Features:
+        """Put features on the device, where distances to others are then computed."""
+        return attrs.evolve(found, features=found.features.to(self.place()))
 
     def _reference(self, material: Material) -> tuple[Images | None, str, Features | None, Reference]:
         """Return the reference's images, if there are any, their name, their features, and the statistics."""
@@ -221,7 +238,12 @@ def reference_of(recipe: Recipe) -> ReferenceFile | None:
 
 
 def score_by_classifier(
-    recipe: Recipe, material: Material, train: ImageSet, held_out: ImageSet | None, folder: Path
+    recipe: Recipe,
+    material: Material,
+    train: ImageSet,
+    held_out: ImageSet | None,
+    folder: Path,
+    files: ShareFiles | None = None,
 ) -> Scores:
     """Score in the feature space of the classifier in a folder, which also checks the samples' classes."""
     classifier, space, accuracy = judge(recipe, train, held_out, folder)
@@ -229,7 +251,7 @@ def score_by_classifier(
         [classify(classifier, part, recipe.evaluate.batch) for part in material.samples.batches(1024)]
     )
     agreement = (predicted == torch.from_numpy(material.labels)).double().mean().item()
-    found = Scorer.of(recipe, space).score(material)
+    found = attrs.evolve(Scorer.of(recipe, space), files=files).score(material)
     return attrs.evolve(found, class_agreement=agreement, classifier_accuracy=accuracy)
 
 

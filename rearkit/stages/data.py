@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,34 +15,56 @@ from rearkit.data.bad_samples import BadSamples
 from rearkit.data.decoding import Decoding
 from rearkit.data.fetching import Retry, is_remote
 from rearkit.data.image_sets import ImageSet, Split
-from rearkit.data.image_shards import Access, read_dataset, read_headers, write_shards
+from rearkit.data.image_shards import Access, ShardHeaders, read_dataset, read_headers, write_shards
 from rearkit.data.shard_members import Fields
 from rearkit.errors import DataError, RearkitError
 from rearkit.model import build_dataset, build_tokenizer
 from rearkit.recipe.tables import Recipe
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.stage import Outcome, Stage
+from rearkit.system import distributed
 from rearkit.system.console import progress_bar, say
+from rearkit.system.devices import resolve_device
 from rearkit.system.files import read_json, write_json
+
+# More would wait for one another: a part of decoding holds Python's lock.
+MOST_THREADS = 12
 
 
 def run(recipe: Recipe, folder: RunFolder) -> Outcome:
-    """Write or find the shards of both splits, and list them with their counts and the classes."""
+    """Write the shards of both splits on the first rank, or count found ones on all; list them and the classes."""
+
+    def look() -> tuple[dict[str, Sequence[str] | None], Fields, str | None]:
+        dataset = build_dataset(recipe)
+        # Before the files are read: what changes while they are makes the stage run again.
+        stamp = _stamp(dataset)
+        return {split: dataset.shards(split) for split in SPLITS}, _fields(dataset), stamp
+
+    # Others need not open the dataset, which may be a plugin's that fetches it.
+    existing, fields, stamp = distributed.from_main(look)
+    headers = {split: _headers(shards, split, fields) for split, shards in existing.items() if shards is not None}
+    return distributed.from_main(lambda: _list(recipe, folder, headers, fields, stamp))
+
+
+def _list(
+    recipe: Recipe,
+    folder: RunFolder,
+    headers: Mapping[str, Mapping[str, ShardHeaders]],
+    fields: Fields,
+    stamp: str | None,
+) -> Outcome:
+    """Write the shards that do not exist, and list all with their counts and the classes."""
     place = folder.stage("data")
     dataset = build_dataset(recipe)
-    # Before the files are read: what changes while they are makes the stage run again.
-    stamp = _stamp(dataset)
-    fields = _fields(dataset)
     listing: dict[str, dict[str, int | None]] = {}
     written: list[str] = []
     found: dict[str, str] = {}
     for split in SPLITS:
-        existing = dataset.shards(split)
-        if existing is None:
+        if split not in headers:
             listing[split] = {**_write(dataset, split, place, recipe.data.shard_size)}
             written += [Path(shard).name for shard in listing[split]]
         else:
-            listing[split] = _count(existing, split, found, fields)
+            listing[split] = _counts(headers[split], found)
     if not listing["train"] and recipe.tokens.pretokenized is None:
         raise DataError("[data.source]: no training shards, and no [tokens] pretokenized")
     classes = Classes.of(dataset)
@@ -93,7 +116,12 @@ def open_split(recipe: Recipe, folder: RunFolder, name: str, decoding: Decoding 
         num_classes=listing["num_classes"],
         decoding=decoding_of(recipe, decoding) if isinstance(decoding, int) else decoding,
         max_bad_share=recipe.data.max_bad_share,
-        access=Access(_retry(recipe), Fields(**listing.get("fields", {})), counts=read_json(folder.counts) or {}),
+        access=Access(
+            _retry(recipe),
+            Fields(**listing.get("fields", {})),
+            counts=read_json(folder.counts) or {},
+            threads=_decoding_threads(recipe),
+        ),
         seed=recipe.seed,
         log=folder.skipped(stage),
     )
@@ -144,6 +172,16 @@ def _retry(recipe: Recipe) -> Retry:
     return Retry(recipe.data.fetch_tries, recipe.data.fetch_wait)
 
 
+def _decoding_threads(recipe: Recipe) -> int:
+    """How many threads decode images ahead: this rank's share of the cores where a GPU takes the images, else none."""
+    # On CPUs the network needs all cores, and takes far longer than decoding does.
+    if resolve_device(recipe.device).type == "cpu":
+        return 0
+    # Slurm gives each rank cores of its own, while ranks of torch's launcher share all.
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MOST_THREADS, mine // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
+
+
 def _fields(dataset: Dataset) -> Fields:
     """What a dataset with shards says of their samples' members, if it does."""
     fields: Fields = getattr(dataset, "fields", Fields())
@@ -185,18 +223,29 @@ def _write(dataset: Dataset, split: str, place: Path, shard_size: int) -> dict[s
     return listing
 
 
-def _count(shards: Sequence[str], split: str, digests: dict[str, str], fields: Fields) -> dict[str, int | None]:
-    """Count the samples of shards that exist, and note in ``digests`` what distinguishes their content."""
-    listing: dict[str, int | None] = {}
-    with progress_bar(f"data: {split} shards", len(shards)) as bar:
-        for shard in shards:
-            headers = read_headers(shard, fields)
-            if not headers.whole:
-                say(f"data: {shard} is damaged or truncated; its headers tell of {headers.samples} samples")
-            listing[shard] = headers.samples
-            digests[shard] = headers.digest
-            bar.advance(1)
-    return listing
+def _headers(shards: Sequence[str], split: str, fields: Fields) -> dict[str, ShardHeaders]:
+    """Read the headers of shards that exist, each on one rank; return those of all."""
+
+    def read() -> dict[str, ShardHeaders]:
+        mine = shards[distributed.rank() :: distributed.world_size()]
+        found: dict[str, ShardHeaders] = {}
+        with progress_bar(f"data: {split} shards", len(mine)) as bar:
+            for shard in mine:
+                found[shard] = read_headers(shard, fields)
+                bar.advance(1)
+        return found
+
+    of_all = {shard: headers for found in distributed.together(read) for shard, headers in found.items()}
+    return {shard: of_all[shard] for shard in shards}
+
+
+def _counts(headers: Mapping[str, ShardHeaders], digests: dict[str, str]) -> dict[str, int | None]:
+    """Return the number of samples of each shard, and note in ``digests`` what distinguishes their content."""
+    for shard, found in headers.items():
+        if not found.whole:
+            say(f"data: {shard} is damaged or truncated; its headers tell of {found.samples} samples")
+        digests[shard] = found.digest
+    return {shard: found.samples for shard, found in headers.items()}
 
 
 def tables(recipe: Recipe, folder: RunFolder | None) -> Mapping[str, Any]:
@@ -232,4 +281,4 @@ def _stamps(dataset: Dataset) -> dict[str, list[int]]:
     return stamps
 
 
-STAGE = Stage("data", (), tables, run, uses=("dataset",))
+STAGE = Stage("data", (), tables, run, all_ranks=True, uses=("dataset",))

@@ -11,7 +11,8 @@ import attrs
 from torch import Tensor
 
 from rearkit.contracts import SPLITS
-from rearkit.data.image_sets import ImageSet
+from rearkit.data.bad_samples import BadSamples
+from rearkit.data.image_sets import ImageSet, Split
 from rearkit.model import build_tokenizer
 from rearkit.recipe.loading import recipe_to_dict
 from rearkit.recipe.tables import Recipe
@@ -20,7 +21,8 @@ from rearkit.stages.data import keep_counts, open_split
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.stage import Outcome, Stage, hash_of
 from rearkit.stages.tokenizer import fitted_tokenizer
-from rearkit.system.console import say
+from rearkit.system import distributed
+from rearkit.system.console import is_main_process, say
 from rearkit.system.devices import resolve_device
 from rearkit.system.files import write_json
 from rearkit.system.hub import hub_records
@@ -31,13 +33,21 @@ if TYPE_CHECKING:
     from rearkit.evaluation.score_record import Scores
     from rearkit.evaluation.scores import Scorer
 
+# Images of a split that a rank reads in one go, about: so many that opening a shard for them counts little.
+STRETCH = 1024
+
 
 def run(recipe: Recipe, folder: RunFolder) -> Outcome:
-    """Score the run's samples."""
+    """Score the run's samples, on all ranks."""
+    scores = _scores(recipe, folder)
+    return distributed.from_main(lambda: _record(recipe, folder, scores))
+
+
+def _record(recipe: Recipe, folder: RunFolder, scores: Scores) -> Outcome:
+    """Write the scores, and say what they are."""
     # Here, since torch-fidelity takes seconds to import, and most commands do without it.
     from rearkit.evaluation.score_record import score_lines
 
-    scores = _scores(recipe, folder)
     write_json(folder.scores, attrs.asdict(scores))
     told = ["no manifest in them"] if scores.manifest is None else manifest_lines(scores.manifest)
     for line in [*(f"samples: {line}" for line in told), *score_lines(scores)]:
@@ -51,7 +61,8 @@ def _scores(recipe: Recipe, folder: RunFolder) -> Scores:
     """Score the samples by the run's classifier, or in Inception's feature space."""
     from rearkit.evaluation.feature_spaces import inception_space
     from rearkit.evaluation.image_streams import MemoryImages, NpzImages
-    from rearkit.evaluation.scores import Material, Scorer, reference_of, score_by_classifier
+    from rearkit.evaluation.score_on_ranks import score_by_classifier_on_ranks, score_on_ranks
+    from rearkit.evaluation.scores import Material, Scorer, reference_of
 
     samples = NpzImages.open(folder.samples)
     side = samples.shape[1]
@@ -65,14 +76,18 @@ def _scores(recipe: Recipe, folder: RunFolder) -> Scores:
     )
     # Inception's sets may be as large as ImageNet, so images are streamed; a classifier's are loaded into memory.
     if recipe.evaluate.features == "inception":
-        held_out = split_images(recipe, folder, SPLITS[1], side)
+        budgets: list[BadSamples] = []
+        held_out = split_images(recipe, folder, SPLITS[1], side, budgets)
         # With a reference, nothing asks for the training images; to count remote ones, they would be fetched.
-        train = None if material.reference is not None else split_images(recipe, folder, SPLITS[0], side)
-        material = attrs.evolve(material, train=train, held_out=held_out if len(held_out) else None)
-        return Scorer.of(recipe, inception_space(recipe.evaluate.feature_weights)).score(material)
-    known, unseen = (_images(recipe, folder, split, side) for split in SPLITS)
-    material = attrs.evolve(material, train=MemoryImages(known.images), held_out=MemoryImages(unseen.images))
-    return score_by_classifier(recipe, material, known, unseen, folder.classifier)
+        known = None if material.reference is not None else split_images(recipe, folder, SPLITS[0], side, budgets)
+        material = attrs.evolve(material, train=known, held_out=held_out if len(held_out) else None)
+        scorer = Scorer.of(recipe, inception_space(recipe.evaluate.feature_weights))
+        scores = score_on_ranks(scorer, material, folder.shares)
+        _judge(budgets)
+        return scores
+    train, unseen = (_images(recipe, folder, split, side) for split in SPLITS)
+    material = attrs.evolve(material, train=MemoryImages(train.images), held_out=MemoryImages(unseen.images))
+    return score_by_classifier_on_ranks(recipe, material, train, unseen, folder.classifier, folder.shares)
 
 
 def prepare_classifier(recipe: Recipe, folder: RunFolder) -> None:
@@ -88,7 +103,9 @@ def prepare_classifier(recipe: Recipe, folder: RunFolder) -> None:
 
 
 def _images(recipe: Recipe, folder: RunFolder, split: str, size: int, stage: str = "evaluate") -> ImageSet:
-    return open_split(recipe, folder, split, size, stage).all(recipe.evaluate.max_reference)
+    images = open_split(recipe, folder, split, size, stage)
+    # All ranks read all images, and skip the same.
+    return attrs.evolve(images, log=images.log if is_main_process() else None).all(recipe.evaluate.max_reference)
 
 
 def score_tokenizer(recipe: Recipe, folder: RunFolder) -> Reconstruction:
@@ -127,24 +144,57 @@ def _scorer(recipe: Recipe, folder: RunFolder) -> Scorer:
     return Scorer.of(recipe, judge(recipe, train, held_out, folder.classifier)[1])
 
 
-def split_images(recipe: Recipe, folder: RunFolder, split: str, side: int) -> StreamedImages:
-    """Return the images of a run's split, ``max_reference`` at most; they are read from their shards when needed."""
+def split_images(
+    recipe: Recipe, folder: RunFolder, split: str, side: int, budgets: list[BadSamples] | None = None
+) -> StreamedImages:
+    """Return the images of a run's split, ``max_reference`` at most; they are read from their shards when needed.
+
+    What is skipped of a share goes to ``budgets`` when it is read, for `_judge` to compare all shares with the limit.
+    """
     from rearkit.evaluation.image_streams import StreamedImages, in_batches
+    from rearkit.evaluation.shares import Share
 
     limit = recipe.evaluate.max_reference
-    whole = open_split(recipe, folder, split, side, "evaluate")
-    images = whole.part(limit)
-    keep_counts(folder, whole)
 
-    def stream(size: int) -> Iterator[Tensor]:
-        return in_batches((image.image for image in images.read()), size)
+    def opened() -> tuple[Split, Split]:
+        whole = open_split(recipe, folder, split, side, "evaluate")
+        return whole, whole.part(limit)
+
+    def counted() -> int:
+        whole, images = opened()
+        count = images.count()
+        keep_counts(folder, whole)
+        return count
+
+    # First by one rank, which fetches remote shards that nobody has counted.
+    count = distributed.from_main(counted)
+    whole, images = opened()
+
+    def stream(size: int, share: Share) -> Iterator[Tensor]:
+        bad = images.budget()
+        # Batches begin anew with each stretch: which ones there are must not depend on what others had to skip.
+        for stretch in share.among(images.stretches(size * max(1, STRETCH // size))):
+            yield from in_batches((image.image for image in stretch.read(bad=bad)), size)
+        if share.of > 1 and budgets is not None:
+            budgets.append(bad)
 
     digest = (folder.done("data") or {}).get("digest")
     # The first ``limit`` images, in earlier versions: their features would be found under the same hash.
     which = limit if images is whole else f"{limit} drawn"
-    return StreamedImages(
-        images.count(), stream, hashlib.sha256(f"{digest} {split} {side} {which}".encode()).hexdigest()
-    )
+    return StreamedImages(count, stream, hashlib.sha256(f"{digest} {split} {side} {which}".encode()).hexdigest())
+
+
+def _judge(budgets: list[BadSamples]) -> None:
+    """Count what all ranks had to skip of their shares.
+
+    Raises:
+        DataError: it is more than the recipe allows; on all ranks.
+    """
+    for mine in budgets:
+        total = BadSamples(mine.max_share, mine.expected, mine.log)
+        for reasons, good in distributed.from_all((mine.reasons, mine.good)):
+            total.hear(reasons, good)
+        total.judge("images to score with")
 
 
 def tables(recipe: Recipe, folder: RunFolder | None) -> Mapping[str, Any]:
@@ -153,4 +203,4 @@ def tables(recipe: Recipe, folder: RunFolder | None) -> Mapping[str, Any]:
     return {"evaluate": recipe.evaluate, "files": [hash_of(file) for file in files], "seed": recipe.seed}
 
 
-STAGE = Stage("evaluate", ("data", "tokenizer", "sample"), tables, run, uses=("tokenizer",))
+STAGE = Stage("evaluate", ("data", "tokenizer", "sample"), tables, run, all_ranks=True, uses=("tokenizer",))

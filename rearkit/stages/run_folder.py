@@ -157,6 +157,11 @@ class RunFolder:
         """A picture of samples beside the real images nearest to them."""
         return self.stage("evaluate") / "nearest.png"
 
+    @property
+    def shares(self) -> Path:
+        """The folder of what each rank has found about images, until it is put together."""
+        return self.stage("evaluate") / "shares"
+
     def done(self, stage: str) -> dict[str, Any] | None:
         """Return the record of a finished stage, or None."""
         done: dict[str, Any] | None = read_json(self.record(stage))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import tarfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from rearkit.data.fetching import ShardCache
 from rearkit.data.image_index import ImageIndex, ImageReader, write_index
 from rearkit.data.image_sets import ImageSet
 from rearkit.data.subsets import drawn
-from rearkit.data.token_shards import MAX_CODES, TokenData, read_meta, whole_shards
+from rearkit.data.token_shards import MAX_CODES, TokenData, whole_shards
 from rearkit.errors import DataError, RearkitError
 from rearkit.recipe.tables import VIEWS, Recipe
 from rearkit.stages.data import decoding_of, keep_counts, open_split
@@ -26,24 +25,31 @@ from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.stage import Outcome, Stage
 from rearkit.stages.tokenizer import fitted_tokenizer
 from rearkit.system import distributed
-from rearkit.system.console import progress_bar, say
+from rearkit.system.console import say
 from rearkit.system.devices import resolve_device
 from rearkit.system.files import read_json, sha256, write_json
+from rearkit.tokenization.by_rank import write_token_shards
 from rearkit.tokenization.on_the_fly import OnTheFly
 from rearkit.tokenization.quality import codebook_usage, compare, module_device, show_decoded, survival
-from rearkit.tokenization.tokenize import tokenize_shard
 from rearkit.tokenization.views import read_at, views
 
 
 def run(recipe: Recipe, folder: RunFolder) -> Outcome:
-    """Write the token shards; then read some of them back, decode them and check them."""
+    """Write the token shards on all ranks; then read some of them back, decode them and check them, on the first."""
     tokenizer = fitted_tokenizer(recipe, folder)
     # Otherwise codes would wrap around silently when they are written.
     if tokenizer.codebook_size > MAX_CODES:
         raise RearkitError(f"[tokenizer]: {tokenizer.codebook_size} codes do not fit the uint16 of token shards")
-    tokenizer.to(resolve_device(recipe.device))
+    tokenizer.to(distributed.local_device(resolve_device(recipe.device)))
     skipped: Counter[str] = Counter()
     shards = {split: _tokenize_split(recipe, folder, tokenizer, split, skipped) for split in SPLITS}
+    return distributed.from_main(lambda: _finish(recipe, folder, tokenizer, shards, skipped))
+
+
+def _finish(
+    recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, shards: dict[str, list[str]], skipped: Counter[str]
+) -> Outcome:
+    """List the token shards, index the images that have none, and check both."""
     digests: dict[str, str] = {}
     written = [*shards["train"], *shards["held-out"]]
     # Shards made elsewhere stay where they are. They are no outputs of the stage, so their hashes are kept here.
@@ -53,13 +59,13 @@ def run(recipe: Recipe, folder: RunFolder) -> Outcome:
         digests = {path: sha256(Path(path)) for path in shards["train"]}
     about = _index(recipe, folder, skipped) if recipe.tokens.on_the_fly else None
     if skipped:
-        listed = ", ".join(f"{count} × {reason}" for reason, count in skipped.items())
+        listed = ", ".join(f"{count} × {reason}" for reason, count in sorted(skipped.items()))
         say(f"tokens: skipped {sum(skipped.values())} samples ({listed}); see {folder.skipped('tokens')}")
     write_json(folder.tokens, {**shards, "pretokenized": digests, "on_the_fly": about})
     result = _check(recipe, folder, tokenizer)
     indexed = [] if about is None else [folder.image_index.name]
     outputs = (folder.tokens.name, folder.reconstructions.name, *indexed, *written)
-    return Outcome({**result, "skipped": dict(skipped)}, outputs)
+    return Outcome({**result, "skipped": dict(sorted(skipped.items()))}, outputs)
 
 
 def token_data(folder: RunFolder, split: str) -> TokenData | None:
@@ -117,7 +123,7 @@ def _listing(folder: RunFolder) -> dict[str, Any]:
 def _tokenize_split(
     recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, split: str, skipped: Counter[str]
 ) -> list[str]:
-    """Write the token shards of a split that do not exist yet; return the names of all."""
+    """Write the token shards of a split that do not exist yet, on all ranks; return the names of all."""
     table = recipe.tokens
     if split == "train" and (table.pretokenized is not None or table.on_the_fly):
         return []
@@ -125,32 +131,10 @@ def _tokenize_split(
     augment = table.augment if split == "train" else "none"
     how = read_at(augment, decoding_of(recipe, tokenizer.image_size))
     images = open_split(recipe, folder, split, how, "tokens")
-    bad = images.budget()
-    names: list[str] = []
-    with progress_bar(f"tokens: {split} shards", len(images.shards)) as bar:
-        for index, (shard, count) in enumerate(images.shards.items()):
-            names.append(f"{split}-{index:06d}.tar")
-            path = folder.stage("tokens") / names[-1]
-            # The budget of bad samples is the split's, so an earlier, cut-off run's samples count towards it.
-            if (before := _already_skipped(path)) is not None:
-                bad.reasons.update(before)
-                bad.good += len(TokenData.from_shards([path])) // VIEWS[augment]
-            else:
-                single = attrs.evolve(images, shards={shard: count})
-                tokenize_shard(tokenizer, single, augment, table.batch, path, bad)
-            bar.advance(1)
-    skipped.update(bad.reasons)
-    keep_counts(folder, images)
+    names, reasons = write_token_shards(tokenizer, images, augment, table.batch, folder.stage("tokens"))
+    skipped.update(reasons)
+    distributed.from_main(lambda: keep_counts(folder, images))
     return names
-
-
-def _already_skipped(path: Path) -> dict[str, int] | None:
-    """Return how many samples were skipped when a token shard was written, by reason; None if there is no valid one."""
-    try:
-        skipped: dict[str, int] = read_meta(path)["skipped"]
-    except (OSError, tarfile.TarError, KeyError, ValueError):
-        return None
-    return skipped
 
 
 def _index(recipe: Recipe, folder: RunFolder, skipped: Counter[str]) -> dict[str, Any]:
@@ -266,4 +250,4 @@ def tables(recipe: Recipe, folder: RunFolder | None) -> Mapping[str, Any]:
     return {"tokens": recipe.tokens, "pretokenized": stamps}
 
 
-STAGE = Stage("tokens", ("data", "tokenizer"), tables, run, uses=("tokenizer",))
+STAGE = Stage("tokens", ("data", "tokenizer"), tables, run, all_ranks=True, uses=("tokenizer",))

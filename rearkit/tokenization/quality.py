@@ -28,7 +28,7 @@ USAGE_SAMPLES = 50_000
 def reconstruct(tokenizer: Tokenizer, images: Tensor, batch: int) -> Tensor:
     """Encode and decode images (n, 3, R, R) uint8; return uint8 images on the CPU."""
     device = module_device(tokenizer)
-    parts = [tokenizer.decode(tokenizer.encode(to_float(part).to(device))) for part in images.split(batch)]
+    parts = [tokenizer.decode(tokenizer.encode(to_float(part.to(device)))) for part in images.split(batch)]
     return to_uint8(torch.cat(parts)).cpu()
 
 

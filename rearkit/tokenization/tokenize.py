@@ -27,7 +27,7 @@ def tokenize(tokenizer: Tokenizer, images: ImageSet, batch: int = 64) -> TokenDa
         batch: images tokenized at once.
     """
     device = module_device(tokenizer)
-    tokens = [tokenizer.encode(to_float(part).to(device)).cpu() for part in images.images.split(batch)]
+    tokens = [tokenizer.encode(to_float(part.to(device))).cpu() for part in images.images.split(batch)]
     return TokenData.from_arrays(torch.cat(tokens), images.labels)
 
 
@@ -50,7 +50,8 @@ def tokenize_shard(tokenizer: Tokenizer, images: Split, augment: str, batch: int
 
     def flush() -> None:
         if held:
-            tokens.append(tokenizer.encode(to_float(torch.stack(held)).to(device)).cpu().numpy())
+            # As bytes, which are a quarter of the floats that the device makes of them.
+            tokens.append(tokenizer.encode(to_float(torch.stack(held).to(device))).cpu().numpy())
             held.clear()
 
     # The counter goes on over all shards of a split, so this shard's part is the difference.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import io
 import itertools
 from collections.abc import Callable
@@ -16,8 +17,9 @@ from PIL import Image
 from rearkit.data.decoding import Decoding
 from rearkit.data.fetching import Retry
 from rearkit.data.image_sets import ImageSet, Split
-from rearkit.data.image_shards import Access, ReadImage
+from rearkit.data.image_shards import Access
 from rearkit.data.pixels import psnr, to_float, to_uint8
+from rearkit.data.streams import ReadImage
 from rearkit.errors import DataError
 from rearkit.recipe.tables import Recipe
 from rearkit.stages import data as stage
@@ -228,3 +230,49 @@ def test_images_that_were_read_become_a_set() -> None:
     assert (held.images == 255).all()
     assert held.labels.tolist() == [3, 3]
     assert ImageSet.of([], 2).images.shape == (0, 3, 2, 2)
+
+
+# Stretches
+
+
+@pytest.mark.parametrize("length", [1, 4, 5, 100])
+@pytest.mark.parametrize("limit", [None, 7])
+def test_stretches_are_the_split_in_order(limit: int | None, length: int, opened: Callable[..., Opened]) -> None:
+    whole = split_of(opened(4, 1, 6, 3)).part(limit)
+    keys = [image.key for image in whole.read()]
+    stretches = whole.stretches(length)
+    assert [[image.key for image in stretch.read()] for stretch in stretches] == [
+        keys[start : start + length] for start in range(0, len(keys), length)
+    ]
+
+
+def test_there_are_no_stretches_of_nothing(opened: Callable[..., Opened]) -> None:
+    assert split_of(opened(4), "held-out").stretches(3) == []
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_shards_that_are_fetched_or_unpacked_stay_whole(packed: bool, tmp_path: Path) -> None:
+    shards = {}
+    for number in range(3):
+        path = tmp_path / f"{number}.tar"
+        write_shard(path, range(10 * number, 10 * number + 5))
+        if packed:
+            path.write_bytes(gzip.compress(path.read_bytes()))
+        shards[str(path) if packed else f"pipe:echo >> {tmp_path}/log; cat {path}"] = 5
+    split = Split(name="train", shards=shards, num_classes=5, decoding=Decoding(SIDE))
+    stretches = split.stretches(7)
+    assert [len(list(stretch.read())) for stretch in stretches] == [10, 5]
+    assert packed or len((tmp_path / "log").read_text().split("\n")) == 3 + 1
+
+
+def test_damage_of_a_shard_is_counted_once_however_it_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "0.tar"
+    write_shard(path, range(10))
+    path.write_bytes(path.read_bytes()[:-11000])
+    split = Split(name="train", shards={str(path): 10}, num_classes=5, decoding=Decoding(SIDE), max_bad_share=1.0)
+    whole = split.budget()
+    keys = [image.key for image in split.read(bad=whole)]
+    for length in (2, 3, 10):
+        bad = split.budget()
+        assert [image.key for stretch in split.stretches(length) for image in stretch.read(bad=bad)] == keys
+        assert bad.reasons == whole.reasons and whole.count

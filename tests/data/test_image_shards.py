@@ -19,12 +19,12 @@ from rearkit.data.bad_samples import PATIENCE, BadSamples
 from rearkit.data.decoding import center_crop
 from rearkit.data.image_shards import (
     Access,
-    ReadImage,
     find_samples,
     read_headers,
     read_images,
     write_shards,
 )
+from rearkit.data.streams import ReadImage
 from rearkit.errors import DataError
 
 LOST = "lost with a damaged, truncated or empty shard"

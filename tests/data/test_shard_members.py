@@ -276,6 +276,7 @@ def test_no_more_remote_shards_are_counted_than_are_needed(tmp_path: Path) -> No
     log = tmp_path / "fetched"
     shards = {f"pipe:echo {i} >> {log}; cat {path}": None for i in range(4)} | {str(path): COUNT, "pipe:exit 3": None}
     split = Split(name="train", shards=shards, num_classes=3, decoding=Decoding(4), access=Access(Retry(1)))
-    assert split.count(COUNT + 1) == COUNT + 1
-    assert log.read_text().split() == ["0", "1"]
+    assert split.part(COUNT + 1).count() == COUNT + 1
+    # Of four remote shards, one or two hold so many beside the local one.
+    assert len(log.read_text().split()) in (1, 2)
     assert split.count() == 5 * COUNT

@@ -98,7 +98,7 @@ def test_digests_tell_sets_apart_by_content(tmp_path: Path) -> None:
 
 def test_images_are_taken_by_number_from_any_source() -> None:
     plain = torch.from_numpy(pixels()).permute(0, 3, 1, 2)
-    streamed = StreamedImages(10, lambda size: in_batches(iter(plain), size), "name")
+    streamed = StreamedImages(10, lambda size, _: in_batches(iter(plain), size), "name")
     for source in (MemoryImages(plain), streamed):
         assert torch.equal(take(source, [7, 0, 7, 9], batch=4), plain[[7, 0, 7, 9]])
 
@@ -109,7 +109,7 @@ def test_a_stream_may_hold_more_or_fewer_images_than_it_announces(tmp_path: Path
     plain = torch.from_numpy(pixels()).permute(0, 3, 1, 2)
     expected = extract(MemoryImages(plain), space, 3, torch.device("cpu"))
     for announced in (0, 4, 25):
-        source = StreamedImages(announced, lambda size: in_batches(iter(plain), size), "name")
+        source = StreamedImages(announced, lambda size, _: in_batches(iter(plain), size), "name")
         found = extract(source, space, 3, torch.device("cpu"))
         torch.testing.assert_close(found.features, expected.features)
 

@@ -1,17 +1,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from rearkit.evaluation.batch_rows import looking
 from rearkit.evaluation.classifier import Classifier, save_classifier
 from rearkit.evaluation.feature_spaces import classifier_space
-from rearkit.evaluation.features import Features, extract
-from rearkit.evaluation.image_streams import Images, MemoryImages
-from rearkit.evaluation.reconstruction import Reconstruction, measure, reconstruction_lines, ssim
+from rearkit.evaluation.features import extract
+from rearkit.evaluation.image_streams import MemoryImages
+from rearkit.evaluation.reconstruction import Reconstruction, decoded_rows, measure, reconstruction_lines, ssim
 
 CPU = torch.device("cpu")
 
@@ -42,19 +43,21 @@ def drawn(count: int, codes: int = 4) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Images], Features]:
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("classifier") / "classifier.safetensors"
     save_classifier(Classifier(3, 8, 6), path)
-    return lambda images: extract(images, classifier_space(path, "test"), 7, CPU)
+    return path
 
 
-def measured(tokenizer: Quarters, images: Tensor, seen: Callable[[Images], Features]) -> Reconstruction:
-    source = MemoryImages(images)
-    return measure(tokenizer.requires_grad_(False), source, seen(source), seen, CPU, "held-out")  # type: ignore[arg-type]
+def measured(tokenizer: Quarters, images: Tensor, seen: Path) -> Reconstruction:
+    source, space = MemoryImages(images), classifier_space(seen, "test")
+    with looking(space, CPU) as look:
+        rows = decoded_rows(tokenizer.requires_grad_(False), source, look, 7)  # type: ignore[arg-type]
+        return measure(tokenizer, rows, extract(source, space, 7, CPU), CPU, "held-out")  # type: ignore[arg-type]
 
 
-def test_images_that_come_back_as_they_were_have_no_distortion(seen: Callable[[Images], Features]) -> None:
+def test_images_that_come_back_as_they_were_have_no_distortion(seen: Path) -> None:
     found = measured(Quarters(), drawn(24), seen)
     assert found.rfid == pytest.approx(0, abs=1e-6)
     assert found.psnr == pytest.approx(100)  # the error is taken as 1e-10 at least
@@ -64,13 +67,13 @@ def test_images_that_come_back_as_they_were_have_no_distortion(seen: Callable[[I
     assert "SSIM 1.000 of 24 held-out images" in reconstruction_lines(found)[0]
 
 
-def test_an_error_of_known_size_has_its_psnr(seen: Callable[[Images], Features]) -> None:
+def test_an_error_of_known_size_has_its_psnr(seen: Path) -> None:
     found = measured(Quarters((17, 102, 187, 238)), drawn(24), seen)
     assert found.psnr == pytest.approx(20 * math.log10(255 / 17), abs=1e-3)
     assert 0 < found.ssim < 1 and found.rfid > 0
 
 
-def test_codes_that_do_not_occur_count(seen: Callable[[Images], Features]) -> None:
+def test_codes_that_do_not_occur_count(seen: Path) -> None:
     found = measured(Quarters(), drawn(24, codes=2), seen)
     assert found.codebook_use == 0.5 and found.perplexity == pytest.approx(2)
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from rearkit.analysis.differences import describe, difference_lines
 from rearkit.cli.main import cli
 from rearkit.errors import RearkitError, WeightsError
-from rearkit.evaluation import features
+from rearkit.evaluation import scores as scoring
 from rearkit.evaluation.classifier import Classifier, save_classifier
 from rearkit.evaluation.feature_spaces import inception_space, space_of_file
 from rearkit.evaluation.features import FeatureCache, extract
@@ -112,8 +112,8 @@ def test_features_are_kept_by_content_of_images_and_weights(
     weights: Path, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes = []
-    plain = features.extract
-    monkeypatch.setattr(features, "extract", lambda *given: passes.append(given[4]) or plain(*given))
+    plain = scoring.extract
+    monkeypatch.setattr(scoring, "extract", lambda *given: passes.append(given[4]) or plain(*given))
     cache = FeatureCache(tmp_path / "cache")
     samples = save(tmp_path / "x.npz", 1)
 
