@@ -24,11 +24,12 @@ from torch import Tensor
 from torchvision.transforms import TenCrop
 
 from rearkit import load_recipe
+from rearkit.data.access import Access
 from rearkit.data.class_folders import files_below, find_images
 from rearkit.data.convert import Labelling, images_to_shards
 from rearkit.data.decoding import Decoding
 from rearkit.data.image_sets import ImageSet, Split
-from rearkit.data.image_shards import Access, read_headers
+from rearkit.data.image_shards import read_headers
 from rearkit.data.pixels import psnr, to_float
 from rearkit.data.shard_members import Fields
 from rearkit.model import build_tokenizer

@@ -16,10 +16,11 @@ import attrs
 import numpy as np
 from torch import Tensor
 
+from rearkit.data.access import Access
 from rearkit.data.bad_samples import UNFETCHED, BadSamples, Unusable
 from rearkit.data.decoding import Decoding, decoded
 from rearkit.data.fetching import FetchError, ShardCache
-from rearkit.data.image_shards import Access, find_samples
+from rearkit.data.image_shards import find_samples
 from rearkit.errors import DataError
 from rearkit.system.console import progress_bar
 from rearkit.system.files import replacing

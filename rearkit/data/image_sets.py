@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rearkit.data.access import Access
 from rearkit.data.bad_samples import BadSamples
 from rearkit.data.decoding import Decoding
 from rearkit.data.fetching import FetchError, is_remote, local_copy
-from rearkit.data.image_shards import DEFAULT_ACCESS, Access, read_headers, read_images
+from rearkit.data.image_shards import DEFAULT_ACCESS, read_headers, read_images
 from rearkit.data.pixels import to_float
 from rearkit.data.shard_members import is_packed
 from rearkit.data.streams import ReadImage

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -19,10 +19,11 @@ from PIL import Image
 from torch import Tensor
 
 from rearkit.contracts import ImageSample
+from rearkit.data.access import Access
 from rearkit.data.bad_samples import LOST, PATIENCE, UNFETCHED, BadSamples, Unusable
 from rearkit.data.class_folders import read_bytes
 from rearkit.data.decoding import Decoding, decoded
-from rearkit.data.fetching import FetchError, Retry, is_remote, local_copy
+from rearkit.data.fetching import FetchError, is_remote, local_copy
 from rearkit.data.image_bytes import suffix_of_bytes
 from rearkit.data.labels import checked_class, read_class
 from rearkit.data.sample_keys import with_checked_keys
@@ -31,30 +32,6 @@ from rearkit.data.streams import Ahead, ReadImage, shuffled
 from rearkit.errors import DataError
 from rearkit.system.console import say
 from rearkit.system.files import replacing
-
-
-@attrs.frozen
-class Access:
-    """How shards are come by and read.
-
-    Attributes:
-        retry: how often to try to fetch a shard that is remote.
-        fields: which members of a sample are its image and its label.
-        in_place: whether single images will be read out of the middle, which a compressed shard does not allow.
-        only: which samples of each shard to read, by their place in it; None for all.
-        counts: takes how many samples remote shards have, as they are read.
-        quiet: shards whose damage is counted elsewhere, where no sample tells of it.
-        threads: how many decode ahead; 0 for none but the one that reads.
-    """
-
-    retry: Retry = attrs.field(factory=Retry)
-    fields: Fields = attrs.field(factory=Fields)
-    in_place: bool = False
-    only: Mapping[str, Collection[int]] | None = None
-    counts: MutableMapping[str, int] | None = None
-    quiet: Collection[str] = ()
-    threads: int = 0
-
 
 DEFAULT_ACCESS = Access()
 

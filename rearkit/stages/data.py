@@ -11,11 +11,12 @@ from typing import Any
 import attrs
 
 from rearkit.contracts import SPLITS, Classes, Dataset
+from rearkit.data.access import Access
 from rearkit.data.bad_samples import BadSamples
 from rearkit.data.decoding import Decoding
 from rearkit.data.fetching import Retry, is_remote
 from rearkit.data.image_sets import ImageSet, Split
-from rearkit.data.image_shards import Access, ShardHeaders, read_dataset, read_headers, write_shards
+from rearkit.data.image_shards import ShardHeaders, read_dataset, read_headers, write_shards
 from rearkit.data.shard_members import Fields
 from rearkit.errors import DataError, RearkitError
 from rearkit.model import build_dataset, build_tokenizer

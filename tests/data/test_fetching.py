@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rearkit.data.access import Access
 from rearkit.data.bad_samples import BadSamples
 from rearkit.data.fetching import FetchError, Retry, fetch, is_remote, local_copy
-from rearkit.data.image_shards import Access, read_images
+from rearkit.data.image_shards import read_images
 from rearkit.errors import DataError
 
 QUICK = Retry(tries=4, wait=0.01)

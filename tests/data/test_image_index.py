@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rearkit.data.access import Access
 from rearkit.data.bad_samples import LOST, UNFETCHED, BadSamples
 from rearkit.data.decoding import Decoding
 from rearkit.data.fetching import Retry, ShardCache
 from rearkit.data.image_index import OPEN_FILES, ROW, ImageIndex, ImageReader, write_index
-from rearkit.data.image_shards import Access, read_images
+from rearkit.data.image_shards import read_images
 from rearkit.errors import DataError
 
 ONCE = Access(Retry(tries=1))

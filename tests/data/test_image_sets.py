@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from rearkit.data.access import Access
 from rearkit.data.decoding import Decoding
 from rearkit.data.fetching import Retry
 from rearkit.data.image_sets import ImageSet, Split
-from rearkit.data.image_shards import Access
 from rearkit.data.pixels import psnr, to_float, to_uint8
 from rearkit.data.streams import ReadImage
 from rearkit.errors import DataError

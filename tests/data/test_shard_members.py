@@ -16,12 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from rearkit.data.access import Access
 from rearkit.data.bad_samples import BadSamples
 from rearkit.data.decoding import Decoding
 from rearkit.data.fetching import Retry
 from rearkit.data.image_index import write_index
 from rearkit.data.image_sets import Split
-from rearkit.data.image_shards import Access, read_headers, read_images
+from rearkit.data.image_shards import read_headers, read_images
 from rearkit.data.shard_members import Fields
 from rearkit.errors import DataError
 from rearkit.recipe.tables import Recipe

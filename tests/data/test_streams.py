@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from rearkit.data.access import Access
 from rearkit.data.bad_samples import BadSamples, Unusable
 from rearkit.data.decoding import Decoding
-from rearkit.data.image_shards import Access, read_images
+from rearkit.data.image_shards import read_images
 from rearkit.data.streams import Ahead
 from rearkit.errors import DataError
 

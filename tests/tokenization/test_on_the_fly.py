@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from rearkit.components.noise.schedules import NoNoise
+from rearkit.data.access import Access
 from rearkit.data.bad_samples import BadSamples
 from rearkit.data.decoding import Decoding
 from rearkit.data.fetching import Retry, ShardCache
 from rearkit.data.image_index import ImageIndex, ImageReader, write_index
-from rearkit.data.image_shards import Access
 from rearkit.errors import DataError, RecipeError
 from rearkit.model import build, build_tokenizer
 from rearkit.recipe.tables import Recipe, TokensTable
