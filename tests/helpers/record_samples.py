@@ -17,7 +17,9 @@ import numpy as np
 import torch
 
 from rearkit import TokenData, build, load_recipe, train
+from rearkit.contracts import TrainingStep
 from rearkit.errors import Preempted
+from rearkit.objective import Loss
 from rearkit.training.trainer import Trainer
 
 SAMPLES, GLOBAL_BATCH, STEPS = 62, 12, 31  # six epochs, whose ends lie within steps
@@ -58,13 +60,15 @@ def main(folder: Path, micro_batch: int, stop: int) -> None:
 
     Trainer.step = noted  # type: ignore[method-assign]
     with (folder / "seen.jsonl").open("a") as log:
+        loss = model.objective.loss
 
-        def note(module: Any, arguments: tuple[Any, ...]) -> None:
-            numbers = (arguments[2][:, 0] * CODES + arguments[2][:, 1]).tolist()
+        def note(step: TrainingStep) -> Loss:
+            numbers = (step.tokens_BN[:, 0] * CODES + step.tokens_BN[:, 1]).tolist()
             log.write(json.dumps({"step": current[0], "rank": rank, "samples": numbers}) + "\n")
             log.flush()
+            return loss(step)
 
-        model.objective.register_forward_pre_hook(note)
+        model.objective.loss = note  # type: ignore[method-assign]
         with contextlib.suppress(Preempted):
             train(model, TokenData.from_arrays(tokens, np.zeros(SAMPLES)), folder=folder)
 
