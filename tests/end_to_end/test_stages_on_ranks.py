@@ -76,6 +76,7 @@ def test_token_shards_are_the_same_on_any_number_of_ranks(number: int, prepared:
     assert result(out) == result(tokenized)
 
 
+@pytest.mark.slow
 def test_a_rank_killed_while_it_tokenizes_costs_its_shard_only(prepared: Path, tokenized: Path) -> None:
     out = copied(prepared, "killed")
     process = rearkit("tokens", str(SMOKE), *SMALL, f"--out={out}", launcher=ranks(2))
@@ -120,6 +121,7 @@ def sampled(tokenized: Path) -> Path:
 SHORT = ("--set=train.steps=2", "--set=train.warmup_steps=1", "--set=train.checkpoint_every=2")
 
 
+@pytest.mark.slow
 def test_scores_are_the_same_on_two_ranks(sampled: Path) -> None:
     results = []
     for number in (1, 2):

@@ -116,6 +116,7 @@ def test_a_flat_folder_to_scores(tmp_path: Path, inception: Path, monkeypatch: p
     assert not any("class" in warning for warning in scores["warnings"]), scores["warnings"]
 
 
+@pytest.mark.slow
 def test_shards_without_labels_to_tokens(tmp_path: Path, inception: Path) -> None:
     recipe = tmp_path / "unlabelled.toml"
     recipe.write_text(RECIPE.format(source=shards(tmp_path / "photos"), weights=inception))

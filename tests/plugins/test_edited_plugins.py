@@ -6,6 +6,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 RECIPE = """
 name = "tiny"
@@ -52,6 +54,7 @@ def rearkit_components():
 """
 
 
+@pytest.mark.slow
 def test_an_edit_or_another_version_runs_the_stage_again(
     distribution: Callable[..., Path], rearkit: Command, tmp_path: Path
 ) -> None:

@@ -46,7 +46,7 @@ def counted(device: Path, *changes: str) -> dict[str, Any]:
     ("changes", "launches", "waits"),
     [
         ((), 1080, 9),
-        (("train.ema_decay=0.9",), 1080, 9),
+        pytest.param(("train.ema_decay=0.9",), 1080, 9, marks=pytest.mark.slow),
         (("train.micro_batch=4",), 3900, 14),
         (('train.precision="fp32"',), 1030, 11),
         pytest.param(("train.activation_checkpointing=true",), 1300, 9, marks=pytest.mark.slow),
