@@ -17,7 +17,7 @@ from rearkit.model import build
 from rearkit.planning import measure
 from rearkit.planning.machine import Machine
 from rearkit.planning.measure import parameter_counts, sampling_memory, step_flops
-from rearkit.planning.micro_batch import with_micro_batch
+from rearkit.planning.micro_batch import by_stage, with_micro_batch
 from rearkit.planning.plan import make_plan, micro_batches
 from rearkit.planning.step_memory import GIB
 from rearkit.recipe.loading import load_recipe
@@ -75,16 +75,16 @@ def test_a_checkpoint_is_computed_again_with_the_same_attention(tiny: Callable[.
 
 
 def test_a_micro_batch_that_is_left_out_is_the_largest_that_fits(tiny: Callable[..., Recipe]) -> None:
-    recipe = tiny(train={"global_batch": 64})
-    fixed = make_plan(recipe, MACHINE).memory[1][1].total
-    each = make_plan(recipe, MACHINE).memory[32][1].activations / 32
-    machine = attrs.evolve(MACHINE, memory=(fixed + 12 * each) / 0.9)
-    assert make_plan(recipe, machine).micro_batch == 8
-    assert make_plan(recipe, attrs.evolve(machine, cuda=False)).micro_batch == 32
-    assert with_micro_batch(tiny(train={"global_batch": 64, "micro_batch": 16}), machine).train.micro_batch == 16
+    recipe = tiny(train={"global_batch": 32})
+    one, all_of_it = (by_stage(recipe, MACHINE, size, parameter_counts(recipe))[1] for size in (1, 16))
+    fixed, each = one.total, all_of_it.activations / 16
+    machine = attrs.evolve(MACHINE, memory=(fixed + 6 * each) / 0.9)
+    assert with_micro_batch(recipe, machine).train.micro_batch == 4
+    assert with_micro_batch(recipe, attrs.evolve(machine, cuda=False)).train.micro_batch is None
+    assert with_micro_batch(tiny(train={"global_batch": 32, "micro_batch": 8}), machine).train.micro_batch == 8
     with pytest.raises(RecipeError, match=r"micro_batch: one sample takes .* set activation_checkpointing = true"):
         with_micro_batch(recipe, attrs.evolve(machine, memory=fixed / 2))
-    assert make_plan(recipe, attrs.evolve(machine, memory=fixed / 2)).micro_batch == 1
+    assert with_micro_batch(recipe, attrs.evolve(machine, memory=fixed / 2), anyway=True).train.micro_batch == 1
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_what_does(tiny: Callable[..., Recipe]) -> None:

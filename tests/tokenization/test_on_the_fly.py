@@ -93,7 +93,7 @@ def test_an_epoch_shows_every_image_once_across_ranks_and_workers_also_after_a_r
             feed.__enter__()
         for step in steps:
             for feed in feeds:
-                seen.extend(numbers(feed.next(step).content))
+                seen.extend(numbers(feed.next(step).samples.content))
         for feed in feeds:
             feed.__exit__(None, None, None)
 
@@ -203,7 +203,7 @@ def test_remote_shards_are_fetched_once_for_all_workers(
     seen: list[int] = []
     with Feed(source(data), range(12), 0, 1, 60, workers) as feed:
         for step in range(12):
-            seen += numbers(feed.next(step).content)
+            seen += numbers(feed.next(step).samples.content)
     assert sorted(seen) == sorted([*range(TOTAL)] * 2)
     assert log.read_text().count("x") == len(SIZES)
 

@@ -195,9 +195,9 @@ def test_images_reach_the_regularizer_that_reads_them(model: Model) -> None:
     changed = attrs.evolve(model, objective=Objective({"bright": Bright()}))
     data: Any = Grey()
     with Trainer(changed, data, None, None) as trainer:
-        samples = trainer.next_samples()
-        values = trainer.step(samples)
-    expected = float(np.mean(samples.indices)) / 255
+        ready = trainer.next_samples()
+        values = trainer.step(ready)
+    expected = float(np.mean(ready.samples.indices)) / 255
     assert float(values["regularizer/bright/brightness"]) == pytest.approx(expected, abs=1e-6)
 
 
