@@ -7,6 +7,9 @@ from typing import Any, TypeVar
 
 import attrs
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from rearkit.context_noise import NoNoise, extra_tokens, takes_context
 from rearkit.contracts import (
@@ -194,7 +197,7 @@ def check_parts(recipe: Recipe) -> None:
     # No component minds how many classes there are, where nothing tells it yet.
     classes = Classes(_num_classes(recipe) or 1)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Unfilled():
             build(plain, build_tokenizer(plain, load=False), classes)
     # A component that reads values of tensors is not known to fit until it is built in earnest.
     except (RuntimeError, NotImplementedError):
@@ -218,10 +221,21 @@ def _num_classes(recipe: Recipe) -> int | None:
         return None
 
 
+class _Unfilled(TorchFunctionMode):
+    """Within this context, functions that change no shape do nothing: on meta, torch imports a compiler for them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        # `torch.nn.init` names its argument.
+        if func in (nn.init.normal_, Tensor.normal_, F.normalize):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def _cheaply(build: Callable[[], T]) -> T:
     """Build a module on the meta device, where it has shapes and no content; as it is if it reads values."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Unfilled():
             return build()
     except (RuntimeError, NotImplementedError):
         return build()

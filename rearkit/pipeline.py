@@ -218,7 +218,9 @@ def check_inputs(recipe: Recipe, ranks: int | None = None) -> None:
     problems = problems or [*check_weights(recipe), *check_inception_weights(recipe.evaluate)]
     if problems:
         raise RearkitError("\n".join(problems))
-    check_parts(recipe)
+    # Where one of the later stages is called alone, it builds its modules at once.
+    if ranks is not None:
+        check_parts(recipe)
 
 
 def _is_there(path: Path) -> bool:
