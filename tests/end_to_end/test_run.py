@@ -171,6 +171,7 @@ def test_a_second_process_in_the_folder_of_a_run_is_refused(copied: Path) -> Non
     assert up_to_date(rearkit("run", str(SMOKE), f"--out={copied}")) == [*STAGES]
 
 
+@pytest.mark.slow
 def test_a_stage_runs_again_with_all_after_it(copied: Path) -> None:
     before = sha256(copied / "sample" / "samples.npz")
     output = rearkit("run", str(SMOKE), f"--out={copied}", "--again", "sample")

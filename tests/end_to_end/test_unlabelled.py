@@ -99,6 +99,7 @@ def told(result: Result) -> str:
     return str(result.exception)
 
 
+@pytest.mark.slow
 def test_a_flat_folder_to_scores(tmp_path: Path, inception: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Eigenvalues of 2048 × 2048 take most of the time, and are tested elsewhere.
     means = lambda a, b, verbose: {KEY_METRIC_FID: float(((a["mu"] - b["mu"]) ** 2).sum())}  # noqa: E731
