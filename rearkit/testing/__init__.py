@@ -22,8 +22,8 @@ import torch
 from rearkit.context_noise import takes_context
 from rearkit.contracts import NoiseContext, TokenSpace
 from rearkit.registry.component import Component
-from rearkit.testing.backbones import SPACE, check_backbone
-from rearkit.testing.clauses import require, seeded
+from rearkit.testing.backbones import check_backbone
+from rearkit.testing.clauses import SPACE, require, seeded
 from rearkit.testing.datasets import check_dataset
 from rearkit.testing.noise import check_noise_schedule
 from rearkit.testing.published import check_published

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from rearkit.contracts import Backbone, TokenSpace
 from rearkit.objective import capture
 from rearkit.testing.clauses import (
+    SPACE,
     TOLERANCE,
     close,
     copy_state,
@@ -28,9 +29,6 @@ from rearkit.testing.clauses import (
     seeded,
     stir,
 )
-
-# Three different numbers, so that a mix-up of dimensions cannot go unnoticed.
-SPACE = TokenSpace(num_tokens=6, codebook_size=11, num_classes=3)
 
 
 def check_backbone(build: Callable[[TokenSpace], Backbone], space: TokenSpace = SPACE) -> None:

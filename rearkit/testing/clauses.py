@@ -9,8 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rearkit.contracts import TokenSpace
+
 # Wide enough for float32 sums in another order, far below the effect of a mistake.
 TOLERANCE = 1e-4
+# Three different numbers, so that a mix-up of dimensions cannot go unnoticed.
+SPACE = TokenSpace(num_tokens=6, codebook_size=11, num_classes=3)
 
 
 def require(holds: object, clause: str) -> None:

@@ -10,10 +10,9 @@ import torch
 
 from rearkit.contracts import NoiseSchedule, NoiseStep, TokenSpace
 from rearkit.contracts.methods import PREDICTIONS
-from rearkit.testing.clauses import named, require, require_tensor, seeded
+from rearkit.testing.clauses import SPACE, named, require, require_tensor, seeded
 
 ROWS = 40
-SPACE = TokenSpace(num_tokens=6, codebook_size=11, num_classes=3)
 PROGRESS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
@@ -23,7 +22,7 @@ def check_noise_schedule(schedule: NoiseSchedule, batch: int = 300, space: Token
     Args:
         schedule: the schedule to check.
         batch: number of samples to draw for at a time.
-        space: the sizes that it was built for; those of `rearkit.testing.noise.SPACE`, where its build takes a context.
+        space: the sizes that it was built for, where its build takes a context.
 
     Raises:
         AssertionError: a clause of the contract is broken.
