@@ -87,7 +87,7 @@ def corrupt(
 
     Raises:
         PluginError: the schedule breaks its contract.
-        ValueError: it needs ``predict``.
+        ValueError: it needs ``predict``, or what this returns has another shape.
     """
     draw = draw_noise(noise, tuple(tokens_BN.shape), progress, codebook_size, generator)
     draw = draw.each(lambda tensor: tensor.to(tokens_BN.device))
@@ -96,8 +96,24 @@ def corrupt(
         if predict is None:
             raise ValueError(f"noise {type(noise).__name__} reads the model's predictions: give corrupt(predict=…)")
         with torch.no_grad():
-            logits = predict(tokens_BN)[:, : tokens_BN.shape[1]]
+            logits = predictions(predict(tokens_BN), tokens_BN)
     return NoisyContext(replaced(tokens_BN, draw, noise, progress, logits), draw.replaced_BN, draw.rates_B.cpu())
+
+
+def predictions(logits: Tensor, tokens_BN: Tensor) -> Tensor:
+    """Return the logits (B, N, V) that have targets, of (B, N or N+1, V).
+
+    Raises:
+        ValueError: there are fewer or more.
+    """
+    B, N = tokens_BN.shape
+    # Not cut to fit: logits that begin with the positions of a prefix would be compared with the wrong tokens.
+    if logits.dim() != 3 or logits.shape[0] != B or logits.shape[1] not in (N, N + 1):
+        raise ValueError(
+            f"logits of shape {tuple(logits.shape)} for tokens of shape {(B, N)}: expected ({B}, {N} or {N + 1}, V), "
+            "where position i predicts token i; cut off the positions of a prefix before the one that predicts token 0"
+        )
+    return logits[:, :N]
 
 
 def reads_predictions(noise: NoiseSchedule) -> bool:

@@ -17,7 +17,7 @@ import attrs
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rearkit.context_noise import NoisyContext, NoNoise, corrupt
+from rearkit.context_noise import NoisyContext, NoNoise, corrupt, predictions
 from rearkit.contracts import Regularizer, TrainingStep
 from rearkit.contracts.methods import LOGGED_ONLY, OPTIONAL
 
@@ -134,22 +134,6 @@ def regularizer_terms(regularizer: nn.Module, step: TrainingStep) -> Mapping[str
     else:
         terms = regularizer(attrs.evolve(step, **unread))
     return terms
-
-
-def predictions(logits: Tensor, tokens_BN: Tensor) -> Tensor:
-    """Return the logits (B, N, V) that have targets, of (B, N or N+1, V).
-
-    Raises:
-        ValueError: there are fewer or more.
-    """
-    B, N = tokens_BN.shape
-    # Not cut to fit: logits that begin with the positions of a prefix would be compared with the wrong tokens.
-    if logits.dim() != 3 or logits.shape[0] != B or logits.shape[1] not in (N, N + 1):
-        raise ValueError(
-            f"logits of shape {tuple(logits.shape)} for tokens of shape {(B, N)}: expected ({B}, {N} or {N + 1}, V), "
-            "where position i predicts token i; cut off the positions of a prefix before the one that predicts token 0"
-        )
-    return logits[:, :N]
 
 
 def _check_shapes(step: TrainingStep, layers: Sequence[int]) -> None:

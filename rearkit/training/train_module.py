@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rearkit.context_noise import replaced
+from rearkit.context_noise import predictions, replaced
 from rearkit.contracts import TrainingStep
 from rearkit.data.pixels import to_float
 from rearkit.model import Model
-from rearkit.objective import predictions
 from rearkit.training.batches import Batch
 
 
