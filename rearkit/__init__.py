@@ -40,6 +40,7 @@ _HOME = {
     "VectorQuantizer": "components.tokenizers.quantizer",
     "MaskGITVQGANDecoder": "components.tokenizers.maskgit_vqgan",
     "PackedLinear": "layers.packed_linear",
+    "beside": "layers.packed_linear",
     "attend_to_cache": "layers.cached_attention",
     "cache_length": "layers.cached_attention",
 }
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from rearkit.errors import RearkitError
     from rearkit.evaluation.scores import evaluate
     from rearkit.layers.cached_attention import attend_to_cache, cache_length
-    from rearkit.layers.packed_linear import PackedLinear
+    from rearkit.layers.packed_linear import PackedLinear, beside
     from rearkit.model import Model, build, make
     from rearkit.objective import Objective, capture
     from rearkit.pipeline import run
@@ -83,6 +84,7 @@ __all__ = [
     "TokenData",
     "VectorQuantizer",
     "attend_to_cache",
+    "beside",
     "build",
     "cache_length",
     "capture",

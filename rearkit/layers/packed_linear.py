@@ -131,3 +131,14 @@ def can_halve() -> bool:
 def can_pack(weight: Tensor) -> bool:
     """Return whether oneDNN can pack a weight: on a CPU, float32, or bfloat16 if the CPU computes with it."""
     return weight.device.type == "cpu" and private.has_onednn(weight.dtype)
+
+
+def beside(one: nn.Linear, other: nn.Linear) -> nn.Linear:
+    """Return one layer with the outputs of both, those of ``one`` first; neither may have a bias.
+
+    A part for backbones, whose `PackedLinear` then is one product instead of two.
+    """
+    # On the meta device, so that no weights are drawn only to be replaced.
+    both = nn.Linear(one.in_features, one.out_features + other.out_features, bias=False, device="meta")
+    both.weight = nn.Parameter(torch.cat([one.weight, other.weight]), requires_grad=False)
+    return both

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rearkit import PackedLinear, attend_to_cache, cache_length
+from rearkit import PackedLinear, attend_to_cache, beside, cache_length
 from rearkit_alitok.blocks import Attention, Block
 
 
@@ -100,14 +100,6 @@ class DecodingBlock:
         own_21h = self.own_T2h[place][:, None]
         neighbour_21h = self.neighbour_T2h[place][:, None]
         return torch.addcmul(normed_R2Hh * own_21h, neighbours_R2Hh, neighbour_21h)
-
-
-def beside(one: nn.Linear, other: nn.Linear) -> nn.Linear:
-    """Return one layer with the outputs of both, those of ``one`` first; neither may have a bias."""
-    # On the meta device, so that no weights are drawn only to be replaced.
-    both = nn.Linear(one.in_features, one.out_features + other.out_features, bias=False, device="meta")
-    both.weight = nn.Parameter(torch.cat([one.weight, other.weight]), requires_grad=False)
-    return both
 
 
 def turning(attn: Attention, rotary_2Tp: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rearkit import PackedLinear, attend_to_cache, cache_length
+from rearkit import PackedLinear, attend_to_cache, beside, cache_length
 
 
 class Decoder:
@@ -82,7 +82,7 @@ class _Block:
         self.ffn_norm = block.ffn_norm
         self.wqkv = PackedLinear(block.attention.wqkv, rows)
         self.wo = PackedLinear(block.attention.wo, rows)
-        self.w1_w3 = PackedLinear(side_by_side(block.feed_forward.w1, block.feed_forward.w3), rows)
+        self.w1_w3 = PackedLinear(beside(block.feed_forward.w1, block.feed_forward.w3), rows)
         self.w2 = PackedLinear(block.feed_forward.w2, rows)
 
 
@@ -91,14 +91,6 @@ def rms_norm(x: Tensor, norm: nn.RMSNorm) -> Tensor:
     wide = x.float()
     mean_square = wide.square().sum(-1, keepdim=True).mul_(1 / x.shape[-1])
     return (wide * mean_square.add_(norm.eps or 0.0).rsqrt_()).type_as(x) * norm.weight
-
-
-def side_by_side(first: nn.Linear, second: nn.Linear) -> nn.Linear:
-    """Return one layer without bias whose outputs are those of ``first``, then those of ``second``."""
-    # The meta device keeps torch from drawing weights that are replaced at once.
-    both = nn.Linear(first.in_features, first.out_features + second.out_features, bias=False, device="meta")
-    both.weight = nn.Parameter(torch.cat([first.weight, second.weight]), requires_grad=False)
-    return both
 
 
 def rotation_factors(rotary_2Tp: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
