@@ -17,13 +17,6 @@ ROOT = Path(__file__).parents[2]
 PROJECT = ROOT / "plugins" / "rearkit-alitok"
 DIGITS = PROJECT / "mnist.toml"
 REFERENCE = ROOT / "tests" / "reference"
-SMALLER = {
-    "tokenizer.encoder_layers": 1,
-    "tokenizer.decoder_layers": 1,
-    "tokenizer.continuous_steps": 1,
-    "backbone.hidden_size": 16,
-    "backbone.num_layers": 2,
-}
 PUBLISHED_TOKENIZER = """
 name = "published"
 [data.source]
@@ -73,36 +66,6 @@ for path in sys.argv[1:]:
     }
 print(json.dumps(found))
 """
-
-
-@pytest.mark.slow
-def test_installed_run_and_missed(
-    install: Callable[[Path], Path], rearkit: Command, brief: list[str], tmp_path: Path
-) -> None:
-    site = install(PROJECT)
-    listed = rearkit("plugins", path=[site])
-    assert listed.returncode == 0, listed.stderr
-    for component in ("tokenizer alitok", "backbone alitok-ar"):
-        assert f"{component}  rearkit-alitok 0.1.0" in listed.stdout
-
-    smaller = [word for key, value in SMALLER.items() for word in ("--set", f"{key}={value}")]
-    done = rearkit("run", str(DIGITS), "--out", str(tmp_path / "run"), *brief, *smaller, path=[site])
-    assert done.returncode == 0, done.stdout + done.stderr
-    log = "".join(path.read_text() for path in (tmp_path / "run" / "train").glob("*.jsonl"))
-    assert "regularizer/codebook-embedding/encode" in log
-    assert "regularizer/codebook-embedding/decode" in log
-
-    recipe = ROOT / "recipes" / "rear_b_alitok.toml"
-    missing = rearkit("run", str(recipe), "--out", str(tmp_path / "b"), path=[site])
-    assert missing.returncode != 0
-    assert "missing: weights/AliTok.pth" in missing.stderr
-    assert "https://github.com/ali-vilab/alitok" in missing.stderr
-    assert len(missing.stderr.splitlines()) <= 20
-
-    refused = rearkit("run", str(recipe), "--out", str(tmp_path / "b"))
-    assert refused.returncode == 2
-    assert "unknown tokenizer 'alitok'" in refused.stderr
-    assert refused.stderr.splitlines()[-1].endswith("run: pip install ./plugins/rearkit-alitok")
 
 
 def test_recipes_have_the_published_sizes(install: Callable[[Path], Path]) -> None:

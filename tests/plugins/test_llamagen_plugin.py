@@ -17,7 +17,6 @@ ROOT = Path(__file__).parents[2]
 PROJECT = ROOT / "plugins" / "rearkit-llamagen"
 DIGITS = PROJECT / "mnist.toml"
 REFERENCE = ROOT / "tests" / "reference"
-SMALLER = {"tokenizer.hidden_channels": 8, "backbone.hidden_size": 16, "backbone.num_layers": 2}
 # Parameters, guidance scale, the block that the decode head reads.
 PUBLISHED = {"b": (111e6, 2.0, 9), "l": (343e6, 2.0, 18), "xl": (775e6, 1.75, 27)}
 # Counted without memory for the weights, which are several gigabytes.
@@ -60,36 +59,6 @@ for layers in (3, 2):
     except WeightsError as error:
         print(error)
 """
-
-
-@pytest.mark.slow
-def test_installed_run_and_missed(
-    install: Callable[[Path], Path], rearkit: Command, brief: list[str], tmp_path: Path
-) -> None:
-    site = install(PROJECT)
-    listed = rearkit("plugins", path=[site])
-    assert listed.returncode == 0, listed.stderr
-    for component in ("tokenizer llamagen-vq", "backbone llamagen-gpt"):
-        assert f"{component}  rearkit-llamagen 0.1.0" in listed.stdout
-
-    smaller = [word for key, value in SMALLER.items() for word in ("--set", f"{key}={value}")]
-    done = rearkit("run", str(DIGITS), "--out", str(tmp_path / "run"), *brief, *smaller, path=[site])
-    assert done.returncode == 0, done.stdout + done.stderr
-    log = "".join(path.read_text() for path in (tmp_path / "run" / "train").glob("*.jsonl"))
-    assert "regularizer/codebook-embedding/encode" in log
-    assert "regularizer/codebook-embedding/decode" in log
-
-    recipe = ROOT / "recipes" / "rear_b_llamagen.toml"
-    missing = rearkit("run", str(recipe), "--out", str(tmp_path / "b"), path=[site])
-    assert missing.returncode != 0
-    assert "missing: weights/vq_ds16_c2i.pt" in missing.stderr
-    assert "https://github.com/FoundationVision/LlamaGen" in missing.stderr
-    assert len(missing.stderr.splitlines()) <= 20
-
-    refused = rearkit("run", str(recipe), "--out", str(tmp_path / "b"))
-    assert refused.returncode == 2
-    assert "unknown tokenizer 'llamagen-vq'" in refused.stderr
-    assert refused.stderr.splitlines()[-1].endswith("run: pip install ./plugins/rearkit-llamagen")
 
 
 def test_recipes_have_the_published_sizes_and_training(install: Callable[[Path], Path]) -> None:
