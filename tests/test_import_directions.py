@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 import house
+import pytest
 
 PACKAGE = house.ROOT / "rearkit"
 MODULES = house.sources(PACKAGE)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import pythons
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
@@ -16,8 +17,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-sys.path.insert(0, str(Path(__file__).parent / "helpers"))
-import pythons
 
 PROJECT = tomllib.loads((pythons.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PINS = [

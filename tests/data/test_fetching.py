@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import tarfile
 import threading
 import time
 from collections import Counter
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tars import write_tar
 
 from rearkit.data.access import Access
 from rearkit.data.bad_samples import BadSamples
@@ -23,15 +23,12 @@ QUICK = Retry(tries=4, wait=0.01)
 
 
 def write_shard(path: Path, size: int = 6) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for index in range(size):
-            buffer = io.BytesIO()
-            Image.fromarray(np.full((8, 8, 3), index, np.uint8)).save(buffer, format="png")
-            for suffix, content in (("png", buffer.getvalue()), ("cls", str(index % 3).encode())):
-                info = tarfile.TarInfo(f"{index:04d}.{suffix}")
-                info.size = len(content)
-                archive.addfile(info, io.BytesIO(content))
-    return path
+    members = []
+    for index in range(size):
+        buffer = io.BytesIO()
+        Image.fromarray(np.full((8, 8, 3), index, np.uint8)).save(buffer, format="png")
+        members += [(f"{index:04d}.png", buffer.getvalue()), (f"{index:04d}.cls", str(index % 3).encode())]
+    return write_tar(path, members)
 
 
 def flaky(shard: Path, failures: int, count: Path, before: str = "") -> str:

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import gzip
 import io
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from tars import write_tar
 
 from rearkit.data.access import Access
 from rearkit.data.bad_samples import LOST, UNFETCHED, BadSamples
@@ -32,15 +32,6 @@ def sample(index: int, label: bytes | None = None) -> Members:
 
 def good(*indices: int) -> Members:
     return [member for index in indices for member in sample(index)]
-
-
-def write_tar(path: Path, members: Members) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return path
 
 
 def open_files() -> int:

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tars import write_tar
 
 from rearkit.contracts import ImageSample
 from rearkit.data.bad_samples import PATIENCE, BadSamples
@@ -46,15 +47,6 @@ def sample(index: int, label: bytes | None = None, image: bytes | None = None) -
         (f"{index:04d}.cls", str(index % 3).encode() if label is None else label),
         (f"{index:04d}.png", encoded(index) if image is None else image),
     ]
-
-
-def write_tar(path: Path, members: Members) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return path
 
 
 def good(*indices: int) -> Members:

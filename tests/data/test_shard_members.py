@@ -5,7 +5,6 @@ import gzip
 import io
 import json
 import random
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tars import write_tar
 
 from rearkit.data.access import Access
 from rearkit.data.bad_samples import BadSamples
@@ -52,15 +52,6 @@ def shard(path: Path, make: Callable[[int], Members], shuffled: int | None = Non
     if shuffled is not None:
         random.Random(shuffled).shuffle(members)
     return write_tar(path, members)
-
-
-def write_tar(path: Path, members: Members) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return path
 
 
 def read(path: Path, fields: Fields | None = None) -> list[tuple[str, int, int]]:

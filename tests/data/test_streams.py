@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tars import write_tar
 
 from rearkit.data.access import Access
 from rearkit.data.bad_samples import BadSamples, Unusable
@@ -53,12 +53,12 @@ def test_failures_are_taken_out_and_the_rest_stays_in_order() -> None:
 
 
 def shard(path: Path, cut: int, broken: tuple[int, ...] = ()) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for index in range(20):
-            for suffix, content in (("cls", b"1"), ("png", b"none" if index in broken else png(index))):
-                info = tarfile.TarInfo(f"{index:03d}.{suffix}")
-                info.size = len(content)
-                archive.addfile(info, io.BytesIO(content))
+    members = (
+        (f"{index:03d}.{suffix}", content)
+        for index in range(20)
+        for suffix, content in (("cls", b"1"), ("png", b"none" if index in broken else png(index)))
+    )
+    write_tar(path, members)
     if cut:
         path.write_bytes(path.read_bytes()[:-cut])
     return path

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hub_stand_in
 import numpy as np
 import pytest
 import tomli_w
@@ -23,9 +24,6 @@ from rearkit.recipe.loading import load_recipe, recipe_to_dict
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.train import export
 from rearkit.weights import write_state_dict
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
-import hub_stand_in
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.toml"
 TOKENIZER = "hf://me/repo/tokenizer.safetensors"

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from rank_runs import children
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.toml"
 TINY = [
@@ -54,11 +55,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert not list((out / "tokens").glob("train-*.tar"))
     assert list((out / "tokens").glob("held-out-*.tar"))
     return out
-
-
-def children(pid: int) -> list[int]:
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
-    return [int(text) for text in listed.split()]
 
 
 def copied(prepared: Path, name: str) -> Path:

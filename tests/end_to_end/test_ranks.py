@@ -15,32 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
-SMOKE = ROOT / "recipes" / "smoke.toml"
-TINY = [
-    f"--set={setting}"
-    for setting in (
-        "train.steps=50", "train.warmup_steps=5", "train.log_every=1", "train.validate_every=0",
-        "train.checkpoint_every=20", "train.keep_checkpoints=9",
-        "tokenizer.fit.steps=6", "sample.num_images=20", "evaluate.classifier.steps=2",
-        "tokens.min_psnr=0", "tokens.min_codebook_use=0", "tokenizer.fit.min_psnr=0",
-        "evaluate.classifier.min_accuracy=0",
-    )
-]  # fmt: skip
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-def rearkit(*arguments: str, launcher: tuple[str, ...] = (sys.executable, "-m", "rearkit")) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*launcher, *arguments], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def finish(process: subprocess.Popen[str], code: int = 0, timeout: float = 120) -> str:
-    output, _ = process.communicate(timeout=timeout)
-    assert process.returncode == code, output
-    return output
+from rank_runs import ENVIRONMENT, SMOKE, TINY, children, descendants, finish, rearkit
 
 
 @pytest.fixture(scope="module")
@@ -160,11 +135,6 @@ def wait_for_steps(out: Path, process: subprocess.Popen[str], steps: int = 25) -
         time.sleep(0.1)
 
 
-def children(pid: int) -> list[int]:
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
-    return [int(text) for text in listed.split()]
-
-
 def test_a_killed_rank_takes_the_other_down_and_is_named(prepared: Path) -> None:
     process, out = start_training(prepared, "killed")
     ranks = children(process.pid)
@@ -186,10 +156,6 @@ def test_other_launchers_stop_the_ranks_beside_a_killed_one(launcher: tuple[str,
     output, _ = process.communicate(timeout=60)
     assert process.returncode != 0, output
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
-
-
-def descendants(pid: int) -> list[int]:
-    return [found for child in children(pid) for found in (child, *descendants(child))]
 
 
 def command(pid: int) -> bytes:

@@ -11,9 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-from test_ranks import ENVIRONMENT, SMOKE, TINY, descendants, finish, rearkit
+from rank_runs import ENVIRONMENT, SMOKE, TINY, descendants, finish, rearkit
 
 SMALL = [*TINY, "--set=data.shard_size=40"]  # ten training shards
 

@@ -10,13 +10,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hub_stand_in
 import pytest
 
 from rearkit.errors import RearkitError
 from rearkit.system.hub import HubFile, hub_records, is_hub, local_file
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
-import hub_stand_in
 
 CONTENT = b"weights\n"
 ASK = """

@@ -8,7 +8,6 @@ import os
 import socket
 import subprocess
 import sys
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,17 +32,17 @@ SIZE, SHARDS, EACH = 8, 6, 20
 
 def write_images(place: Path, broken: dict[int, int]) -> None:
     """Write shards; ``broken`` says how many images of which shards are damaged."""
+    from tars import write_tar  # here, since this file is also run as a script, which does not find it
+
     for number in range(SHARDS):
-        with tarfile.open(place / f"{number}.tar", "w") as archive:
-            for index in range(EACH):
-                buffer = io.BytesIO()
-                pixels = np.random.default_rng(EACH * number + index).integers(256, size=(SIZE, SIZE, 3))
-                Image.fromarray(pixels.astype(np.uint8)).save(buffer, format="png")
-                image = b"" if index < broken.get(number, 0) else buffer.getvalue()
-                for suffix, content in (("cls", b"1"), ("png", image)):
-                    info = tarfile.TarInfo(f"{index:03d}.{suffix}")
-                    info.size = len(content)
-                    archive.addfile(info, io.BytesIO(content))
+        members = []
+        for index in range(EACH):
+            buffer = io.BytesIO()
+            pixels = np.random.default_rng(EACH * number + index).integers(256, size=(SIZE, SIZE, 3))
+            Image.fromarray(pixels.astype(np.uint8)).save(buffer, format="png")
+            image = b"" if index < broken.get(number, 0) else buffer.getvalue()
+            members += [(f"{index:03d}.cls", b"1"), (f"{index:03d}.png", image)]
+        write_tar(place / f"{number}.tar", members)
 
 
 def write(recipe: Recipe, images: Path, out: Path, share: float, known: bool) -> dict[str, Any]:

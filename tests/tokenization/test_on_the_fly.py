@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tars import write_tar
 
 from rearkit.components.noise.schedules import NoNoise
 from rearkit.data.access import Access
@@ -46,13 +46,11 @@ def png(number: int) -> bytes:
 def shards(tmp_path: Path) -> dict[str, int]:
     number = 0
     for shard, size in enumerate(SIZES):
-        with tarfile.open(tmp_path / f"{shard}.tar", "w") as archive:
-            for _ in range(size):
-                for suffix, content in (("png", png(number)), ("cls", str(number % 10).encode())):
-                    info = tarfile.TarInfo(f"{number:04d}.{suffix}")
-                    info.size = len(content)
-                    archive.addfile(info, io.BytesIO(content))
-                number += 1
+        members = []
+        for _ in range(size):
+            members += [(f"{number:04d}.png", png(number)), (f"{number:04d}.cls", str(number % 10).encode())]
+            number += 1
+        write_tar(tmp_path / f"{shard}.tar", members)
     return {str(tmp_path / f"{shard}.tar"): size for shard, size in enumerate(SIZES)}
 
 
