@@ -43,6 +43,7 @@ _HOME = {
     "beside": "layers.packed_linear",
     "attend_to_cache": "layers.cached_attention",
     "cache_length": "layers.cached_attention",
+    "fusable": "layers.fusing",
 }
 
 # The same names once more, since type checkers and editors do not follow `__getattr__`.
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from rearkit.errors import RearkitError
     from rearkit.evaluation.scores import evaluate
     from rearkit.layers.cached_attention import attend_to_cache, cache_length
+    from rearkit.layers.fusing import fusable
     from rearkit.layers.packed_linear import PackedLinear, beside
     from rearkit.model import Model, build, make
     from rearkit.objective import Objective, capture
@@ -91,6 +93,7 @@ __all__ = [
     "corrupt",
     "evaluate",
     "fit_tokenizer",
+    "fusable",
     "hookimpl",
     "load_images",
     "load_model",

@@ -12,7 +12,7 @@ MODULES = house.sources(PACKAGE)
 GRAPH = house.arrows(PACKAGE)
 LIBRARIES = ("training", "sampling", "evaluation", "planning", "tokenization", "data", "components")
 # Declares a field, with a keyword for each kind of limit, as attrs has a validator for each.
-KEYWORDS = ("settings.setting",)
+KEYWORDS = ("settings.setting", "cached_attention_kernel._attend")
 
 
 def importing(rooms: tuple[str, ...], forbidden: tuple[str, ...]) -> list[str]:

@@ -7,18 +7,14 @@ Shapes: R rows, H heads, T positions that the buffers hold, d width of a head.
 
 from __future__ import annotations
 
+import importlib.util
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # Floats in a cache line, and in a vector register of AVX-512.
 ALIGN = 16
-# Without cuDNN, which torch prefers on Hopper: it makes a new plan for each number of positions, even while a CUDA
-# graph is recorded.
-FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def cache_length(places: int) -> int:
@@ -36,13 +32,12 @@ def attend_to_cache(query_RHd: Tensor, keys_RHTd: Tensor, values_RHTd: Tensor, e
         end: number of positions to attend to, the new one included.
     """
     R, H, d = query_RHd.shape
+    if query_RHd.device.type == "cuda" and importlib.util.find_spec("triton"):
+        from rearkit.layers.cached_attention_kernel import attend
+
+        return attend(query_RHd, keys_RHTd, values_RHTd, end)
     if query_RHd.device.type != "cpu":
-        keys = keys_RHTd[:, :, :end]
-        values = values_RHTd[:, :, :end]
-        # For its flash kernel. The scale is 1 since the query is scaled already.
-        with sdpa_kernel(FUSED):
-            out = F.scaled_dot_product_attention(query_RHd[:, :, None], keys, values, scale=1.0)
-        return out.reshape(R, H * d)
+        return attend_by_products(query_RHd, keys_RHTd, values_RHTd, end)
     # Spelt out on a CPU: scaled_dot_product_attention uses scratch memory there whose alignment, and with it the
     # rounding, differs from thread to thread.
     keys, values = (cached.view(R * H, -1, d) for cached in (keys_RHTd, values_RHTd))
@@ -55,6 +50,15 @@ def attend_to_cache(query_RHd: Tensor, keys_RHTd: Tensor, values_RHTd: Tensor, e
     # Mode 0 is the sum.
     out = torch.embedding_bag(values.view(-1, d), *bags, mode=0, per_sample_weights=weights.view(-1))[0]
     return out.view(R, H * d)
+
+
+def attend_by_products(query_RHd: Tensor, keys_RHTd: Tensor, values_RHTd: Tensor, end: int) -> Tensor:
+    """Compute what `attend_to_cache` does, by torch's products of matrices.
+
+    With one query, they are 2 to 3 times as fast as torch's flash attention on an H200, which is made for many.
+    """
+    scores = query_RHd[:, :, None] @ keys_RHTd[:, :, :end].mT
+    return (scores.softmax(-1) @ values_RHTd[:, :, :end]).flatten(1)
 
 
 # Cached, since all layers of a step ask for the same.

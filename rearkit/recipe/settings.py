@@ -38,6 +38,7 @@ def setting(
     validator: Callable[..., Any] | None = None,
     cosmetic: bool = False,
     since: str | None = None,
+    formerly: Any = attrs.NOTHING,
 ) -> Any:
     """Declare one setting.
 
@@ -55,6 +56,8 @@ def setting(
             the stage does not run again when it changes.
         since: the version that the setting came with. At its default, it leaves what earlier versions made up to date,
             so the default must be what they did.
+        formerly: the default of earlier versions, if it was another. What they made at theirs stays up to date at this
+            one.
     """
     checks: list[Any] = []
     limits: list[str] = []  # the same in words, for the recipe reference
@@ -77,7 +80,7 @@ def setting(
         default=default,
         # Optional, so that None passes: it stands for a setting that is left out.
         validator=validators.optional(validators.and_(*checks)) if checks else None,
-        metadata={"doc": doc, "cosmetic": cosmetic, "since": since, "limits": tuple(limits)},
+        metadata={"doc": doc, "cosmetic": cosmetic, "since": since, "formerly": formerly, "limits": tuple(limits)},
     )
 
 

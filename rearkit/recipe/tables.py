@@ -192,10 +192,12 @@ class SampleTable:
     top_k: int = setting("sample among the k likeliest codes only; 0 for all", default=0, ge=0)
     top_p: float = setting("sample among the likeliest codes of this total probability only", default=1.0, gt=0, le=1)
     precision: str = setting(
-        "arithmetic of the backbone; fp16-weights: fp32 on weights in fp16, on a CPU",
-        default="fp32",
-        choices=("fp32", "bf16", "fp16-weights"),
+        "arithmetic; auto: on a GPU bf16, and TF32 for pixels, else fp32; fp16-weights: fp32 on fp16 weights, on a CPU",
+        default="auto",
+        choices=("auto", "fp32", "bf16", "fp16-weights"),
+        formerly="fp32",
     )
+    compile: bool = setting("on a GPU, compile steps with torch.compile, once a run", default=True, since="0.2.0")
     grid_per_class: int = setting("images of each class in samples.png", default=10, ge=1, cosmetic=True)
     grid_classes: int = setting("classes in samples.png", default=10, ge=1, cosmetic=True)
 

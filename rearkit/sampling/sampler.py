@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import zip_longest
@@ -19,12 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rearkit.data.pixels import to_uint8
 from rearkit.errors import RearkitError
+from rearkit.layers.fusing import can_fuse
 from rearkit.layers.packed_linear import can_halve, half_weights
 from rearkit.model import Model
 from rearkit.recipe.tables import SampleTable
 from rearkit.sampling.graphs import GraphedBackbone
+from rearkit.sampling.pixel_decoder import PixelDecoder
 from rearkit.system import distributed
 from rearkit.system.devices import derive_seed, resolve_device
 
@@ -186,14 +188,16 @@ class Sampler:
                 '[sample] precision: "fp16-weights" is for CPUs of the x86 family, with a torch that has FBGEMM; '
                 'leave it out, or on an accelerator say "bf16"'
             )
+        on_gpu = self.device.type == "cuda"
         backbone = model.backbone
-        # A copy, since the caller may go on using the model.
-        if self.table.precision == "bf16":
+        if self.table.precision == "bf16" or (self.table.precision == "auto" and on_gpu):
+            # A copy, since the caller may go on using the model.
             backbone = copy.deepcopy(backbone)
             backbone.to(torch.bfloat16)
         self.decoder: Decoder = backbone
-        if self.device.type == "cuda":
-            self.decoder = GraphedBackbone(backbone, model.space.num_tokens)
+        if on_gpu:
+            self.decoder = GraphedBackbone(backbone, model.space.num_tokens, self.table.compile and can_fuse())
+        self.pixels = PixelDecoder(model.tokenizer, self.device, exact=self.table.precision == "fp32")
 
     def stream(
         self,
@@ -229,12 +233,15 @@ class Sampler:
                 return thread.submit(self._generate, classes[part], numbers[part], scales[part], stop)
 
             try:
-                ahead = [begin(part) for part in parts[:1]]
-                for part, following in zip_longest(parts, parts[1:]):
-                    tokens_BN = ahead.pop().result()
+                # Two batches, so that the thread does not wait for this one between them.
+                ahead = deque(begin(part) for part in parts[:2])
+                for part, following in zip_longest(parts, parts[2:]):
+                    if part is None:
+                        break
+                    tokens_BN = ahead.popleft().result()
                     if following is not None:
                         ahead.append(begin(following))
-                    yield Samples(self._decode(tokens_BN), np.array(classes[part], np.int64), tokens_BN.cpu().numpy())
+                    yield Samples(self.pixels(tokens_BN), np.array(classes[part], np.int64), tokens_BN.numpy())
             finally:
                 # If the caller stops early, leaving the pool would otherwise wait for a whole batch.
                 stop.set()
@@ -242,6 +249,7 @@ class Sampler:
     def _generate(
         self, classes: Sequence[int], numbers: Sequence[int], scales: Sequence[float], stop: threading.Event
     ) -> Tensor:
+        """Return the tokens of a batch, (B, N), on the CPU."""
         count = len(classes)
         space = self.model.space
         # A last, smaller batch is filled up, so that its size needs no graphs of its own.
@@ -259,16 +267,7 @@ class Sampler:
             self.table,
             scale_B,
         )
-        return tokens_BN[:count]
-
-    @torch.no_grad()
-    def _decode(self, tokens_BN: Tensor) -> np.ndarray:
-        """Decode tokens (B, N) to images (B, R, R, 3) uint8."""
-        # One by one, since the rounding of a convolution depends on the number of images in its batch.
-        images = [
-            to_uint8(self.model.tokenizer.decode(tokens_1N)).permute(0, 2, 3, 1) for tokens_1N in tokens_BN.split(1)
-        ]
-        return torch.cat(images).cpu().numpy()
+        return tokens_BN[:count].cpu()
 
 
 def sample_uniforms(seed: int, number: int, num_tokens: int) -> np.ndarray:

@@ -263,7 +263,7 @@ def _result_relevant(value: Any) -> Any:
     if attrs.has(type(value)):
         fields = [field for field in attrs.fields(type(value)) if not field.metadata.get("cosmetic")]
         return {
-            field.name: _result_relevant(getattr(value, field.name))
+            field.name: _result_relevant(_as_formerly(getattr(value, field.name), field))
             for field in fields
             # A setting that came later, at its default: results from before it are the same.
             if not field.metadata.get("since") or getattr(value, field.name) != field.default
@@ -273,6 +273,12 @@ def _result_relevant(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_result_relevant(item) for item in value]
     return plain(value)
+
+
+def _as_formerly(value: Any, field: attrs.Attribute[Any]) -> Any:
+    """Return a setting's value, or the default of earlier versions if it has today's."""
+    former = field.metadata.get("formerly", attrs.NOTHING)
+    return former if former is not attrs.NOTHING and value == field.default else value
 
 
 def _provider(value: Any) -> dict[str, str]:

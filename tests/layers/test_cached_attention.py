@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rearkit.layers.cached_attention import attend_to_cache, cache_length
+from rearkit.layers.cached_attention import attend_by_products, attend_to_cache, cache_length
 
 
 def drawn(rows: int, heads: int, width: int, places: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
@@ -54,17 +58,35 @@ def test_a_row_has_the_same_bits_in_any_batch_and_on_any_number_of_threads(
                 assert torch.equal(found, expected[part]), (end, threads, first, rows)
 
 
-def test_off_the_cpu_cudnn_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    enabled = []
-    plain = F.scaled_dot_product_attention
-
-    def spy(*tensors: Tensor, **options: float) -> Tensor:
-        enabled.append((torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.cudnn_sdp_enabled()))
-        return plain(*tensors, **options)
-
-    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
-    before = torch.backends.cuda.cudnn_sdp_enabled()
+def test_off_the_cpu_and_without_triton_it_is_the_same_by_products() -> None:
+    for end in (1, 5, 33):
+        tensors = drawn(4, 3, 16, 40)
+        torch.testing.assert_close(attend_by_products(*tensors, end), attend_to_cache(*tensors, end))
     query, keys, values = (tensor.to("meta") for tensor in drawn(2, 3, 16, 8))
     assert attend_to_cache(query, keys, values, 5).shape == (2, 48)
-    assert enabled == [(True, False)]
-    assert torch.backends.cuda.cudnn_sdp_enabled() == before
+
+
+# Triton can run a kernel on a CPU, slowly, where this variable is set before it is imported.
+INTERPRETED = """
+import torch
+from rearkit.layers.cached_attention import attend_by_products, cache_length
+from rearkit.layers.cached_attention_kernel import attend
+
+torch.manual_seed(0)
+for rows, heads, width, end in ((3, 2, 48, 1), (2, 3, 64, 70), (2, 1, 20, 33), (1, 2, 128, 130)):
+    for dtype in (torch.float32, torch.bfloat16):
+        cache = torch.randn(2, rows, heads, cache_length(end + 3), width).to(dtype)
+        cache[:, :, :, end:] = torch.nan
+        query = (torch.randn(rows, heads, width) * width**-0.5).to(dtype)
+        expected = attend_by_products(query.double(), *cache.double(), end)
+        found = attend(query, *cache, end)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), expected, rtol=1e-2, atol=1e-5 if dtype == torch.float32 else 1e-2)
+"""
+
+
+def test_the_kernel_computes_the_same() -> None:
+    pytest.importorskip("triton")
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

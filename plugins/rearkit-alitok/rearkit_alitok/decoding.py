@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rearkit import PackedLinear, attend_to_cache, beside, cache_length
+from rearkit import PackedLinear, attend_to_cache, beside, cache_length, fusable
 from rearkit_alitok.blocks import Attention, Block
 
 
@@ -53,21 +53,36 @@ class Decoder:
         """Append a position with embedding (B, D), and return the logits of the next token, (B, V)."""
         # An odd batch is padded with a copy of its last row, whose result is dropped at the end.
         x_RD = x_BD if self.batch == self.rows else torch.cat([x_BD, x_BD[-1:]])
+        place = self.length
         for block, keys, values in zip(self.blocks, self.keys, self.values, strict=True):
-            x_RD = x_RD + block.proj(self._attend(block, rms_norm(x_RD, block.norm1), keys, values))
-            gate, hidden = block.w1_w3(rms_norm(x_RD, block.norm2)).chunk(2, dim=-1)
-            x_RD = x_RD + block.w2(F.silu(gate) * hidden)
+            q_RHh = query(block, x_RD, block.turning_T22h[place], keys[:, :, place], values[:, :, place])
+            x_RD = rest_of_block(block, x_RD, attend_to_cache(q_RHh, keys, values, place + 1))
         self.length += 1
-        return self.head(rms_norm(x_RD, self.norm))[: self.batch]
+        return predicted(self.head, self.norm, x_RD)[: self.batch]
 
-    def _attend(self, block: DecodingBlock, x_RD: Tensor, keys_RHTh: Tensor, values_RHTh: Tensor) -> Tensor:
-        """Attend from the newest position to itself and to those before it: (R, D) to (R, D)."""
-        R, H, _, h = keys_RHTh.shape
-        qkv_R3Hh = block.qkv(x_RD).view(R, 3, H, h)
-        q_RHh, k_RHh = block.rotated(qkv_R3Hh[:, :2], self.length).unbind(1)
-        keys_RHTh[:, :, self.length] = k_RHh
-        values_RHTh[:, :, self.length] = qkv_R3Hh[:, 2]
-        return attend_to_cache(q_RHh, keys_RHTh, values_RHTh, self.length + 1)
+
+@fusable
+def query(block: DecodingBlock, x_RD: Tensor, turning_22h: Tensor, key_RHh: Tensor, value_RHh: Tensor) -> Tensor:
+    """Return the queries (R, H, h) of a position, and write its keys and values to where the cache holds them."""
+    qkv_R3Hh = block.qkv(rms_norm(x_RD, block.norm1)).view(len(x_RD), 3, *key_RHh.shape[1:])
+    q_RHh, k_RHh = rotated(qkv_R3Hh[:, :2], turning_22h, block.eps).unbind(1)
+    key_RHh.copy_(k_RHh)
+    value_RHh.copy_(qkv_R3Hh[:, 2])
+    return q_RHh
+
+
+@fusable
+def rest_of_block(block: DecodingBlock, x_RD: Tensor, attended_RD: Tensor) -> Tensor:
+    """Return the block's output (R, D), from its input and what attention gathered."""
+    x_RD = x_RD + block.proj(attended_RD)
+    gate, hidden = block.w1_w3(rms_norm(x_RD, block.norm2)).chunk(2, dim=-1)
+    return x_RD + block.w2(F.silu(gate) * hidden)
+
+
+@fusable
+def predicted(head: PackedLinear, norm: nn.RMSNorm, x_RD: Tensor) -> Tensor:
+    """Return the logits (R, V)."""
+    return head(rms_norm(x_RD, norm))
 
 
 def rms_norm(x: Tensor, norm: nn.RMSNorm) -> Tensor:
@@ -91,23 +106,23 @@ class DecodingBlock:
         self.eps = attn.q_norm.eps
         layers = (attn.qkv, attn.proj, beside(mlp.w1, mlp.w3), mlp.w2)
         self.qkv, self.proj, self.w1_w3, self.w2 = (PackedLinear(layer, rows) for layer in layers)
-        self.own_T2h, self.neighbour_T2h = turning(attn, rotary_2Tp)
-
-    def rotated(self, qk_R2Hh: Tensor, place: int) -> Tensor:
-        """Normalise queries (scaled by 1/√h) and keys, (R, 2, H, h), and rotate them to a position."""
-        normed_R2Hh = unit_rms(qk_R2Hh, self.eps)
-        neighbours_R2Hh = normed_R2Hh.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-        own_21h = self.own_T2h[place][:, None]
-        neighbour_21h = self.neighbour_T2h[place][:, None]
-        return torch.addcmul(normed_R2Hh * own_21h, neighbours_R2Hh, neighbour_21h)
+        self.turning_T22h = turning(attn, rotary_2Tp)
 
 
-def turning(attn: Attention, rotary_2Tp: Tensor) -> tuple[Tensor, Tensor]:
+def rotated(qk_R2Hh: Tensor, turning_22h: Tensor, eps: float | None) -> Tensor:
+    """Normalise queries (scaled by 1/√h) and keys, (R, 2, H, h), and rotate them by a row of `turning`."""
+    normed_R2Hh = unit_rms(qk_R2Hh, eps)
+    neighbours_R2Hh = normed_R2Hh.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    own_21h, neighbour_21h = turning_22h[:, :, None]
+    return torch.addcmul(normed_R2Hh * own_21h, neighbours_R2Hh, neighbour_21h)
+
+
+def turning(attn: Attention, rotary_2Tp: Tensor) -> Tensor:
     """Multiply norm weights, and the queries' 1/√h, into a rotary table.
 
     Returns:
-        two tensors (T, 2, h), each for queries and keys: the factors of a channel and those of its neighbour in the
-        pair, whose products are then added: ``x·w·cos ∓ x'·w'·sin``.
+        (T, 2, 2, h): the factors of a channel and those of its neighbour in the pair, whose products are then added:
+        ``x·w·cos ∓ x'·w'·sin``; of each, those for queries and those for keys.
     """
     # In float32, as in `rotate`, and rounded to the weights' dtype only at the end.
     weight_2h = torch.stack([attn.q_norm.weight * attn.q_norm.weight.shape[0] ** -0.5, attn.k_norm.weight]).float()
@@ -117,4 +132,4 @@ def turning(attn: Attention, rotary_2Tp: Tensor) -> tuple[Tensor, Tensor]:
     sine_Th = torch.stack([-sine_Tp, sine_Tp], -1).flatten(-2)
     own_T2h = cosine_Th[:, None] * weight_2h
     neighbour_T2h = sine_Th[:, None] * swapped_2h
-    return own_T2h.type_as(attn.q_norm.weight), neighbour_T2h.type_as(attn.q_norm.weight)
+    return torch.stack([own_T2h, neighbour_T2h], dim=1).type_as(attn.q_norm.weight)

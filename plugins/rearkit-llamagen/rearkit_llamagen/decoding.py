@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rearkit import PackedLinear, attend_to_cache, beside, cache_length
+from rearkit import PackedLinear, attend_to_cache, beside, cache_length, fusable
 
 
 class Decoder:
@@ -44,7 +44,7 @@ class Decoder:
         self.norm = backbone.norm
         self.output = PackedLinear(backbone.output, self.rows)
         weight = backbone.tok_embeddings.weight
-        self.own_T2h, self.other_T2h = rotation_factors(backbone.rotary_2Tp, weight.dtype)
+        self.turning_T22h = rotation_factors(backbone.rotary_2Tp, weight.dtype)
         length = cache_length(1 + backbone.space.num_tokens)
         shape = (len(self.blocks), self.rows, backbone.num_heads, length, backbone.head_dim)
         self.keys = weight.new_empty(shape)
@@ -54,24 +54,40 @@ class Decoder:
         """Append a position with embedding (B, D), and return the logits of the next token, (B, V)."""
         # The row that pads an odd batch is a copy of the last one; its logits are cut off at the end.
         x_RD = x_BD if self.rows == self.batch else torch.cat([x_BD, x_BD[-1:]])
+        place = self.length
         for block, keys_RHTh, values_RHTh in zip(self.blocks, self.keys, self.values, strict=True):
-            qkv_RE = block.wqkv(rms_norm(x_RD, block.attention_norm))
-            x_RD = x_RD + block.wo(self._attend(qkv_RE, keys_RHTh, values_RHTh))
-            gate, hidden = block.w1_w3(rms_norm(x_RD, block.ffn_norm)).chunk(2, dim=-1)
-            x_RD = x_RD + block.w2(F.silu(gate) * hidden)
+            slots = keys_RHTh[:, :, place], values_RHTh[:, :, place]
+            q_RHh = query(block, x_RD, self.turning_T22h[place], *slots)
+            x_RD = rest_of_block(block, x_RD, attend_to_cache(q_RHh, keys_RHTh, values_RHTh, place + 1))
         self.length += 1
-        return self.output(rms_norm(x_RD, self.norm))[: self.batch]
+        return predicted(self.output, self.norm, x_RD)[: self.batch]
 
-    def _attend(self, qkv_RE: Tensor, keys_RHTh: Tensor, values_RHTh: Tensor) -> Tensor:
-        """Attend from the new position to all up to itself: its queries, keys, values (R, 3·D) to (R, D)."""
-        qkv_R3Hh = qkv_RE.unflatten(-1, (3, keys_RHTh.shape[1], -1))
-        qk_R2Hh = qkv_R3Hh[:, :2]
-        swapped_R2Hh = qk_R2Hh.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-        own_21h, other_21h = (factors[self.length][:, None] for factors in (self.own_T2h, self.other_T2h))
-        q_RHh, k_RHh = torch.addcmul(qk_R2Hh * own_21h, swapped_R2Hh, other_21h).unbind(1)
-        keys_RHTh[:, :, self.length] = k_RHh
-        values_RHTh[:, :, self.length] = qkv_R3Hh[:, 2]
-        return attend_to_cache(q_RHh, keys_RHTh, values_RHTh, self.length + 1)
+
+@fusable
+def query(block: _Block, x_RD: Tensor, turning_22h: Tensor, key_RHh: Tensor, value_RHh: Tensor) -> Tensor:
+    """Return the rotated queries of a position, (R, H, h), and fill its places in the cache."""
+    qkv_R3Hh = block.wqkv(rms_norm(x_RD, block.attention_norm)).unflatten(-1, (3, *key_RHh.shape[1:]))
+    qk_R2Hh = qkv_R3Hh[:, :2]
+    swapped_R2Hh = qk_R2Hh.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    own_21h, other_21h = turning_22h[:, :, None]
+    q_RHh, k_RHh = torch.addcmul(qk_R2Hh * own_21h, swapped_R2Hh, other_21h).unbind(1)
+    key_RHh.copy_(k_RHh)
+    value_RHh.copy_(qkv_R3Hh[:, 2])
+    return q_RHh
+
+
+@fusable
+def rest_of_block(block: _Block, x_RD: Tensor, attended_RD: Tensor) -> Tensor:
+    """Return what the block makes of its input and of what attention gathered, both (R, D)."""
+    x_RD = x_RD + block.wo(attended_RD)
+    gate, hidden = block.w1_w3(rms_norm(x_RD, block.ffn_norm)).chunk(2, dim=-1)
+    return x_RD + block.w2(F.silu(gate) * hidden)
+
+
+@fusable
+def predicted(output: PackedLinear, norm: nn.RMSNorm, x_RD: Tensor) -> Tensor:
+    """Return the logits, (R, V)."""
+    return output(rms_norm(x_RD, norm))
 
 
 class _Block:
@@ -93,8 +109,8 @@ def rms_norm(x: Tensor, norm: nn.RMSNorm) -> Tensor:
     return (wide * mean_square.add_(norm.eps or 0.0).rsqrt_()).type_as(x) * norm.weight
 
 
-def rotation_factors(rotary_2Tp: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return factors of a channel and of its neighbour in the pair, each (T, 2, h), for scaled queries and for keys.
+def rotation_factors(rotary_2Tp: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return (T, 2, 2, h): factors of a channel and of its neighbour in the pair, each for scaled queries and for keys.
 
     The sum of both products is the rotated channel: ``x·cos - x'·sin`` for a pair's first, ``x·cos + x'·sin`` for its
     second.
@@ -103,5 +119,5 @@ def rotation_factors(rotary_2Tp: Tensor, dtype: torch.dtype) -> tuple[Tensor, Te
     own_Th = cosine_Tp.repeat_interleave(2, dim=-1)
     other_Th = torch.stack([-sine_Tp, sine_Tp], dim=-1).flatten(-2)
     scale = own_Th.shape[-1] ** -0.5
-    own_T2h, other_T2h = (torch.stack([scale * one_Th, one_Th], dim=1).to(dtype) for one_Th in (own_Th, other_Th))
-    return own_T2h, other_T2h
+    factors = [torch.stack([scale * one_Th, one_Th], dim=1) for one_Th in (own_Th, other_Th)]
+    return torch.stack(factors, dim=1).to(dtype)

@@ -25,6 +25,8 @@ from torch import Tensor
 
 from rearkit.components.backbones.dit_ar_blocks import Block
 from rearkit.layers.cached_attention import attend_to_cache, cache_length
+from rearkit.layers.distinct_classes import distinct_classes
+from rearkit.layers.fusing import fusable
 from rearkit.layers.packed_linear import PackedLinear
 
 # Rows in one product of modulations: enough for an efficient product, and 190 MB at the published S size.
@@ -47,7 +49,6 @@ class Decoder:
     def __init__(self, backbone: Any, classes_B: Tensor) -> None:
         self.batch = len(classes_B)
         self.rows = len(classes_B) + len(classes_B) % 2
-        self.heads = backbone.num_heads
         self.length = 0
         table_TD = (backbone.pos_embed + backbone.target_table())[0].detach()
         self.place_TD = table_TD
@@ -56,7 +57,7 @@ class Decoder:
         self.final_eps = backbone.adaln_before_head.norm_final.eps
         self.head = PackedLinear(backbone.lm_head, self.rows)
         self.modulations = Modulations(backbone, self._padded(classes_B))
-        shape = (backbone.num_layers, self.rows, self.heads, cache_length(places), backbone.head_dim)
+        shape = (backbone.num_layers, self.rows, backbone.num_heads, cache_length(places), backbone.head_dim)
         self.keys = table_TD.new_empty(shape)
         self.values = table_TD.new_empty(shape)
 
@@ -73,29 +74,15 @@ class Decoder:
         place = self.length
         x_RD = self._padded(x_BD) + self.place_TD[place]
         for layer, block in enumerate(self.blocks):
-            shift1, scale1, gate1, shift2, scale2, gate2 = self.modulations.at(place, layer).chunk(6, dim=-1)
-            attended = self._attend(block, torch.addcmul(shift1, torch.layer_norm(x_RD, *block.norm1), scale1), layer)
-            x_RD = torch.addcmul(x_RD, gate1, block.proj(attended))
-            hidden = block.fc1(torch.addcmul(shift2, torch.layer_norm(x_RD, *block.norm2), scale2))
-            x_RD = torch.addcmul(x_RD, gate2, block.fc2(hidden))
+            modulation = self.modulations.at(place, layer)
+            keys, values = self.keys[layer], self.values[layer]
+            q_RHd = query(block, x_RD, modulation, keys[:, :, place], values[:, :, place])
+            attended_RD = attend_to_cache(q_RHd, keys, values, place + 1)
+            x_RD = rest_of_block(block, x_RD, modulation, attended_RD)
         self.length += 1
         if not predict:
             return x_RD[:0]
-        scale, shift = self.modulations.at(place, len(self.blocks)).chunk(2, dim=-1)
-        normed = F.layer_norm(x_RD, x_RD.shape[1:], eps=self.final_eps)
-        return self.head(torch.addcmul(shift, normed, scale))[: self.batch]
-
-    def _attend(self, block: DecodingBlock, x_RD: Tensor, layer: int) -> Tensor:
-        """Attend from the newest position to itself and to those before it: (R, D) to (R, D)."""
-        qkv_R3Hd = block.qkv(x_RD).view(len(x_RD), 3, self.heads, -1)
-        # Also normalises the values, unused: one call is faster than slicing first.
-        normed_R3Hd = torch.layer_norm(qkv_R3Hd, qkv_R3Hd.shape[-1:], eps=block.qk_eps)
-        keys = self.keys[layer]
-        values = self.values[layer]
-        keys[:, :, self.length] = normed_R3Hd[:, 1]
-        values[:, :, self.length] = qkv_R3Hd[:, 2]
-        q_RHd = torch.addcmul(block.q_bias, normed_R3Hd[:, 0], block.q_weight)
-        return attend_to_cache(q_RHd, keys, values, self.length + 1)
+        return predicted(self.head, self.final_eps, x_RD, self.modulations.at(place, len(self.blocks)))[: self.batch]
 
     def _padded(self, x: Tensor) -> Tensor:
         """Repeat the last row if the number of rows is odd."""
@@ -123,19 +110,54 @@ class DecodingBlock:
         self.fc2 = PackedLinear(block.mlp.fc2, rows)
 
 
+# The modulations of the distinct classes, (U, m·D), and the row of each sample, (R,), or None if each has its own.
+Modulation = tuple[Tensor, Tensor | None]
+
+
+def parts(modulation: Modulation, number: int) -> tuple[Tensor, ...]:
+    """Return the parts of each sample's modulation, each (R, D)."""
+    out_UM, row_R = modulation
+    return (out_UM if row_R is None else out_UM.index_select(0, row_R)).chunk(number, dim=-1)
+
+
+@fusable
+def query(block: DecodingBlock, x_RD: Tensor, modulation: Modulation, key_RHd: Tensor, value_RHd: Tensor) -> Tensor:
+    """Return the queries (R, H, d) of a position, and write its keys and values to where the cache holds them."""
+    shift, scale, *_ = parts(modulation, 6)
+    normed_RD = torch.addcmul(shift, torch.layer_norm(x_RD, *block.norm1), scale)
+    qkv_R3Hd = block.qkv(normed_RD).view(len(x_RD), 3, *key_RHd.shape[1:])
+    # Also normalises the values, unused: one call is faster than slicing first.
+    normed_R3Hd = torch.layer_norm(qkv_R3Hd, qkv_R3Hd.shape[-1:], eps=block.qk_eps)
+    key_RHd.copy_(normed_R3Hd[:, 1])
+    value_RHd.copy_(qkv_R3Hd[:, 2])
+    return torch.addcmul(block.q_bias, normed_R3Hd[:, 0], block.q_weight)
+
+
+@fusable
+def rest_of_block(block: DecodingBlock, x_RD: Tensor, modulation: Modulation, attended_RD: Tensor) -> Tensor:
+    """Return the block's output (R, D), from its input and what attention gathered."""
+    _, _, gate1, shift2, scale2, gate2 = parts(modulation, 6)
+    x_RD = torch.addcmul(x_RD, gate1, block.proj(attended_RD))
+    hidden = block.fc1(torch.addcmul(shift2, torch.layer_norm(x_RD, *block.norm2), scale2))
+    return torch.addcmul(x_RD, gate2, block.fc2(hidden))
+
+
+@fusable
+def predicted(head: PackedLinear, eps: float, x_RD: Tensor, modulation: Modulation) -> Tensor:
+    """Return the logits (R, V)."""
+    # Scale before shift, unlike in the blocks.
+    scale, shift = parts(modulation, 2)
+    return head(torch.addcmul(shift, F.layer_norm(x_RD, x_RD.shape[1:], eps=eps), scale))
+
+
 class Modulations:
     """The modulations of all layers and rows, computed for many positions ahead; 1 is already added to the scales.
 
-    On a CPU, rows of the same class share theirs. Elsewhere each row has its own, since counting the distinct classes
-    would make the device wait.
+    Rows of the same class share theirs, where `rearkit.layers.distinct_classes` knows the classes.
     """
 
     def __init__(self, backbone: Any, classes_R: Tensor) -> None:
-        classes_U = classes_R
-        self.row_R = None
-        if classes_R.device.type == "cpu":
-            classes_U, row_R = classes_R.unique(return_inverse=True)
-            self.row_R = None if torch.equal(classes_U, classes_R) else row_R
+        classes_U, self.row_R = distinct_classes(classes_R)
         self.embedding_UD = backbone.embeddings(backbone.class_ids(classes_U))
         self.place_TD = backbone.timesteps_embeddings[0].detach()
         modulated: list[Any] = [*backbone.blocks, backbone.adaln_before_head]
@@ -146,12 +168,15 @@ class Modulations:
         # (P, U, 6·D) for each block, and (P, U, 2·D) for the last norm.
         self.of_layer: list[Tensor] = []
 
-    def at(self, place: int, layer: int) -> Tensor:
-        """Return the rows' modulations at a position in a layer; the layer after the last block is the final norm."""
+    def at(self, place: int, layer: int) -> Modulation:
+        """Return the modulations at a position in a layer; the layer after the last block is the final norm."""
         if place not in self.computed:
             self._compute(place)
         out_UM = self.of_layer[layer][place - self.computed.start]
-        return out_UM if self.row_R is None else out_UM.index_select(0, self.row_R)
+        if self.row_R is None or out_UM.device.type != "cpu":
+            return out_UM, self.row_R
+        # Gathered once on a CPU; a GPU's compiler makes the gathering part of what reads it.
+        return out_UM.index_select(0, self.row_R), None
 
     def _compute(self, start: int) -> None:
         end = min(start + self.ahead, len(self.place_TD))

@@ -1,0 +1,59 @@
+"""Compilation of the small steps of a decoder, so that a device launches one kernel where it launched several.
+
+A step of a few rows spends its time in kernels that each read and write a few kilobytes: norms, modulations, gates.
+torch's compiler joins those between two matrix products into one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import shutil
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import ParamSpec, TypeVar
+
+import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# A context variable, since a backbone's decoder calls its steps deep inside `step`, which has no argument for it.
+_fusing: ContextVar[bool] = ContextVar("fusing", default=False)
+
+
+def fusable(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function of tensors be compiled within `fusing`; a part for backbones.
+
+    Args:
+        function: without side effects but on its arguments' tensors; it may write to views. A number that changes from
+            call to call, such as a position, would compile it anew each time: pass the tensor at that position.
+    """
+
+    @functools.cache  # made at its first call, since importing the compiler takes seconds
+    def compiled() -> Callable[P, R]:
+        # `dynamic=False`: one version for each number of rows, since a batch's size does not change within a run.
+        return torch.compile(function, dynamic=False)
+
+    @functools.wraps(function)
+    def call(*arguments: P.args, **keywords: P.kwargs) -> R:
+        return (compiled() if _fusing.get() else function)(*arguments, **keywords)
+
+    return call
+
+
+@contextlib.contextmanager
+def fusing(on: bool = True) -> Iterator[None]:
+    """Within this context, functions that are `fusable` are compiled when they are called first."""
+    token = _fusing.set(on)
+    try:
+        yield
+    finally:
+        _fusing.reset(token)
+
+
+def can_fuse() -> bool:
+    """Return whether torch can compile for a GPU here: it needs Triton, and a C compiler for Triton's launchers."""
+    from torch.utils._triton import has_triton
+
+    return has_triton() and any(shutil.which(name) for name in ("cc", "gcc", "clang"))
