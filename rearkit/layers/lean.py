@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from rearkit.layers import private_operators as private
+from rearkit.layers.hashed_dropout import MOST, hashed_dropout
 from rearkit.layers.packed_linear import can_pack
 
 Prepare = Callable[..., Tensor]
@@ -101,6 +102,8 @@ def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
     """Apply dropout, keeping one byte an entry for the backward pass; `F.dropout` keeps a float on a CPU."""
     if not (rate and training):
         return x
+    if x.device.type == "cuda" and torch.compiler.is_compiling() and x.numel() < MOST:
+        return hashed_dropout(x, rate)
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         # On CUDA F.dropout is one kernel and keeps bools; the compiler fuses it with its neighbours.
         return F.dropout(x, rate)

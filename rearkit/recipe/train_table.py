@@ -134,7 +134,7 @@ class TrainTable:
             )
         # The compiler breaks its graphs at each gathering of weights, and then gives up.
         if self.compile and self.zero_stage == 3:
-            raise ValueError("compile does not work with zero_stage 3: choose 0, 1 or 2, or leave compile out")
+            raise ValueError("compile does not work with zero_stage 3: choose 0, 1 or 2, or compile = false")
         # Whether ranks times micro batches divide the global batch too is only known when training starts.
         if self.micro_batch is not None and self.global_batch % self.micro_batch:
             raise ValueError(f"micro_batch ({self.micro_batch}) must divide global_batch ({self.global_batch})")

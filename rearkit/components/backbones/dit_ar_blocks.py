@@ -78,7 +78,7 @@ class MLP(nn.Module):
             out_BTD = self.fc2(hidden, mask, prepare=lambda x, kept: F.gelu(x) * factors(kept, rate, x.dtype))
         else:
             # The compiler computes activations again by itself; it cannot read bools as integers, as `factors` does.
-            out_BTD = self.fc2(hidden, prepare=lambda x: F.dropout(F.gelu(x), rate))
+            out_BTD = self.fc2(hidden, prepare=lambda x: dropout(F.gelu(x), rate, self.training))
         return dropout(out_BTD, self.dropout, self.training)
 
 
