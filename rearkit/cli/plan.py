@@ -38,12 +38,42 @@ POSITIVE = click.FloatRange(0, min_open=True)
     show_default=True,
     help="Share of the memory to keep free for driver, libraries and fragmentation.",
 )
-def plan(recipe: Any, gpus: int, gpu_memory: float, gpu_tflops: float, utilisation: float, reserve: float) -> None:
+@click.option("--node", type=click.IntRange(1), default=8, show_default=True, help="Accelerators of one node.")
+@click.option(
+    "--within-node",
+    type=POSITIVE,
+    default=300.0,
+    show_default=True,
+    help="What each sends to others of its node, GB/s; 300 is an A100's NVLink (NVIDIA's data sheet).",
+)
+@click.option(
+    "--between-nodes",
+    type=POSITIVE,
+    default=25.0,
+    show_default=True,
+    help="What each sends to other nodes, GB/s; 25 is one port of 200 Gbit/s for each.",
+)
+def plan(recipe: Any, gpus: int, gpu_memory: float, gpu_tflops: float, utilisation: float, **options: Any) -> None:
     """Estimate parameters, operations, time, memory and disk of RECIPE. Needs no data, weights or GPU."""
     from rearkit.planning.machine import Machine
     from rearkit.planning.plan import make_plan
-    from rearkit.planning.plan_tables import print_plan
+    from rearkit.planning.plan_tables import print_plan, scaling_table
+    from rearkit.planning.scaling import RANKS, scaling
     from rearkit.planning.step_memory import GIB
+    from rearkit.system.console import console
 
-    machine = Machine(gpus, gpu_memory * GIB, gpu_tflops, utilisation, reserve, recipe.device != "cpu")
-    print_plan(recipe, machine, make_plan(recipe, machine))
+    machine = Machine(
+        gpus,
+        gpu_memory * GIB,
+        gpu_tflops,
+        utilisation,
+        options["reserve"],
+        cuda=recipe.device != "cpu",
+        node=options["node"],
+        within=options["within_node"] * 1e9,
+        between=options["between_nodes"] * 1e9,
+    )
+    made = make_plan(recipe, machine)
+    print_plan(recipe, machine, made)
+    if machine.cuda:
+        console.print(scaling_table(scaling(recipe, machine, made.flops, sorted({*RANKS, gpus}))))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.table import Table
 
 from rearkit.planning.machine import Machine
 from rearkit.planning.plan import Plan, gib
+from rearkit.planning.scaling import Scale
 from rearkit.planning.step_memory import STAGES
 from rearkit.recipe.tables import Recipe
 from rearkit.system.console import console
@@ -69,6 +72,26 @@ def memory_table(recipe: Recipe, machine: Machine, plan: Plan) -> Table:
         parts.append("offloaded")  # on top: not part of the sums above
     for part in parts:
         table.add_row(part, "", *(gib(getattr(first[stage], part)) for stage in STAGES))
+    return table
+
+
+def scaling_table(scales: Sequence[Scale]) -> Table:
+    """Make the table of a training's cost by number of accelerators."""
+    columns = ("GPUs", "micro-batch", "a step", "MFU", "hours", "GPU-hours", "what limits it")
+    table = Table(*columns, title="The same training on other numbers of these GPUs", title_justify="left")
+    for scale in scales:
+        if not scale.micro_batch:
+            table.add_row(str(scale.ranks), *[""] * 5, scale.why)
+            continue
+        table.add_row(
+            str(scale.ranks),
+            f"{scale.micro_batch} × {scale.accumulation}",
+            f"{scale.compute + scale.communication:.3f} s",
+            f"{scale.utilisation:.1%}",
+            f"{scale.hours:,.1f}",
+            f"{scale.hours * scale.ranks:,.0f}",
+            scale.why,
+        )
     return table
 
 

@@ -152,6 +152,7 @@ def test_an_exported_model_is_sampled_into_a_folder(trained: Path, npz: bytes, t
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_two_ranks_write_one_folder(trained: Path, npz: bytes, tmp_path: Path) -> None:
     out = copy(trained, "ranks")
     rearkit("sample", str(SMOKE), *TINY, "--num-gpus=2", f"--out={out}", f"--to-folder={tmp_path / 'pngs'}")

@@ -16,7 +16,7 @@ from rearkit.errors import RearkitError, RecipeError
 from rearkit.model import build
 from rearkit.planning import measure
 from rearkit.planning.machine import Machine
-from rearkit.planning.measure import parameter_counts, sampling_memory, step_flops
+from rearkit.planning.measure import StepMemory, parameter_counts, sampling_memory, step_flops
 from rearkit.planning.micro_batch import by_stage, with_micro_batch
 from rearkit.planning.plan import make_plan, micro_batches
 from rearkit.planning.step_memory import GIB
@@ -76,15 +76,17 @@ def test_a_checkpoint_is_computed_again_with_the_same_attention(tiny: Callable[.
 
 def test_a_micro_batch_that_is_left_out_is_the_largest_that_fits(tiny: Callable[..., Recipe]) -> None:
     recipe = tiny(train={"global_batch": 32})
-    one, all_of_it = (by_stage(recipe, MACHINE, size, parameter_counts(recipe))[1] for size in (1, 16))
+    known: dict[int, StepMemory] = {}  # found once, since it takes seconds
+    one, all_of_it = (by_stage(recipe, MACHINE, size, parameter_counts(recipe), known)[1] for size in (1, 16))
     fixed, each = one.total, all_of_it.activations / 16
     machine = attrs.evolve(MACHINE, memory=(fixed + 6 * each) / 0.9)
-    assert with_micro_batch(recipe, machine).train.micro_batch == 4
+    assert with_micro_batch(recipe, machine, known=known).train.micro_batch == 4
     assert with_micro_batch(recipe, attrs.evolve(machine, cuda=False)).train.micro_batch is None
     assert with_micro_batch(tiny(train={"global_batch": 32, "micro_batch": 8}), machine).train.micro_batch == 8
     with pytest.raises(RecipeError, match=r"micro_batch: one sample takes .* set activation_checkpointing = true"):
-        with_micro_batch(recipe, attrs.evolve(machine, memory=fixed / 2))
-    assert with_micro_batch(recipe, attrs.evolve(machine, memory=fixed / 2), anyway=True).train.micro_batch == 1
+        with_micro_batch(recipe, attrs.evolve(machine, memory=fixed / 2), known=known)
+    small = attrs.evolve(machine, memory=fixed / 2)
+    assert with_micro_batch(recipe, small, anyway=True, known=known).train.micro_batch == 1
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_what_does(tiny: Callable[..., Recipe]) -> None:

@@ -31,7 +31,7 @@ OPTIONS: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("width", "blocks", "batch", "dropout"),
     [
-        (64, 4, 16, 0.1),
+        pytest.param(64, 4, 16, 0.1, marks=pytest.mark.slow),
         pytest.param(128, 3, 8, 0.0, marks=pytest.mark.slow),
         (256, 2, 2, 0.0),
         pytest.param(256, 2, 2, 0.1, marks=pytest.mark.slow),

@@ -100,6 +100,7 @@ def on_ranks(tiny_recipe: Callable[..., dict[str, Any]], tmp_path: Path) -> Writ
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_bad_samples_are_counted_over_all_ranks(on_ranks: Write, tiny: Callable[..., Recipe], tmp_path: Path) -> None:
     # Of 120, one on each of two ranks: neither alone meets the limit of one and a half.
     images = tmp_path / "images"
