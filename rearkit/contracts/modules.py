@@ -54,7 +54,8 @@ class FittableTokenizer(Tokenizer):
         """Return the loss to minimise, a scalar, and named parts of it for the log.
 
         It is called once per step in training mode, and also does whatever else the fit needs (moving averages,
-        restarts of dead codes).
+        restarts of dead codes). On several ranks, each calls it for its share of the batch, and gradients and parts are
+        averaged; `rearkit.VectorQuantizer` follows the whole batch.
 
         Args:
             images_B3RR: (B, 3, R, R) float32 in [0, 1].

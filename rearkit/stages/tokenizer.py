@@ -18,6 +18,7 @@ from rearkit.recipe.tables import FitTable, Recipe
 from rearkit.stages.data import open_split
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.stage import Outcome, Stage, hash_of
+from rearkit.system import distributed
 from rearkit.system.console import say
 from rearkit.system.devices import resolve_device
 from rearkit.system.files import write_text
@@ -28,18 +29,23 @@ from rearkit.weights import load_weights, write_state_dict
 
 
 def run(recipe: Recipe, folder: RunFolder) -> Outcome:
-    """Fit the tokenizer, or load its weights, and save it."""
+    """Fit the tokenizer on all ranks, or load its weights; the first rank saves it."""
     tokenizer = build_tokenizer(recipe)
+    fit = None if recipe.tokenizer.fit is None else _fit(recipe, folder, tokenizer, recipe.tokenizer.fit)
+    return distributed.from_main(lambda: _save(recipe, folder, tokenizer, fit))
+
+
+def _save(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, fit: TokenizerFit | None) -> Outcome:
+    """Write the tokenizer, after a fit what it logged, too; a tokenizer below the recipe's quality is an error."""
     result: dict[str, Any] = {"num_tokens": tokenizer.num_tokens, "codebook_size": tokenizer.codebook_size}
     result |= hub_records(recipe.tokenizer.weights)
     outputs = [folder.tokenizer.name]
-    if recipe.tokenizer.fit is None:
+    if fit is None:
         write_state_dict(folder.tokenizer, tokenizer.state_dict())
         return Outcome(result, tuple(outputs))
-    fit = _fit(recipe, folder, tokenizer, recipe.tokenizer.fit)
     write_text(folder.fit_log, "".join(json.dumps(line) + "\n" for line in fit.history))
     outputs.append(folder.fit_log.name)
-    result |= _judge(recipe, folder, tokenizer, recipe.tokenizer.fit)
+    result |= _judge(recipe, folder, tokenizer, fit.fit)
     write_state_dict(folder.tokenizer, tokenizer.state_dict())
     # Only now, so that the fit can be resumed if its result could not be written.
     fit.finish()
@@ -61,9 +67,13 @@ def _fit(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, table: FitTabl
         raise RearkitError(
             f'[tokenizer] {recipe.tokenizer.name} cannot be fitted here; give its weights = "FILE" instead of fit'
         )
-    tokenizer.to(resolve_device(recipe.device))
+    if table.batch < (ranks := distributed.world_size()):
+        raise RearkitError(f"[tokenizer.fit] batch: {table.batch} images cannot be shared by {ranks} ranks; use more")
+    tokenizer.to(distributed.local_device(resolve_device(recipe.device)))
     images = open_split(recipe, folder, "train", tokenizer.image_size, "tokenizer")
     fit = TokenizerFit(tokenizer, table, recipe.seed, folder.fit_checkpoint)
+    # All have read the same checkpoint before the first rank writes the next.
+    distributed.barrier()
     # A resumed fit gets the batches that come after its last step.
     fit.run(images.batches(table.batch, fit.step))
     return fit
@@ -116,4 +126,4 @@ def tables(recipe: Recipe, folder: RunFolder | None) -> Mapping[str, Any]:
     return {"tokenizer": recipe.tokenizer, "weights": hash_of(recipe.tokenizer.weights), "seed": recipe.seed}
 
 
-STAGE = Stage("tokenizer", ("data",), tables, run, uses=("tokenizer",))
+STAGE = Stage("tokenizer", ("data",), tables, run, all_ranks=True, uses=("tokenizer",))

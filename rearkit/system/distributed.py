@@ -6,14 +6,17 @@ are derived from Slurm's variables. From there on, all launchers take the same c
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from rearkit.errors import EXIT_INTERNAL, RearkitError
 
@@ -26,6 +29,8 @@ PATIENCE = timedelta(days=2)
 STEP_PATIENCE = timedelta(minutes=20)
 # On CUDA, objects and waits go through gloo: waiting in NCCL keeps a GPU busy, and meets its time-out.
 _waiting: list[dist.ProcessGroup] = []
+# A context variable, since quantizers sum over a batch deep inside a tokenizer's loss.
+_divided: ContextVar[bool] = ContextVar("divided_batch", default=False)
 
 
 def adopt_slurm() -> None:
@@ -195,3 +200,42 @@ def most_over_ranks(value: int) -> int:
     tensor = torch.tensor(value)
     dist.all_reduce(tensor, dist.ReduceOp.MAX, group=_patient())
     return int(tensor)
+
+
+@contextlib.contextmanager
+def divided_batch() -> Iterator[None]:
+    """Within this context, each rank computes a share of a batch, and `summed` and `joined` put the shares together."""
+    token = _divided.set(True)
+    try:
+        yield
+    finally:
+        _divided.reset(token)
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """Return the sum of the ranks' tensors, within `divided_batch`; else the tensor. All ranks must call this."""
+    if several() and _divided.get():
+        tensor = tensor.clone()
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def joined(rows: Tensor) -> Tensor:
+    """Return the rows of all ranks, in rank order, within `divided_batch`; else the rows. All ranks must call this."""
+    if not (several() and _divided.get()):
+        return rows
+    counts = [0] * world_size()
+    counts[rank()] = len(rows)
+    numbers: list[int] = summed(torch.tensor(counts, device=rows.device)).tolist()
+    first = sum(numbers[: rank()])
+    whole = rows.new_zeros(sum(numbers), *rows.shape[1:])
+    whole[first : first + len(rows)] = rows
+    return summed(whole)
+
+
+def from_first(tensor: Tensor) -> Tensor:
+    """Return the first rank's tensor, of the same shape on all, within `divided_batch`; else the tensor."""
+    if several() and _divided.get():
+        tensor = tensor.contiguous()
+        dist.broadcast(tensor, 0)
+    return tensor

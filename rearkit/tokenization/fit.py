@@ -12,6 +12,7 @@ from torch import Tensor
 from rearkit.contracts import FittableTokenizer
 from rearkit.errors import first_line
 from rearkit.recipe.tables import FitTable
+from rearkit.system import distributed
 from rearkit.system.console import progress_bar, say
 from rearkit.system.devices import seed_everything
 from rearkit.system.files import remove, replacing
@@ -51,29 +52,47 @@ class TokenizerFit:
             self._load(checkpoint)
 
     def run(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
-        """Take the remaining steps; ``batches`` must start at the batch of step `step`."""
-        device = next(self.tokenizer.parameters()).device
+        """Take the remaining steps. All ranks must call this, and each takes its share of a batch.
+
+        Args:
+            batches: begins with the batch of step `step`; only the first rank's is read.
+        """
         self.tokenizer.train()
         with progress_bar("tokenizer: fit", self.fit.steps, self.step) as bar:
             while self.step < self.fit.steps:
-                images, _ = next(batches)
+                images = distributed.from_main(lambda: next(batches)[0])
                 # At each step, so that a resumed fit draws the same random numbers.
                 seed_everything(self.seed, self.step)
                 for group in self.optimizer.param_groups:
                     group["lr"] = learning_rate(self.fit, self.step)
-                loss, parts = self.tokenizer.fit_loss(images.to(device))
-                self.optimizer.zero_grad()
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(self.tokenizer.parameters(), 1.0)
-                self.optimizer.step()
+                losses = self._step(images)
                 self.step += 1
-                self.history.append(
-                    {"step": float(self.step), "loss": loss.item()} | {k: v.item() for k, v in parts.items()}
-                )
-                bar.advance(1, f"loss {loss.item():.4f}")
-                if self.checkpoint is not None and self.step % self.fit.checkpoint_every == 0:
+                self.history.append({"step": float(self.step), **losses})
+                bar.advance(1, f"loss {losses['loss']:.4f}")
+                # All ranks have the same weights, and so the same checkpoint.
+                due = self.step % self.fit.checkpoint_every == 0 and distributed.rank() == 0
+                if self.checkpoint is not None and due:
                     self._save(self.checkpoint)
         self.tokenizer.eval().requires_grad_(False)
+
+    def _step(self, images: Tensor) -> dict[str, float]:
+        """Take a step on a batch, which the ranks share; return the loss and its parts."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        own = images.tensor_split(distributed.world_size())[distributed.rank()]
+        weight = len(own) / len(images)
+        self.optimizer.zero_grad()
+        with distributed.divided_batch():
+            loss, parts = self.tokenizer.fit_loss(own.to(parameters[0].device))
+            loss.backward()
+            named = {"loss": loss.detach(), **{name: part.detach() for name, part in parts.items()}}
+            if distributed.several():
+                for parameter in parameters:
+                    if parameter.grad is not None:
+                        parameter.grad = distributed.summed(parameter.grad * weight)
+                named = {name: distributed.summed(value.to(loss) * weight) for name, value in named.items()}
+        torch.nn.utils.clip_grad_norm_(self.tokenizer.parameters(), 1.0)
+        self.optimizer.step()
+        return {name: value.item() for name, value in named.items()}
 
     def finish(self) -> None:
         """Remove the checkpoint. Call this after the weights are saved elsewhere."""

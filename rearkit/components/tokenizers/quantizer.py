@@ -6,12 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rearkit.system.distributed import from_first, joined, summed
+
 
 class VectorQuantizer(nn.Module):
     """A codebook `embedding` (V, Z), whose row v is the vector of code v; a part for tokenizers.
 
     During a fit, each code follows the mean of the vectors that chose it. A code that hardly any vector chooses moves
-    to a random vector of the batch, so that in the end the whole codebook is used.
+    to a random vector of the batch, so that in the end the whole codebook is used. Where ranks share a batch, the
+    codebook follows all of it.
 
     Args:
         codebook_size: V.
@@ -87,8 +90,8 @@ class VectorQuantizer(nn.Module):
     def _follow(self, x_BNZ: Tensor, tokens_BN: Tensor) -> None:
         x_MZ = x_BNZ.detach().flatten(0, 1)
         tokens_M = tokens_BN.flatten()
-        sizes_V = torch.bincount(tokens_M, minlength=len(self.cluster_size_V)).to(x_MZ)
-        sums_VZ = torch.zeros_like(self.cluster_sum_VZ).index_add_(0, tokens_M, x_MZ)
+        sizes_V = summed(torch.bincount(tokens_M, minlength=len(self.cluster_size_V)).to(x_MZ))
+        sums_VZ = summed(torch.zeros_like(self.cluster_sum_VZ).index_add_(0, tokens_M, x_MZ))
         self.cluster_size_V.lerp_(sizes_V, 1 - self.decay)
         self.cluster_sum_VZ.lerp_(sums_VZ, 1 - self.decay)
         dead_V = self.cluster_size_V <= self._dead_below()
@@ -103,5 +106,6 @@ class VectorQuantizer(nn.Module):
 
     @staticmethod
     def _random_vectors(x_BNZ: Tensor, count: int) -> Tensor:
-        x_MZ = x_BNZ.detach().flatten(0, 1)
-        return x_MZ[torch.randint(len(x_MZ), (count,), device=x_MZ.device)]
+        x_MZ = joined(x_BNZ.detach().flatten(0, 1))
+        # The first rank's choice, since the others' random numbers may differ by now.
+        return from_first(x_MZ[torch.randint(len(x_MZ), (count,), device=x_MZ.device)])
