@@ -8,12 +8,15 @@ import shutil
 import time
 from pathlib import Path
 
+import attrs
+
 from rearkit.errors import RearkitError, did_you_mean
 from rearkit.evaluation.inception_weights import check_inception_weights
 from rearkit.model import check_parts, check_weights
 from rearkit.recipe.tables import Recipe
 from rearkit.registry.plugins import naming_plugins
 from rearkit.stages import sample as sampling
+from rearkit.stages import tokens
 from rearkit.stages import train as training
 from rearkit.stages.flow import NAMES, STAGES
 from rearkit.stages.run_folder import RunFolder
@@ -100,6 +103,20 @@ def trained_run(recipe: Recipe, out: str | Path | None = None) -> RunFolder:
     """
     folder = RunFolder(Path(out) if out is not None else DEFAULT_ROOT / recipe.name)
     check_stages_before(sampling.STAGE, STAGES, recipe, folder, _command(out))
+    return folder
+
+
+def run_with_tokenizer(recipe: Recipe, out: str | Path | None = None) -> RunFolder | None:
+    """Return a recipe's run, after checking that its tokenizer is up to date; None if there is none and none is needed.
+
+    Raises:
+        RearkitError: there is no tokenizer, neither in the run nor in a file; the message has the command to run.
+    """
+    folder = RunFolder(Path(out) if out is not None else DEFAULT_ROOT / recipe.name)
+    if recipe.tokenizer.weights is not None and not folder.tokenizer.is_file():
+        return None
+    reading = attrs.evolve(tokens.STAGE, name="reconstruct", inputs=("tokenizer",))
+    check_stages_before(reading, STAGES, recipe, folder, _command(out))
     return folder
 
 

@@ -11,9 +11,11 @@ from rearkit.cli.components import new_plugin, plugins
 from rearkit.cli.evaluate import evaluate
 from rearkit.cli.plan import plan
 from rearkit.cli.recipes import recipes
+from rearkit.cli.reconstruct import reconstruct
 from rearkit.cli.runs import compare, diagnose, sweep
+from rearkit.cli.sample import sample
 from rearkit.cli.show import show
-from rearkit.cli.stages import data, run, sample, tokenizer, tokens, train
+from rearkit.cli.stages import data, run, tokenizer, tokens, train
 from rearkit.cli.version import version
 from rearkit.cli.weights import convert
 
@@ -26,6 +28,7 @@ COMMANDS: tuple[click.Command, ...] = (
     train,
     sample,
     evaluate,
+    reconstruct,
     sweep,
     compare,
     diagnose,

@@ -100,16 +100,31 @@ def load_model(path: str | Path, tokenizer: Tokenizer | None = None) -> Model:
     """
     path = local_file(path)
     recipe = load_recipe(path)
-    # Inside a run, the file is at RUN/train/; anywhere else, this folder has none of a run's files.
-    folder = RunFolder(path.absolute().parent.parent)
-    if tokenizer is None and folder.tokenizer.is_file():
-        tokenizer = fitted_tokenizer(recipe, folder)
-    if tokenizer is None and recipe.tokenizer.weights is None:
+    if tokenizer is None and (run := run_around(path, recipe)) is not None:
+        tokenizer = fitted_tokenizer(recipe, run)
+    return _with_weights(recipe, tokenizer, _exported_classes(path, _run_of(path)), path)
+
+
+def run_around(path: Path, recipe: Recipe) -> RunFolder | None:
+    """Return the run that an exported model is in, for its tokenizer; None if the recipe names the tokenizer's weights.
+
+    Raises:
+        WeightsError: the model is in no run with a tokenizer, and its recipe names none.
+    """
+    folder = _run_of(path)
+    if folder.tokenizer.is_file():
+        return folder
+    if recipe.tokenizer.weights is None:
         raise WeightsError(
             f"{path}: its tokenizer was fitted in a run, and is not in {folder.tokenizer}; "
             "give load_model the tokenizer"
         )
-    return _with_weights(recipe, tokenizer, _exported_classes(path, folder), path)
+    return None
+
+
+def _run_of(path: Path) -> RunFolder:
+    # Inside a run, the file is at RUN/train/; anywhere else, this folder has none of a run's files.
+    return RunFolder(path.absolute().parent.parent)
 
 
 def _exported_classes(path: Path, folder: RunFolder) -> Classes | None:
