@@ -9,6 +9,7 @@ import click
 
 from rearkit.cli.components import new_plugin, plugins
 from rearkit.cli.evaluate import evaluate
+from rearkit.cli.export import export
 from rearkit.cli.plan import plan
 from rearkit.cli.recipes import recipes
 from rearkit.cli.reconstruct import reconstruct
@@ -36,6 +37,7 @@ COMMANDS: tuple[click.Command, ...] = (
     show,
     plan,
     plugins,
+    export,
     convert,
     new_plugin,
     version,

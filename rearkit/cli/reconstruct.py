@@ -26,20 +26,21 @@ def reconstruct(
 ) -> None:
     """Encode and decode photos with RECIPE's tokenizer: tokens, reconstruction, difference, PSNR and SSIM.
 
-    RECIPE may be an exported model (model.safetensors), which needs no run.
+    RECIPE may be an exported model (model.safetensors, or its folder), which needs no run.
     """
     from rearkit.pipeline import run_with_tokenizer
     from rearkit.recipe.recipe_files import find_file
+    from rearkit.stages.exported import tokenizer_file
     from rearkit.stages.reconstruct import reconstruct_photos
-    from rearkit.stages.train import run_around
 
     if grid is None and to_folder is None:
         grid = GRID
-    file = find_file(click.get_current_context().params["recipe"])
-    if file.suffix == ".safetensors":
+    source = click.get_current_context().params["recipe"]
+    if find_file(source).suffix == ".safetensors":
         if out is not None:
             raise click.UsageError("--out: not with an exported model, which needs no run")
-        folder = run_around(file, recipe)
+        saved = tokenizer_file(source, recipe)
     else:
-        folder = run_with_tokenizer(recipe, out)
-    reconstruct_photos(recipe, folder, photos, grid, to_folder)
+        run = run_with_tokenizer(recipe, out)
+        saved = None if run is None else run.tokenizer
+    reconstruct_photos(recipe, saved, photos, grid, to_folder)

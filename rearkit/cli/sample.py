@@ -57,7 +57,8 @@ def sample(
 ) -> None:
     """Sample images from the trained backbone: RECIPE's whole set, a few images of some classes, or parts of a photo.
 
-    With --to-folder and --grid, RECIPE may be an exported model (model.safetensors), which needs no run.
+    With --to-folder and --grid, RECIPE may be an exported model (model.safetensors, or its folder), which
+    needs no run.
     """
     wanted = _edit(grid, **photo)
     if to_folder is not None:
@@ -115,12 +116,12 @@ def _model(recipe: Any, out: Path | None, temperature: float | None) -> Any:
 
     if temperature is not None:
         recipe = attrs.evolve(recipe, sample=attrs.evolve(recipe.sample, temperature=temperature))
-    file = find_file(click.get_current_context().params["recipe"])
-    if file.suffix != ".safetensors":
+    source = click.get_current_context().params["recipe"]
+    if find_file(source).suffix != ".safetensors":
         return trained_model(recipe, trained_run(recipe, out))
     if out is not None:
         raise click.UsageError("--out: not with an exported model, which needs no run")
-    return attrs.evolve(load_model(file), recipe=recipe)
+    return attrs.evolve(load_model(source), recipe=recipe)
 
 
 def _sample_to_folder(arguments: list[str], recipe: Any, out: Path | None, num_gpus: int | None, target: Path) -> None:
@@ -130,11 +131,11 @@ def _sample_to_folder(arguments: list[str], recipe: Any, out: Path | None, num_g
     from rearkit.system import distributed
 
     check_target(target)
-    file = find_file(click.get_current_context().params["recipe"])
-    if file.suffix == ".safetensors":
+    source = click.get_current_context().params["recipe"]
+    if find_file(source).suffix == ".safetensors":
         if num_gpus not in (None, 1) or out is not None:
             raise click.UsageError("--num-gpus, --out: not with an exported model, which is sampled by one process")
-        sample_model(file, recipe, target)
+        sample_model(source, recipe, target)
         return
     # With several GPUs each rank comes here again, and the first one writes.
     folder = run_ranks(arguments, recipe, out, num_gpus, only="sample")

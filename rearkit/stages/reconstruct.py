@@ -15,8 +15,7 @@ from rearkit.evaluation.rebuilt import Rebuilt, reconstruct
 from rearkit.model import build_tokenizer
 from rearkit.recipe.tables import Recipe
 from rearkit.stages.data import decoding_of
-from rearkit.stages.run_folder import RunFolder
-from rearkit.stages.tokenizer import fitted_tokenizer
+from rearkit.stages.tokenizer import load_tokenizer
 from rearkit.system.console import say
 from rearkit.system.devices import resolve_device
 from rearkit.system.files import replacing, storage_errors, write_json
@@ -25,13 +24,13 @@ SCORES = "scores.json"
 
 
 def reconstruct_photos(
-    recipe: Recipe, folder: RunFolder | None, photos: Sequence[Path], grid: Path | None, to_folder: Path | None
+    recipe: Recipe, saved: Path | None, photos: Sequence[Path], grid: Path | None, to_folder: Path | None
 ) -> None:
     """Encode and decode photos; print how near they come, and write a picture, or files, or both.
 
     Args:
         recipe: of the tokenizer.
-        folder: a run, whose tokenizer is taken; None for the weights that the recipe names.
+        saved: the tokenizer as a run or an export has saved it; None for the weights that the recipe names.
         photos: image files.
         grid: PNG with a row for each photo: original, tokens, reconstruction, difference.
         to_folder: folder for each of these as a PNG, and the scores.
@@ -41,7 +40,7 @@ def reconstruct_photos(
     """
     if to_folder is not None:
         _check_folder(to_folder)
-    tokenizer = build_tokenizer(recipe) if folder is None else fitted_tokenizer(recipe, folder)
+    tokenizer = build_tokenizer(recipe) if saved is None else load_tokenizer(recipe, saved)
     tokenizer.to(resolve_device(recipe.device)).eval()
     found = reconstruct(tokenizer, photos, decoding_of(recipe, tokenizer.image_size))
     for photo, one in zip(photos, found, strict=True):
