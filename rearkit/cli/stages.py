@@ -10,26 +10,36 @@ import click
 from rearkit.cli.examples import Command
 from rearkit.cli.options import NUM_GPUS, OUT, optional_recipe_options, recipe_options
 
+CONTINUE = click.option(
+    "--continue", "go_on", is_flag=True, help="With a changed [train], go on with the training instead of anew."
+)
 
-@click.command(cls=Command, example="run mnist")
+
+@click.command(cls=Command, example="run mnist\nrun mnist --set train.steps=4000 --continue")
 @recipe_options
 @OUT
 @NUM_GPUS
 @click.option("--again", metavar="STAGE", help="Run this stage and all after it again, even if up to date.")
+@CONTINUE
 @click.pass_obj
-def run(arguments: list[str], recipe: Any, out: Path | None, num_gpus: int | None, again: str | None) -> None:
+def run(
+    arguments: list[str], recipe: Any, out: Path | None, num_gpus: int | None, again: str | None, go_on: bool
+) -> None:
     """Run the stages of RECIPE that are not up to date."""
-    run_ranks(arguments, recipe, out, num_gpus, again=again)
+    if again is not None and go_on:
+        raise click.UsageError("--again starts stages anew and --continue goes on with one; give one of them")
+    run_ranks(arguments, recipe, out, num_gpus, again=again, go_on=go_on)
 
 
 @click.command(cls=Command, example="train mnist")
 @recipe_options
 @OUT
 @NUM_GPUS
+@CONTINUE
 @click.pass_obj
-def train(arguments: list[str], recipe: Any, out: Path | None, num_gpus: int | None) -> None:
+def train(arguments: list[str], recipe: Any, out: Path | None, num_gpus: int | None, go_on: bool) -> None:
     """Train the backbone on the token shards."""
-    run_ranks(arguments, recipe, out, num_gpus, only="train")
+    run_ranks(arguments, recipe, out, num_gpus, only="train", go_on=go_on)
 
 
 def _say_time() -> None:
@@ -50,6 +60,7 @@ def run_ranks(
     num_gpus: int | None,
     only: str | None = None,
     again: str | None = None,
+    go_on: bool = False,
 ) -> Any:
     """Run stages in this process and return the run's folder, or start ranks that each run the same command."""
     from rearkit import pipeline
@@ -59,7 +70,7 @@ def run_ranks(
     if num_gpus in (None, 1) or distributed.world_size() > 1:
         if only is None:
             _say_time()
-        return pipeline.run(recipe, out, only, again)
+        return pipeline.run(recipe, out, only, again, go_on)
     from rearkit.system.launch import launch
 
     # Checked once here, or each rank would report the same error.

@@ -27,7 +27,7 @@ from rearkit.stages.tokens import token_data, training_data
 from rearkit.system import distributed
 from rearkit.system.console import say
 from rearkit.system.devices import resolve_device
-from rearkit.system.files import remove
+from rearkit.system.files import read_json, remove
 from rearkit.system.hub import hub_records
 from rearkit.training.loop import train_checked
 from rearkit.weights import load_weights, read_metadata, write_state_dict
@@ -45,7 +45,10 @@ def run(recipe: Recipe, folder: RunFolder) -> Outcome:
     if distributed.rank() == 0:
         names = export(model, result.steps, folder)
         remove(folder.copies("train"))
-    return Outcome(attrs.asdict(result) | hub_records(recipe.backbone.weights), names)
+    # Weights that changed course are no others' with this recipe, so the record says so.
+    courses = read_json(folder.courses)
+    told = {"courses": courses} if courses else {}
+    return Outcome(attrs.asdict(result) | hub_records(recipe.backbone.weights) | told, names)
 
 
 def fitting(recipe: Recipe) -> Recipe:
