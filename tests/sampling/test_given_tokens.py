@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from rearkit.model import Model, build
 from rearkit.recipe.tables import Recipe, SampleTable
 from rearkit.sampling.drawing import draw, guidance_scales
-from rearkit.sampling.sampler import sample, sample_uniforms
-from rearkit.sampling.stepping import DRAWN, fixed_tokens
+from rearkit.sampling.sampler import sample, sample_tokens, sample_uniforms
+from rearkit.sampling.stepping import DRAWN, Forced, fixed_tokens
 
 COUNT, N, V = 20, 16, 12
 CLASSES = [k % 10 for k in range(COUNT)]
@@ -99,6 +101,53 @@ def test_tokens_as_samples_have_them_are_taken(model: Model) -> None:
     first = torch.arange(N) < 5
     again = sample(model, [1, 2], table(), given=made.tokens.astype(np.uint16), known=first)
     assert np.array_equal(again.tokens, made.tokens)
+
+
+class Recorded:
+    """A decoder like one that replays graphs: what it reads and what it returns lie at fixed addresses."""
+
+    def __init__(self, inner: Any, rows: int) -> None:
+        self.inner = inner
+        self.tokens_B = torch.zeros(rows, dtype=torch.int64)
+        self.logits_BV = torch.zeros(rows, V)
+
+    def start(self, classes_B: Tensor) -> tuple[Tensor, Any]:
+        logits_BV, cache = self.inner.start(classes_B)
+        return self.logits_BV.copy_(logits_BV), cache
+
+    def step(self, tokens_B: Tensor, cache: Any) -> Tensor:
+        self.tokens_B.copy_(tokens_B)
+        return self.logits_BV.copy_(self.inner.step(self.tokens_B, cache))
+
+
+def test_a_decoder_that_replays_gets_the_given_tokens(model: Model, given: np.ndarray, known: np.ndarray) -> None:
+    how = table(guidance_scale=3.0)
+    uniforms = torch.from_numpy(np.stack([sample_uniforms(0, number, N) for number in range(COUNT)]))
+    fixed = fixed_tokens(given, known, (COUNT, N), V)
+    assert fixed is not None
+    recorded = Recorded(model.backbone, 2 * COUNT)
+    expected = sample(model, CLASSES, how, given=given, known=known).tokens
+    for _ in range(2):
+        forced = Forced(recorded, fixed)
+        found = forced.whole(sample_tokens(forced, torch.tensor(CLASSES), uniforms, 10, how))
+        assert np.array_equal(found.numpy(), expected)
+
+
+def test_choosing_given_tokens_reads_none_of_them() -> None:
+    """On the meta device, where tensors have no content, a look at one is an error, as it would stop a GPU."""
+
+    class Shapes:
+        def start(self, classes_B: Tensor) -> tuple[Tensor, Any]:
+            return torch.empty(len(classes_B), V, device="meta"), None
+
+        def step(self, tokens_B: Tensor, cache: Any) -> Tensor:
+            return torch.empty(len(tokens_B), V, device="meta")
+
+    forced = Forced(Shapes(), torch.empty(3, N, dtype=torch.int64, device="meta"))
+    forced.start(torch.empty(6, dtype=torch.int64, device="meta"))
+    for _ in range(N - 1):
+        assert forced.step(torch.empty(6, dtype=torch.int64, device="meta"), None).shape == (6, V)
+    assert forced.whole(torch.empty(3, N, dtype=torch.int64, device="meta")).shape == (3, N)
 
 
 def test_where_nothing_is_known_a_token_is_to_be_drawn() -> None:
