@@ -42,8 +42,9 @@ from rearkit.layers.fusing import can_fuse
 from rearkit.model import build
 from rearkit.recipe.loading import load_recipe
 from rearkit.recipe.tables import Recipe
+from rearkit.sampling.drawing import draw
 from rearkit.sampling.graphs import GraphedBackbone
-from rearkit.sampling.sampler import Sampler, balanced_classes, draw
+from rearkit.sampling.sampler import Sampler, balanced_classes
 from rearkit.training import loop
 from rearkit.training.batches import Batch
 from rearkit.training.blocks import prepared_blocks

@@ -33,6 +33,7 @@ _HOME = {
     "sample": "sampling.sampler",
     "Sampler": "sampling.sampler",
     "evaluate": "evaluation.scores",
+    "reconstruct": "evaluation.rebuilt",
     "run": "pipeline",
     "Objective": "objective",
     "corrupt": "context_noise",
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from rearkit.data.image_sets import ImageSet
     from rearkit.data.token_shards import TokenData
     from rearkit.errors import RearkitError
+    from rearkit.evaluation.rebuilt import reconstruct
     from rearkit.evaluation.scores import evaluate
     from rearkit.layers.cached_attention import attend_to_cache, cache_length
     from rearkit.layers.fusing import fusable
@@ -99,6 +101,7 @@ __all__ = [
     "load_model",
     "load_recipe",
     "make",
+    "reconstruct",
     "run",
     "sample",
     "setting",

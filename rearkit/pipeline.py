@@ -8,13 +8,17 @@ import shutil
 import time
 from pathlib import Path
 
+import attrs
+
 from rearkit.errors import RearkitError, did_you_mean
 from rearkit.evaluation.inception_weights import check_inception_weights
 from rearkit.model import check_parts, check_weights
 from rearkit.recipe.tables import Recipe
 from rearkit.registry.plugins import naming_plugins
 from rearkit.stages import sample as sampling
+from rearkit.stages import tokens
 from rearkit.stages import train as training
+from rearkit.stages.course import change_course
 from rearkit.stages.flow import NAMES, STAGES
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.stage import check_stages_before, run_stage, save_resolved_recipe, set_aside
@@ -32,7 +36,13 @@ DEFAULT_ROOT = Path("runs")
 
 
 @naming_plugins()
-def run(recipe: Recipe, out: str | Path | None = None, only: str | None = None, again: str | None = None) -> RunFolder:
+def run(
+    recipe: Recipe,
+    out: str | Path | None = None,
+    only: str | None = None,
+    again: str | None = None,
+    go_on: bool = False,
+) -> RunFolder:
     """Bring a run up to date, and write its report. An exception out of a plugin gets a note that names it.
 
     Args:
@@ -40,6 +50,7 @@ def run(recipe: Recipe, out: str | Path | None = None, only: str | None = None, 
         out: the run's folder; if None, ``runs/NAME``.
         only: a single stage to run; the stages before it must have run. If None, all stages run.
         again: a stage to run again, with all after it, even if it is up to date; not together with ``only``.
+        go_on: whether a training of which only ``[train]`` has changed goes on by it, from where it is.
 
     Raises:
         RearkitError: an error that the user can fix.
@@ -52,7 +63,7 @@ def run(recipe: Recipe, out: str | Path | None = None, only: str | None = None, 
         distributed.start(distributed.local_device(resolve_device(recipe.device)))
     # Rank 0 locks the folder inside `from_main`; the stack holds the lock until the end of the run.
     with contextlib.ExitStack() as claim:
-        distributed.from_main(lambda: _claim(recipe, folder, claim))
+        distributed.from_main(lambda: _claim(recipe, folder, claim, go_on))
         stages = STAGES if only is None else tuple(stage for stage in STAGES if stage.name == only)
         if only is not None:
             distributed.from_main(lambda: check_stages_before(stages[0], STAGES, recipe, folder, _command(out)))
@@ -103,6 +114,20 @@ def trained_run(recipe: Recipe, out: str | Path | None = None) -> RunFolder:
     return folder
 
 
+def run_with_tokenizer(recipe: Recipe, out: str | Path | None = None) -> RunFolder | None:
+    """Return a recipe's run, after checking that its tokenizer is up to date; None if there is none and none is needed.
+
+    Raises:
+        RearkitError: there is no tokenizer, neither in the run nor in a file; the message has the command to run.
+    """
+    folder = RunFolder(Path(out) if out is not None else DEFAULT_ROOT / recipe.name)
+    if recipe.tokenizer.weights is not None and not folder.tokenizer.is_file():
+        return None
+    reading = attrs.evolve(tokens.STAGE, name="reconstruct", inputs=("tokenizer",))
+    check_stages_before(reading, STAGES, recipe, folder, _command(out))
+    return folder
+
+
 def _work(recipe: Recipe) -> str:
     """Say in numbers what a whole run does, and where."""
     fit, steps = recipe.tokenizer.fit, recipe.train.steps
@@ -129,10 +154,13 @@ def _command(out: str | Path | None) -> str:
     return "run: python -m rearkit {} RECIPE" + ("" if out is None else f" --out {out}")
 
 
-def _claim(recipe: Recipe, folder: RunFolder, claim: contextlib.ExitStack) -> None:
+def _claim(recipe: Recipe, folder: RunFolder, claim: contextlib.ExitStack, go_on: bool) -> None:
     folder.claim(recipe.name)
     with storage_errors(folder.path):
         claim.enter_context(claimed(folder.lock, str(folder.path)))
+    # Before the recipe that the training was begun with is written over.
+    if go_on:
+        change_course(recipe, folder)
     save_resolved_recipe(recipe, folder)
 
 

@@ -9,11 +9,14 @@ import click
 
 from rearkit.cli.components import new_plugin, plugins
 from rearkit.cli.evaluate import evaluate
+from rearkit.cli.export import export
 from rearkit.cli.plan import plan
 from rearkit.cli.recipes import recipes
+from rearkit.cli.reconstruct import reconstruct
 from rearkit.cli.runs import compare, diagnose, sweep
+from rearkit.cli.sample import sample
 from rearkit.cli.show import show
-from rearkit.cli.stages import data, run, sample, tokenizer, tokens, train
+from rearkit.cli.stages import data, run, tokenizer, tokens, train
 from rearkit.cli.version import version
 from rearkit.cli.weights import convert
 
@@ -26,6 +29,7 @@ COMMANDS: tuple[click.Command, ...] = (
     train,
     sample,
     evaluate,
+    reconstruct,
     sweep,
     compare,
     diagnose,
@@ -33,6 +37,7 @@ COMMANDS: tuple[click.Command, ...] = (
     show,
     plan,
     plugins,
+    export,
     convert,
     new_plugin,
     version,

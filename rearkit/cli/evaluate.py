@@ -16,15 +16,17 @@ FILE = click.Path(path_type=Path)
 OF_FILES = ("feature_weights", "batch", "device", "cache")
 TAKEN = {
     "a RECIPE": ("recipe", "overrides", "out", "tokenizer", "make_reference"),
+    "an exported model": ("recipe", "overrides", "reference", "nearest_k", "shuffle", "to", *OF_FILES),
     "--samples": ("samples", "reference", "nearest_k", "shuffle", "to", *OF_FILES),
     "--images": ("images", "make_reference", "image_size", "crop", *OF_FILES),
     "--compare": ("compare",),
 }
-"""The parameters that each of the command's four forms takes."""
+"""The parameters that each of the command's five forms takes."""
 
 
 EXAMPLE = """evaluate mnist
 evaluate --samples samples/ --reference reference.npz
+evaluate my-model/ --reference reference.npz
 evaluate --images photos/ --image-size 256 --make-reference reference.npz"""
 
 
@@ -64,17 +66,24 @@ def evaluate(
 ) -> None:
     """Score the samples of RECIPE's run; or --samples against a --reference; or --compare two sets of samples.
 
+    RECIPE may be an exported model, or its folder, which is sampled and scored against a --reference.
     --make-reference writes a reference of RECIPE's training images, or of --images.
     """
     # One command with several forms, since all of them answer the same question; click has no such alternatives.
-    forms = {"a RECIPE": recipe, "--samples": samples, "--images": images, "--compare": compare}
+    exported = recipe is not None and _is_exported()
+    first = "an exported model" if exported else "a RECIPE"
+    forms = {first: recipe, "--samples": samples, "--images": images, "--compare": compare}
     given = [form for form, value in forms.items() if value is not None]
     if len(given) != 1:
         raise click.UsageError(
             "give a RECIPE, or --samples and --reference, or --images and --make-reference, or --compare A B"
         )
     _refuse_others(given[0])
-    if images is not None:
+    if exported:
+        if reference is None:
+            raise click.UsageError("an exported model has no run to compare with: it needs --reference FILE")
+        _evaluate_model(recipe, reference, **options)
+    elif images is not None:
         if make_reference is None:
             raise click.UsageError("--images needs --make-reference OUT.npz")
         _reference_of_images(images, make_reference, **options)
@@ -101,6 +110,24 @@ def evaluate(
 
         for line in difference_lines(*map(describe, compare)):
             click.echo(line)
+
+
+def _is_exported() -> bool:
+    from rearkit.recipe.recipe_files import find_file
+
+    return find_file(click.get_current_context().params["recipe"]).suffix == ".safetensors"
+
+
+def _evaluate_model(recipe: Any, reference: Path, **options: Any) -> None:
+    """Sample an exported model into a folder that is removed again, and score that."""
+    import tempfile
+
+    from rearkit.stages.sample_folder import sample_model
+
+    with tempfile.TemporaryDirectory() as place:
+        samples = Path(place) / "samples"
+        sample_model(click.get_current_context().params["recipe"], recipe, samples)
+        _evaluate_files(samples, reference, **options)
 
 
 def _refuse_others(form: str) -> None:

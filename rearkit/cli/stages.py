@@ -10,26 +10,36 @@ import click
 from rearkit.cli.examples import Command
 from rearkit.cli.options import NUM_GPUS, OUT, optional_recipe_options, recipe_options
 
+CONTINUE = click.option(
+    "--continue", "go_on", is_flag=True, help="With a changed [train], go on with the training instead of anew."
+)
 
-@click.command(cls=Command, example="run mnist")
+
+@click.command(cls=Command, example="run mnist\nrun mnist --set train.steps=4000 --continue")
 @recipe_options
 @OUT
 @NUM_GPUS
 @click.option("--again", metavar="STAGE", help="Run this stage and all after it again, even if up to date.")
+@CONTINUE
 @click.pass_obj
-def run(arguments: list[str], recipe: Any, out: Path | None, num_gpus: int | None, again: str | None) -> None:
+def run(
+    arguments: list[str], recipe: Any, out: Path | None, num_gpus: int | None, again: str | None, go_on: bool
+) -> None:
     """Run the stages of RECIPE that are not up to date."""
-    _run_ranks(arguments, recipe, out, num_gpus, again=again)
+    if again is not None and go_on:
+        raise click.UsageError("--again starts stages anew and --continue goes on with one; give one of them")
+    run_ranks(arguments, recipe, out, num_gpus, again=again, go_on=go_on)
 
 
 @click.command(cls=Command, example="train mnist")
 @recipe_options
 @OUT
 @NUM_GPUS
+@CONTINUE
 @click.pass_obj
-def train(arguments: list[str], recipe: Any, out: Path | None, num_gpus: int | None) -> None:
+def train(arguments: list[str], recipe: Any, out: Path | None, num_gpus: int | None, go_on: bool) -> None:
     """Train the backbone on the token shards."""
-    _run_ranks(arguments, recipe, out, num_gpus, only="train")
+    run_ranks(arguments, recipe, out, num_gpus, only="train", go_on=go_on)
 
 
 def _say_time() -> None:
@@ -43,13 +53,14 @@ def _say_time() -> None:
         say(f"takes {time}, as {file.name} says")
 
 
-def _run_ranks(
+def run_ranks(
     arguments: list[str],
     recipe: Any,
     out: Path | None,
     num_gpus: int | None,
     only: str | None = None,
     again: str | None = None,
+    go_on: bool = False,
 ) -> Any:
     """Run stages in this process and return the run's folder, or start ranks that each run the same command."""
     from rearkit import pipeline
@@ -59,7 +70,7 @@ def _run_ranks(
     if num_gpus in (None, 1) or distributed.world_size() > 1:
         if only is None:
             _say_time()
-        return pipeline.run(recipe, out, only, again)
+        return pipeline.run(recipe, out, only, again, go_on)
     from rearkit.system.launch import launch
 
     # Checked once here, or each rank would report the same error.
@@ -156,69 +167,3 @@ def _stage_command(name: str, summary: str) -> click.Command:
 
 
 tokenizer = _stage_command("tokenizer", "Fit RECIPE's tokenizer, or load its weights.")
-
-
-SAMPLE_EXAMPLE = """sample mnist
-sample mnist --to-folder samples
-sample mnist --classes 3,7 --grid digits.png"""
-
-
-@click.command(cls=Command, example=SAMPLE_EXAMPLE)
-@recipe_options
-@OUT
-@NUM_GPUS
-@click.option("--to-folder", type=click.Path(path_type=Path), help="Write the set as PNGs, too, into this folder.")
-@click.option("--classes", help="Sample only these classes, numbers or names with commas between, into --grid.")
-@click.option("--grid", type=click.Path(path_type=Path), help="PNG for the images of --classes, a row per class.")
-@click.option("--per-class", type=click.IntRange(1), default=8, show_default=True, help="Images of each of --classes.")
-@click.pass_obj
-def sample(
-    arguments: list[str],
-    recipe: Any,
-    out: Path | None,
-    num_gpus: int | None,
-    to_folder: Path | None,
-    classes: str | None,
-    grid: Path | None,
-    per_class: int,
-) -> None:
-    """Sample images from the trained backbone: RECIPE's whole set, or a few images of some classes.
-
-    With --to-folder, RECIPE may be an exported model (model.safetensors), which needs no run.
-    """
-    if to_folder is not None:
-        if classes is not None or grid is not None:
-            raise click.UsageError("--to-folder is for the recipe's set; --classes are a picture, --grid")
-        _sample_to_folder(arguments, recipe, out, num_gpus, to_folder)
-        return
-    if (classes is None) != (grid is None):
-        raise click.UsageError("--classes and --grid go together: the classes, and the picture to write")
-    if classes is None or grid is None:
-        _run_ranks(arguments, recipe, out, num_gpus, only="sample")
-        return
-    # --classes are a few images for a picture, which one process samples.
-    if num_gpus not in (None, 1):
-        raise click.UsageError("--num-gpus is for the recipe's set; --classes are sampled by one process")
-    from rearkit.pipeline import trained_run
-    from rearkit.sampling.picture import sample_picture
-    from rearkit.stages.train import trained_model
-
-    sample_picture(trained_model(recipe, trained_run(recipe, out)), classes, grid, per_class)
-
-
-def _sample_to_folder(arguments: list[str], recipe: Any, out: Path | None, num_gpus: int | None, target: Path) -> None:
-    from rearkit.recipe.recipe_files import find_file
-    from rearkit.sampling.png_folders import check_target
-    from rearkit.stages.sample_folder import export_samples, sample_model
-    from rearkit.system import distributed
-
-    check_target(target)
-    file = find_file(click.get_current_context().params["recipe"])
-    if file.suffix == ".safetensors":
-        if num_gpus not in (None, 1) or out is not None:
-            raise click.UsageError("--num-gpus, --out: not with an exported model, which is sampled by one process")
-        sample_model(file, recipe, target)
-        return
-    # With several GPUs each rank comes here again, and the first one writes.
-    folder = _run_ranks(arguments, recipe, out, num_gpus, only="sample")
-    distributed.from_main(lambda: export_samples(folder, target))

@@ -27,8 +27,13 @@ class TokenSpace:
 
 
 class Tokenizer(nn.Module):
-    """Turns images into tokens and back. It is frozen while the backbone trains."""
+    """Turns images into tokens and back. It is frozen while the backbone trains.
 
+    One whose tokens are a square grid in raster order, each of its own patch of the image, sets ``raster``: a part of
+    an image can then be kept and the rest drawn anew.
+    """
+
+    raster: bool = False
     num_tokens: int
     codebook_size: int
     embedding_dim: int

@@ -24,6 +24,8 @@ else:
 # A symbolic link in a checkout, a folder in a wheel. Resolved, so that messages name the file that one would edit.
 FOLDER = (Path(__file__).parents[1] / "_recipes").resolve()
 LIST = "python -m rearkit recipes"
+# The file of an exported model, which contains its recipe, in a folder that `export` wrote.
+MODEL = "model.safetensors"
 # A line such as `# Takes: 5 minutes on 2 CPU cores` among the first comments of a file.
 ENTRY = re.compile(r"(Takes|Needs): (.*)")
 
@@ -86,7 +88,7 @@ def find_file(source: str | Path, what: str = "recipe", beside: Path | None = No
     """Return the file that a name or a path means.
 
     Args:
-        source: a name, or a path.
+        source: a name, or a path; of a folder with an exported model, the model is meant.
         what: ``recipe`` or ``sweep``, for error messages.
         beside: the file in which ``source`` was read; paths are relative to its folder. Left out: the working folder.
 
@@ -97,9 +99,11 @@ def find_file(source: str | Path, what: str = "recipe", beside: Path | None = No
         return local_file(source)
     path = Path(source) if beside is None else beside.parent / source
     if path.is_file() or not is_name(source):
-        return path
+        return path / MODEL if (path / MODEL).is_file() else path
     own = own_files()
     name = str(source)
+    if name not in own and (path / MODEL).is_file():
+        return path / MODEL
     if name not in own:
         if path.exists():
             return path

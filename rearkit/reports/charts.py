@@ -13,6 +13,8 @@ from typing import Any
 
 import attrs
 
+from rearkit.training.logs import JOIN
+
 # Longer curves are averaged down to about so many points: more would not show at this size, and make pages slow.
 POINTS = 300
 SERIES = 6  # colours that page.css.j2 defines; further series start again at the first
@@ -76,6 +78,7 @@ class Chart:
         share: True if the values are shares, shown in percent.
         over: what the x axis shows.
         over_share: True if that is a share too.
+        marks: where a line is drawn across: training went on by a changed recipe.
     """
 
     title: str
@@ -84,6 +87,7 @@ class Chart:
     share: bool = False
     over: str = "optimizer step"
     over_share: bool = False
+    marks: tuple[float, ...] = ()
 
     @property
     def averaged(self) -> int:
@@ -104,7 +108,8 @@ class Chart:
             for s in self.series
             if s.steps
         )
-        return f"{self.title}, {self.unit}: {'; '.join(told)}"
+        joins = "".join(f"; changed {self._where(mark)}" for mark in self.marks)
+        return f"{self.title}, {self.unit}: {'; '.join(told)}{joins}"
 
     def _where(self, x: float) -> str:
         return f"{x:.0%} {self.over}" if self.over_share else f"{self.over.split()[-1]} {x:,.0f}"
@@ -125,7 +130,8 @@ def training_charts(log: Lines) -> list[Chart]:
     # After total loss and cross-entropy, the first two of WORDS: the terms are parts of the loss.
     for index, (regularizer, pairs) in enumerate(terms.items()):
         charts.insert(2 + index, _chart(log, f"Regularizer {regularizer}", "loss terms, before weighting", pairs))
-    return [chart for chart in charts if chart.series]
+    marks = tuple(line["step"] for line in log if line.get(JOIN))
+    return [attrs.evolve(chart, marks=marks) for chart in charts if chart.series]
 
 
 def fit_charts(history: Lines) -> list[Chart]:
@@ -177,6 +183,8 @@ def draw(chart: Chart) -> str:
             marker = "o" if len(series.steps) <= SPARSE else None
             # Not clipped: a marker at the edge would be cut in half.
             axes.plot(series.steps, series.values, color=colour, marker=marker, markersize=2.6, clip_on=False)
+        for mark in chart.marks:
+            axes.axvline(mark, color=INK, alpha=0.5, linewidth=0.8, linestyle=":")
         if chart.share:
             # matplotlib's margins would reach below 0% and above 100%.
             low, high = axes.get_ylim()

@@ -7,13 +7,12 @@ image does not depend on the batch or the rank that makes it. Shapes: B samples,
 from __future__ import annotations
 
 import copy
-import math
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import zip_longest
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import attrs
 import numpy as np
@@ -25,10 +24,15 @@ from rearkit.layers.fusing import can_fuse
 from rearkit.layers.packed_linear import can_halve, half_weights
 from rearkit.model import Model
 from rearkit.recipe.tables import SampleTable
+from rearkit.sampling.drawing import draw, guidance_scales
 from rearkit.sampling.graphs import GraphedBackbone
 from rearkit.sampling.pixel_decoder import PixelDecoder
+from rearkit.sampling.stepping import Decoder, Forced, Stoppable, fixed_tokens
 from rearkit.system import distributed
 from rearkit.system.devices import derive_seed, resolve_device
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @attrs.frozen(eq=False)
@@ -44,65 +48,6 @@ class Samples:
     images: np.ndarray
     classes: np.ndarray
     tokens: np.ndarray
-
-
-def guidance_scales(num_tokens: int, scale: float, power: float = 1.0, schedule: str = "power-cosine") -> list[float]:
-    """Return the guidance scale at each token i of N, by the schedules of RAR's published sampler.
-
-    ``power-cosine``: ``1 + (s-1)·(1-cos(π·(i/N)^p))/2``, from 1 towards s; ``linear``: ``1 + (s-1)·i/N``;
-    ``constant``: s.
-    """
-    if schedule == "constant":
-        return [float(scale)] * num_tokens
-    shares = [i / num_tokens for i in range(num_tokens)]
-    if schedule == "power-cosine":
-        shares = [(1 - math.cos(math.pi * share**power)) / 2 for share in shares]
-    return [1 + (scale - 1) * share for share in shares]
-
-
-def draw(logits_BV: Tensor, uniform_B: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """Sample a code from each row, (B,) int64, by inverting its cumulative distribution at a given uniform number.
-
-    Args:
-        logits_BV: (B, V).
-        uniform_B: (B,) float64 in [0, 1).
-        temperature: divides the logits; 0 takes the likeliest code (greedy).
-        top_k: keep the k likeliest codes; 0 for all.
-        top_p: then keep the fewest likeliest codes whose total probability reaches this, in (0, 1].
-    """
-    if temperature == 0:
-        return logits_BV.argmax(-1)
-    # In float64, since rounding errors of a cumulative sum over thousands of codes would shift the draws.
-    logits_BV = logits_BV.double()
-    # The largest becomes 0, so that a temperature near 0 gives the argmax and not a quotient of infinities.
-    probability_BV = ((logits_BV - logits_BV.amax(-1, keepdim=True)) / temperature).softmax(-1)
-    if top_k and top_k < probability_BV.shape[-1]:
-        least_B1 = probability_BV.topk(top_k).values[:, -1:]
-        probability_BV = probability_BV.masked_fill(probability_BV < least_B1, 0)
-        probability_BV = probability_BV / probability_BV.sum(-1, keepdim=True)
-    if top_p < 1:
-        ranked_BV, order_BV = probability_BV.sort(-1, descending=True)
-        # Without the code itself, so that the one that crosses the threshold is kept.
-        beyond_BV = ranked_BV.cumsum(-1) - ranked_BV >= top_p
-        probability_BV = probability_BV.masked_fill(beyond_BV.gather(-1, order_BV.argsort(-1)), 0)
-    cumulative_BV = probability_BV.cumsum(-1)
-    # Scaled by the total, which is below 1 after top-p.
-    target_B1 = uniform_B.to(cumulative_BV)[:, None] * cumulative_BV[:, -1:]
-    # From the right, so that a number equal to a bound never picks a code of probability 0.
-    code_B1 = torch.searchsorted(cumulative_BV, target_B1, right=True)
-    return code_B1.squeeze(-1).clamp(max=logits_BV.shape[-1] - 1)
-
-
-class Decoder(Protocol):
-    """The part of `rearkit.contracts.Backbone` that sampling uses."""
-
-    def start(self, classes_B: Tensor) -> tuple[Tensor, Any]:
-        """Begin decoding for the given classes."""
-        ...
-
-    def step(self, tokens_B: Tensor, cache: Any) -> Tensor:
-        """Append a token."""
-        ...
 
 
 @torch.no_grad()
@@ -148,22 +93,6 @@ def sample_tokens(
     return torch.stack(tokens, dim=1)
 
 
-@attrs.frozen
-class _Stoppable:
-    """A decoder whose `step` raises InterruptedError once another thread has set an event."""
-
-    decoder: Decoder
-    stop: threading.Event
-
-    def start(self, classes_B: Tensor) -> tuple[Tensor, Any]:
-        return self.decoder.start(classes_B)
-
-    def step(self, tokens_B: Tensor, cache: Any) -> Tensor:
-        if self.stop.is_set():
-            raise InterruptedError
-        return self.decoder.step(tokens_B, cache)
-
-
 class Sampler:
     """Samples images from a trained model and yields them batch by batch.
 
@@ -205,6 +134,8 @@ class Sampler:
         first: int = 0,
         numbers: Sequence[int] | None = None,
         guidance_scale: Sequence[float] | None = None,
+        given: Any = None,
+        known: Any = None,
     ) -> Iterator[Samples]:
         """Yield batches of images, in order. While one is decoded and used, a thread generates the next.
 
@@ -213,9 +144,13 @@ class Sampler:
             first: the number of the first image, which fixes its randomness; the following ones count up from it.
             numbers: the number of each image, instead of ``first``.
             guidance_scale: the guidance scale of each image; if None, the table's for all.
+            given: tokens that are kept as they are, (n, N) or (N,) for all alike; the others are drawn after them in
+                the tokenizer's order, each from those before it.
+            known: as many booleans: which of ``given`` are kept.
 
         Raises:
-            ValueError: a class is out of range, or the lengths of numbers, scales and classes differ.
+            ValueError: a class is out of range, the lengths of numbers, scales and classes differ, or given tokens do
+                not fit.
         """
         space = self.model.space
         count = len(classes)
@@ -225,12 +160,14 @@ class Sampler:
         scales = [self.table.guidance_scale] * count if guidance_scale is None else guidance_scale
         if not len(numbers) == len(scales) == count:
             raise ValueError(f"{count} classes, but {len(numbers)} numbers and {len(scales)} guidance scales")
+        fixed = fixed_tokens(given, known, (count, space.num_tokens), space.codebook_size)
         parts = [slice(start, start + self.table.batch) for start in range(0, count, self.table.batch)]
         stop = threading.Event()
         with ThreadPoolExecutor(1, "generation", distributed.local_device, (self.device,)) as thread:
 
             def begin(part: slice) -> Future[Tensor]:
-                return thread.submit(self._generate, classes[part], numbers[part], scales[part], stop)
+                some = None if fixed is None else fixed[part]
+                return thread.submit(self._generate, classes[part], numbers[part], scales[part], stop, some)
 
             try:
                 # Two batches, so that the thread does not wait for this one between them.
@@ -247,7 +184,12 @@ class Sampler:
                 stop.set()
 
     def _generate(
-        self, classes: Sequence[int], numbers: Sequence[int], scales: Sequence[float], stop: threading.Event
+        self,
+        classes: Sequence[int],
+        numbers: Sequence[int],
+        scales: Sequence[float],
+        stop: threading.Event,
+        fixed_BN: Tensor | None = None,
     ) -> Tensor:
         """Return the tokens of a batch, (B, N), on the CPU."""
         count = len(classes)
@@ -256,17 +198,22 @@ class Sampler:
         if self.device.type == "cuda" and count < self.table.batch:
             short = self.table.batch - count
             classes, numbers, scales = ([*some, *[some[-1]] * short] for some in (classes, numbers, scales))
+            fixed_BN = None if fixed_BN is None else torch.cat([fixed_BN, fixed_BN[-1:].expand(short, -1)])
         uniform_BN = torch.from_numpy(np.stack([sample_uniforms(self.seed, n, space.num_tokens) for n in numbers]))
         classes_B = torch.tensor(classes, dtype=torch.int64)
         scale_B = torch.tensor(scales, dtype=torch.float64)
+        decoder = Stoppable(self.decoder, stop)
+        forced = None if fixed_BN is None else Forced(decoder, fixed_BN.to(self.device))
         tokens_BN = sample_tokens(
-            _Stoppable(self.decoder, stop),
+            forced or decoder,
             classes_B.to(self.device),
             uniform_BN.to(self.device),
             space.num_classes,
             self.table,
             scale_B,
         )
+        if forced is not None:
+            tokens_BN = forced.whole(tokens_BN)
         return tokens_BN[:count].cpu()
 
 
@@ -275,17 +222,37 @@ def sample_uniforms(seed: int, number: int, num_tokens: int) -> np.ndarray:
     return np.random.default_rng(derive_seed(seed, "sample", number)).random(num_tokens)
 
 
+class Each(TypedDict, total=False):
+    """What each image of `sample` may have of its own; see `Sampler.stream`."""
+
+    numbers: Sequence[int] | None
+    guidance_scale: Sequence[float] | None
+    given: Any
+    known: Any
+
+
 def sample(
     model: Model,
     classes: Sequence[int],
     table: SampleTable | None = None,
     seed: int | None = None,
-    numbers: Sequence[int] | None = None,
-    guidance_scale: Sequence[float] | None = None,
+    **each: Unpack[Each],
 ) -> Samples:
-    """Sample one image for each of ``classes``, in order; see `Sampler` and `Sampler.stream` for the arguments."""
+    """Sample one image for each of ``classes``, in order.
+
+    Args:
+        model: a trained model.
+        classes: the class of each image, in [0, C).
+        table: the sampling settings; if None, those of the model's recipe.
+        seed: the seed; if None, that of the model's recipe.
+        each: of each image, ``numbers``, ``guidance_scale``, and tokens that are ``given`` where they are ``known``;
+            see `Sampler.stream`.
+
+    Raises:
+        ValueError: they do not fit one another, or there are no classes.
+    """
     sampler = Sampler(model, table, seed)
-    parts = list(sampler.stream(classes, numbers=numbers, guidance_scale=guidance_scale))
+    parts = list(sampler.stream(classes, **each))
     if not parts:
         raise ValueError("no classes were given")
     return Samples(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in attrs.fields(Samples)))

@@ -128,6 +128,11 @@ class RunFolder:
         return self.stage("train") / "model.safetensors"
 
     @property
+    def courses(self) -> Path:
+        """The steps at which the training went on by a changed recipe, and what changed."""
+        return self.stage("train") / "courses.json"
+
+    @property
     def heads(self) -> Path:
         """The weights of the regularizers' training-only heads."""
         return self.stage("train") / "heads.safetensors"

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from rearkit.errors import DataError, RearkitError
+from rearkit.errors import DataError
 from rearkit.evaluation.image_streams import NpzImages
 from rearkit.recipe.tables import Recipe
 from rearkit.sampling.manifest import read_manifest
 from rearkit.sampling.png_folders import png_folder
 from rearkit.sampling.sampler import Sampler, balanced_classes
+from rearkit.stages.exported import model_file, tokenizer_file
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.sample import sample_manifest
 from rearkit.stages.train import load_model
@@ -40,24 +41,21 @@ def export_samples(folder: RunFolder, target: Path, batch: int = 64) -> None:
     say(f"sample: {len(images)} images in {target}")
 
 
-def sample_model(path: Path, recipe: Recipe, target: Path) -> None:
+def sample_model(source: str | Path, recipe: Recipe, target: Path) -> None:
     """Sample an exported model, which needs no run, into a folder; what an earlier call wrote there is kept.
 
     Args:
-        path: the exported model.
+        source: the exported model: its file, its folder, or its name on the hub.
         recipe: the model's own; its ``[sample]`` table may have been changed.
         target: the folder.
 
     Raises:
         RearkitError: the folder holds something else, or the model cannot be loaded.
     """
-    model = load_model(path)
+    model = load_model(source)
     classes = balanced_classes(recipe.sample.num_images, model.num_classes)
-    run = RunFolder(path.absolute().parent.parent)
-    tokenizer = run.tokenizer if run.tokenizer.is_file() else recipe.tokenizer.weights
-    if tokenizer is None:
-        raise RearkitError(f"{path}: its tokenizer is neither in {run.tokenizer} nor named by its recipe")
-    files = {"backbone": path, "tokenizer": local_file(tokenizer)}
+    tokenizer = tokenizer_file(source, recipe) or local_file(recipe.tokenizer.weights or "")
+    files = {"backbone": model_file(source), "tokenizer": tokenizer}
     manifest = sample_manifest(recipe, files, classes, model.num_classes)
     sampler = Sampler(model, recipe.sample, recipe.sample_seed)
     with png_folder(target, manifest, classes) as pngs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,8 +57,13 @@ def fitted_tokenizer(recipe: Recipe, folder: RunFolder) -> Tokenizer:
     """Load the tokenizer that the stage has saved, frozen and in eval mode."""
     if not folder.tokenizer.is_file():
         raise RearkitError(f"{folder.tokenizer}: no tokenizer yet; run: python -m rearkit tokenizer RECIPE")
+    return load_tokenizer(recipe, folder.tokenizer)
+
+
+def load_tokenizer(recipe: Recipe, file: Path) -> Tokenizer:
+    """Load a tokenizer that rearkit has saved, frozen and in eval mode."""
     tokenizer = build_tokenizer(recipe, load=False)
-    load_weights(tokenizer, folder.tokenizer)
+    load_weights(tokenizer, file)
     tokenizer.eval().requires_grad_(False)
     return tokenizer
 

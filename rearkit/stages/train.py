@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from rearkit.contracts import Classes, Tokenizer, num_parameters
-from rearkit.errors import WeightsError
 from rearkit.model import Model, build
 from rearkit.planning.machine import Machine
 from rearkit.planning.micro_batch import with_micro_batch
@@ -20,15 +19,16 @@ from rearkit.planning.step_memory import GIB
 from rearkit.recipe.loading import EXPORTED, load_recipe, recipe_to_dict
 from rearkit.recipe.tables import Recipe
 from rearkit.stages.data import run_classes
+from rearkit.stages.exported import model_file, run_of, tokenizer_file
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.stage import Outcome, Stage, hash_of
-from rearkit.stages.tokenizer import fitted_tokenizer
+from rearkit.stages.tokenizer import fitted_tokenizer, load_tokenizer
 from rearkit.stages.tokens import token_data, training_data
 from rearkit.system import distributed
 from rearkit.system.console import say
 from rearkit.system.devices import resolve_device
-from rearkit.system.files import remove
-from rearkit.system.hub import hub_records, local_file
+from rearkit.system.files import read_json, remove
+from rearkit.system.hub import hub_records
 from rearkit.training.loop import train_checked
 from rearkit.weights import load_weights, read_metadata, write_state_dict
 
@@ -45,7 +45,10 @@ def run(recipe: Recipe, folder: RunFolder) -> Outcome:
     if distributed.rank() == 0:
         names = export(model, result.steps, folder)
         remove(folder.copies("train"))
-    return Outcome(attrs.asdict(result) | hub_records(recipe.backbone.weights), names)
+    # Weights that changed course are no others' with this recipe, so the record says so.
+    courses = read_json(folder.courses)
+    told = {"courses": courses} if courses else {}
+    return Outcome(attrs.asdict(result) | hub_records(recipe.backbone.weights) | told, names)
 
 
 def fitting(recipe: Recipe) -> Recipe:
@@ -90,26 +93,19 @@ def load_model(path: str | Path, tokenizer: Tokenizer | None = None) -> Model:
     """Load an exported model, ``RUN/train/model.safetensors``, which contains its recipe and its classes.
 
     Args:
-        path: the file, or its name on the hub (``hf://USER/REPO/FILE``).
-        tokenizer: the tokenizer that it was trained with; if None, that of the run whose folder the file is in, or the
-            one whose weights the recipe names.
+        path: the file, the folder that ``export`` wrote, or the file's name on the hub (``hf://USER/REPO/FILE``).
+        tokenizer: the tokenizer that it was trained with; if None, that of the run whose folder the file is in, the one
+            beside the file, or the one whose weights the recipe names.
 
     Raises:
         RecipeError: the file contains no recipe, or one that does not fit what is installed now.
         WeightsError: the tokenizer cannot be found, or weights are damaged.
     """
-    path = local_file(path)
-    recipe = load_recipe(path)
-    # Inside a run, the file is at RUN/train/; anywhere else, this folder has none of a run's files.
-    folder = RunFolder(path.absolute().parent.parent)
-    if tokenizer is None and folder.tokenizer.is_file():
-        tokenizer = fitted_tokenizer(recipe, folder)
-    if tokenizer is None and recipe.tokenizer.weights is None:
-        raise WeightsError(
-            f"{path}: its tokenizer was fitted in a run, and is not in {folder.tokenizer}; "
-            "give load_model the tokenizer"
-        )
-    return _with_weights(recipe, tokenizer, _exported_classes(path, folder), path)
+    file = model_file(path)
+    recipe = load_recipe(file)
+    if tokenizer is None and (saved := tokenizer_file(path, recipe)) is not None:
+        tokenizer = load_tokenizer(recipe, saved)
+    return _with_weights(recipe, tokenizer, _exported_classes(file, run_of(file)), file)
 
 
 def _exported_classes(path: Path, folder: RunFolder) -> Classes | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 
 import torch
@@ -49,6 +50,12 @@ def check_tokenizer(tokenizer: Tokenizer, rebuild: Callable[[], Tokenizer] | Non
         tokenizer.codebook_size <= MOST_CODES,
         f"tokenizer.codebook_size must be {MOST_CODES} at most, since token shards hold uint16; "
         f"found {tokenizer.codebook_size}",
+    )
+    side = math.isqrt(tokenizer.num_tokens)
+    require(
+        not tokenizer.raster or (side**2 == tokenizer.num_tokens and tokenizer.image_size % side == 0),
+        f"a tokenizer with raster = True must have a square grid of tokens, whose side divides image_size "
+        f"({tokenizer.image_size}); found {tokenizer.num_tokens} tokens",
     )
     with seeded():
         module.eval()

@@ -99,9 +99,10 @@ class Checkpoints:
 
     def latest(self) -> Found | None:
         """Return the latest intact checkpoint, or None. The first rank looks, and all get its answer."""
-        return distributed.from_main(self._latest)
+        return distributed.from_main(self.find)
 
-    def _latest(self) -> Found | None:
+    def find(self) -> Found | None:
+        """Return the latest intact checkpoint, or None, where one process alone asks."""
         for step in reversed(self._steps()):
             folder = self.folder / f"step-{step:08d}"
             manifest = read_json(folder / MANIFEST)

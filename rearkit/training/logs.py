@@ -11,6 +11,8 @@ from rearkit.system.files import storage_errors, write_text
 from rearkit.training.trackers import Tracker
 
 JSONL = "log.jsonl"
+JOIN = "join"
+"""In the line of a step after which training went on by a changed recipe."""
 
 
 class TrainLog:

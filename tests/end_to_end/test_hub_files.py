@@ -51,10 +51,15 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[hub_stand_in.Hub]:
     run = RunFolder(tmp_path_factory.mktemp("run"))
     export(build(recipe, tokenizer, Classes(10)), 0, run)
     (folder / "model.safetensors").write_bytes(run.model.read_bytes())
+    # As `export` writes it: the tokenizer lies beside the model.
+    alone = RunFolder(tmp_path_factory.mktemp("alone"))
+    export(build(load_recipe(SMOKE), tokenizer, Classes(10)), 0, alone)
     lines = "".join(json.dumps({"class_id": k % 4, "tokens": [k, 1, 2, 3]}) + "\n" for k in range(40))
     with hub_stand_in.serving() as server:
         for path in folder.iterdir():
             server.files["me/repo", path.name] = path.read_bytes()
+        server.files["me/alone", "model.safetensors"] = alone.model.read_bytes()
+        server.files["me/alone", "tokenizer.safetensors"] = (folder / "tokenizer.safetensors").read_bytes()
         server.files["datasets/me/set", "tokens.jsonl"] = lines.encode()
         yield server
 
@@ -113,6 +118,11 @@ def test_a_model_is_sampled_with_the_tokenizer_that_it_names(rearkit: Callable[.
     assert len(list((tmp_path / "pngs").glob("*.png"))) == 4
     manifest = json.loads((tmp_path / "pngs" / "manifest.json").read_text())
     assert manifest["hub"][TOKENIZER]["revision"] == hub_stand_in.COMMIT
+
+
+def test_a_model_is_sampled_with_the_tokenizer_beside_it(rearkit: Callable[..., str], tmp_path: Path) -> None:
+    rearkit("sample", "hf://me/alone/model.safetensors", "--set=sample.num_images=4", "--to-folder", tmp_path / "pngs")
+    assert len(list((tmp_path / "pngs").glob("*.png"))) == 4
 
 
 def test_token_shards_are_no_file_of_the_hub(rearkit: Callable[..., str], tmp_path: Path) -> None:

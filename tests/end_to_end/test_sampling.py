@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 from rearkit import pipeline
+from rearkit.cli.main import main
 from rearkit.evaluation.image_folders import open_samples
 from rearkit.recipe.loading import load_recipe
 from rearkit.sampling.manifest import read_manifest
@@ -184,3 +186,67 @@ def test_mistakes_in_asking_for_classes_are_told_in_a_line(trained: Path, tmp_pa
     output = rearkit(*asking, "--classes=1", f"--out={tmp_path / 'nowhere'}", code=2)
     assert "has not run to its end; run: python -m rearkit tokenizer" in output
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_part_of_a_photo_is_drawn_anew(trained: Path, tmp_path: Path) -> None:
+    photo, mask, grid = (tmp_path / name for name in ("photo.png", "mask.png", "grid.png"))
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(photo)
+    Image.fromarray(np.where(np.arange(32)[:, None] < 16, 0, 255).astype(np.uint8).repeat(32, 1)).save(mask)
+    model = trained / "train" / "model.safetensors"
+    asking = ("--image", str(photo), "--grid", str(grid), "--class=7,1", "-k3", "--temperature=2", "--fade=0")
+    output = rearkit("sample", str(SMOKE), *TINY, *asking, "--mask", str(mask), f"--out={trained}")
+    assert "8 of 16 tokens are kept, 8 drawn after them" in output
+    assert "the photo, what is kept, 3 alternatives; a row for 7, 1" in output
+    picture = np.asarray(Image.open(grid))
+    side, scale = 32 * 3 + 2, 3
+    assert picture.shape == (2 * side + 2, 5 * side + 2, 3)
+    cells = [
+        picture[2 + row * side :, 2 + column * side :][: 32 * scale : scale, : 32 * scale : scale]
+        for row in range(2)
+        for column in range(5)
+    ]
+    assert all(np.array_equal(cell[:16], pixels[:16]) for cell in cells)
+    # Alternatives differ; classes hardly do after six steps.
+    assert len({cell[16:].tobytes() for cell in cells[2:5]}) == 3
+    # An exported model does the same, and --keep is a mask.
+    rearkit("sample", str(model), *asking, "--keep=top")
+    assert np.array_equal(np.asarray(Image.open(grid)), picture)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--mask=x.png",), "--mask, --keep and --fade say what to do with --image"),
+        (("--image=x.png", "--grid=y.png"), "--image needs --mask FILE or --keep PART"),
+        (("--image=x.png", "--keep=top"), "--image needs --grid FILE"),
+        (("--temperature=1",), "--set sample.temperature=VALUE"),
+    ],
+)
+def test_mistakes_in_asking_for_a_part_are_told_in_a_line(
+    options: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["sample", str(SMOKE), *options])
+    assert exit_.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_photos_are_reconstructed_by_the_tokenizer_of_a_run_or_a_model(trained: Path, tmp_path: Path) -> None:
+    photo, target, grid = tmp_path / "photo.png", tmp_path / "rebuilt", tmp_path / "grid.png"
+    original = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(original).save(photo)
+    command = ("reconstruct", str(SMOKE), str(photo), str(photo), *TINY)
+    output = rearkit(*command, f"--out={trained}", f"--to-folder={target}")
+    assert output.count("photo.png: PSNR ") == 2 and "SSIM" in output
+    kinds = ("difference", "original", "reconstruction", "tokens")
+    names = [f"{number:03d}-photo-{kind}.png" for number in range(2) for kind in kinds]
+    assert sorted(path.name for path in target.iterdir()) == [*names, "scores.json"]
+    assert np.array_equal(np.asarray(Image.open(target / names[1])), original)
+    scores = json.loads((target / "scores.json").read_text())
+    assert f"PSNR {scores['000-photo']['psnr']:.2f} dB" in output and len(scores["000-photo"]["tokens"]) == 16
+    assert "rebuilt: not empty" in rearkit(*command, f"--out={trained}", f"--to-folder={target}", code=2)
+    model = trained / "train" / "model.safetensors"
+    again = rearkit("reconstruct", str(model), str(photo), f"--grid={grid}")
+    assert again.splitlines()[0] == output.splitlines()[0] and Image.open(grid).size == (4 * 98 + 2, 100)
+    output = rearkit(*command, f"--out={tmp_path / 'nowhere'}", code=2)
+    assert "reconstruct: needs stage 'tokenizer', which has not run to its end; run: python -m rearkit" in output

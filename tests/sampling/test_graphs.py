@@ -13,6 +13,7 @@ from rearkit.contracts import TokenSpace
 from rearkit.recipe.tables import SampleTable
 from rearkit.sampling.graphs import GraphedBackbone
 from rearkit.sampling.sampler import sample_tokens
+from rearkit.sampling.stepping import Forced
 
 pytestmark = [
     pytest.mark.gpu,
@@ -70,3 +71,21 @@ def test_sampled_tokens_are_the_same_with_graphs(module: Any) -> None:
     graphed = GraphedBackbone(module, SPACE.num_tokens)
     for _ in range(2):
         assert torch.equal(sample_tokens(graphed, classes, uniforms, 4, table), plain)
+
+
+@torch.no_grad()
+def test_given_tokens_are_read_by_replayed_steps(module: Any) -> None:
+    """With more graphs than one batch: a given token must reach the recorded input, in both halves of guidance."""
+    classes = torch.arange(4, device="cuda")
+    uniforms = torch.from_numpy(np.random.default_rng(0).random((4, 12))).cuda()
+    table = SampleTable(num_images=4, guidance_scale=3.0)
+    graphed = GraphedBackbone(module, SPACE.num_tokens)
+    for seed in (1, 2):
+        generator = np.random.default_rng(seed)
+        fixed = torch.from_numpy(np.where(generator.random((4, 12)) < 0.5, generator.integers(0, 20, (4, 12)), -1))
+        found = []
+        for decoder in (module, graphed):
+            forced = Forced(decoder, fixed.cuda())
+            found.append(forced.whole(sample_tokens(forced, classes, uniforms, 4, table)))
+        assert torch.equal(*found)
+        assert torch.equal(found[1].cpu()[fixed >= 0], fixed[fixed >= 0])

@@ -17,15 +17,8 @@ from rearkit.errors import RearkitError
 from rearkit.layers.packed_linear import can_halve
 from rearkit.model import Model, build
 from rearkit.recipe.tables import Recipe, SampleTable
-from rearkit.sampling.sampler import (
-    Sampler,
-    balanced_classes,
-    draw,
-    guidance_scales,
-    sample,
-    sample_tokens,
-    sample_uniforms,
-)
+from rearkit.sampling.drawing import draw, guidance_scales
+from rearkit.sampling.sampler import Sampler, balanced_classes, sample, sample_tokens, sample_uniforms
 
 LAST = 1 - 2.0**-53  # the largest number below 1, and the largest that a generator gives
 EVENLY = torch.arange(0, 1, 1 / 997, dtype=torch.float64)

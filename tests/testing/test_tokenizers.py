@@ -54,6 +54,10 @@ class Negative(Line):
         return super().encode(images_B3RR) - self.codebook_size
 
 
+class InRaster(Line):
+    raster = True
+
+
 class OnAGrid(Line):
     def encode(self, images_B3RR: Tensor) -> Tensor:
         return super().encode(images_B3RR)[:, None]
@@ -159,6 +163,7 @@ def test_a_good_tokenizer_passes(kind: type[Line], size: tuple[int, int]) -> Non
     [
         (OutOfRange, r"tokens must lie in \[0, codebook_size\), that is 0 to 12"),
         (Negative, r"tokens must lie in \[0, codebook_size\)"),
+        (InRaster, r"square grid of tokens, whose side divides image_size \(6\); found 5 tokens"),
         (OnAGrid, r"encode\(images\), \(B, N\), must be a tensor, torch.int64 of shape \(3, 5\)"),
         (Int32, "found torch.int32"),
         (Random, "in eval mode, the same images must give the same tokens"),

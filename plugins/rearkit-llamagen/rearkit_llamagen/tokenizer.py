@@ -56,6 +56,8 @@ class LlamaGenVQSettings:
 class LlamaGenVQ(FittableTokenizer):
     """The tokenizer; see `rearkit.contracts.FittableTokenizer`."""
 
+    raster = True
+
     def __init__(self, settings: LlamaGenVQSettings) -> None:
         super().__init__()
         self.image_size = settings.image_size

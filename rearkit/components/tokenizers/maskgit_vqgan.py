@@ -155,6 +155,8 @@ class MaskGITVQGANDecoder(nn.Module):
 class MaskGITVQGAN(FittableTokenizer):
     """The tokenizer; see `rearkit.contracts.FittableTokenizer`."""
 
+    raster = True
+
     def __init__(self, settings: MaskGITVQGANSettings) -> None:
         super().__init__()
         self.image_size = settings.image_size

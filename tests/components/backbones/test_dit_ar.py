@@ -17,7 +17,7 @@ from rearkit.contracts import Backbone, RegularizerContext, TokenSpace
 from rearkit.errors import WeightsError
 from rearkit.objective import Objective
 from rearkit.registry import plugins
-from rearkit.sampling.sampler import guidance_scales
+from rearkit.sampling.drawing import guidance_scales
 from rearkit.weights import fit_state_dict, load_weights
 
 AGREE = {"rtol": 0, "atol": 1e-4}

@@ -1,0 +1,46 @@
+"""``reconstruct``: what a tokenizer makes of photos of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rearkit.cli.examples import Command
+from rearkit.cli.options import OUT, recipe_options
+
+FILE = click.Path(path_type=Path)
+GRID = Path("reconstructions.png")
+
+
+@click.command(cls=Command, example="reconstruct mnist seven.png\nreconstruct mnist a.jpg b.jpg --to-folder rebuilt")
+@recipe_options
+@click.argument("photos", metavar="PHOTO...", nargs=-1, required=True, type=FILE)
+@OUT
+@click.option("--grid", type=FILE, help=f"PNG to write, a row per photo; without --to-folder: {GRID}.")
+@click.option("--to-folder", type=FILE, help="New folder for each picture as a PNG, and the scores.")
+def reconstruct(
+    recipe: Any, photos: Sequence[Path], out: Path | None, grid: Path | None, to_folder: Path | None
+) -> None:
+    """Encode and decode photos with RECIPE's tokenizer: tokens, reconstruction, difference, PSNR and SSIM.
+
+    RECIPE may be an exported model (model.safetensors, or its folder), which needs no run.
+    """
+    from rearkit.pipeline import run_with_tokenizer
+    from rearkit.recipe.recipe_files import find_file
+    from rearkit.stages.exported import tokenizer_file
+    from rearkit.stages.reconstruct import reconstruct_photos
+
+    if grid is None and to_folder is None:
+        grid = GRID
+    source = click.get_current_context().params["recipe"]
+    if find_file(source).suffix == ".safetensors":
+        if out is not None:
+            raise click.UsageError("--out: not with an exported model, which needs no run")
+        saved = tokenizer_file(source, recipe)
+    else:
+        run = run_with_tokenizer(recipe, out)
+        saved = None if run is None else run.tokenizer
+    reconstruct_photos(recipe, saved, photos, grid, to_folder)

@@ -1,0 +1,142 @@
+"""``sample``: a run's whole set, a few images of some classes, or a photo of which a part is drawn anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rearkit.cli.examples import Command
+from rearkit.cli.options import NUM_GPUS, OUT, recipe_options
+from rearkit.cli.stages import run_ranks
+
+FILE = click.Path(path_type=Path)
+EXAMPLE = """sample mnist
+sample mnist --to-folder samples
+sample mnist --classes 3,7 --grid digits.png
+sample mnist --image seven.png --keep top --class 7,1 --grid edits.png"""
+
+
+@click.command(cls=Command, example=EXAMPLE)
+@recipe_options
+@OUT
+@NUM_GPUS
+@click.option("--to-folder", type=FILE, help="Write the set as PNGs, too, into this folder.")
+@click.option(
+    "--classes",
+    "--class",
+    "classes",
+    help="Sample only these classes, numbers or names with commas between, to --grid.",
+)
+@click.option("--grid", type=FILE, help="PNG for the images of --classes, a row per class.")
+@click.option(
+    "--per-class", "-k", type=click.IntRange(1), default=8, show_default=True, help="Images of each of --classes."
+)
+@click.option("--temperature", type=click.FloatRange(0), help="Temperature of --classes; left out: the recipe's.")
+@click.option("--image", type=FILE, help="Photo of which a part is kept and the rest drawn, into --grid.")
+@click.option("--mask", type=FILE, help="Image as large as --image, white where it is to be drawn anew.")
+@click.option(
+    "--keep", metavar="PART", help="Part of --image that is kept: left, right, top, bottom or LEFT,TOP,RIGHT,BOTTOM."
+)
+@click.option(
+    "--fade", type=click.IntRange(0), help="Pixels over which kept ones fade; left out: a quarter of a patch."
+)
+@click.pass_obj
+def sample(
+    arguments: list[str],
+    recipe: Any,
+    out: Path | None,
+    num_gpus: int | None,
+    to_folder: Path | None,
+    classes: str | None,
+    grid: Path | None,
+    per_class: int,
+    temperature: float | None,
+    **photo: Any,
+) -> None:
+    """Sample images from the trained backbone: RECIPE's whole set, a few images of some classes, or parts of a photo.
+
+    With --to-folder and --grid, RECIPE may be an exported model (model.safetensors, or its folder), which
+    needs no run.
+    """
+    wanted = _edit(grid, **photo)
+    if to_folder is not None:
+        if classes is not None or grid is not None:
+            raise click.UsageError("--to-folder is for the recipe's set; --classes are a picture, --grid")
+        _sample_to_folder(arguments, recipe, out, num_gpus, to_folder)
+        return
+    if wanted is None and (classes is None) != (grid is None):
+        raise click.UsageError("--classes and --grid go together: the classes, and the picture to write")
+    if grid is None:
+        if temperature is not None:
+            raise click.UsageError("--temperature is for --classes; of the set it is --set sample.temperature=VALUE")
+        run_ranks(arguments, recipe, out, num_gpus, only="sample")
+        return
+    # --classes are a few images for a picture, which one process samples.
+    if num_gpus not in (None, 1):
+        raise click.UsageError("--num-gpus is for the recipe's set; --classes are sampled by one process")
+    model = _model(recipe, out, temperature)
+    if wanted is None:
+        from rearkit.sampling.picture import sample_picture
+
+        sample_picture(model, str(classes), grid, per_class)
+        return
+    from rearkit.stages.edit_picture import edit_picture
+
+    edit_picture(model, wanted, classes, grid, per_class)
+
+
+def _edit(grid: Path | None, image: Path | None, mask: Path | None, keep: str | None, fade: int | None) -> Any:
+    """Return what is to be done to a photo, or None without one.
+
+    Raises:
+        click.UsageError: options are missing, or go with others only.
+    """
+    if image is None:
+        if mask is not None or keep is not None or fade is not None:
+            raise click.UsageError("--mask, --keep and --fade say what to do with --image FILE; give one")
+        return None
+    if (mask is None) == (keep is None):
+        raise click.UsageError("--image needs --mask FILE or --keep PART, one of them: which part is drawn anew")
+    if grid is None:
+        raise click.UsageError("--image needs --grid FILE, the picture to write")
+    from rearkit.stages.edit_picture import Edit
+
+    return Edit(image, mask, keep, fade)
+
+
+def _model(recipe: Any, out: Path | None, temperature: float | None) -> Any:
+    """Return the trained model of a recipe's run, or an exported one, with the sampling settings of the line."""
+    import attrs
+
+    from rearkit.pipeline import trained_run
+    from rearkit.recipe.recipe_files import find_file
+    from rearkit.stages.train import load_model, trained_model
+
+    if temperature is not None:
+        recipe = attrs.evolve(recipe, sample=attrs.evolve(recipe.sample, temperature=temperature))
+    source = click.get_current_context().params["recipe"]
+    if find_file(source).suffix != ".safetensors":
+        return trained_model(recipe, trained_run(recipe, out))
+    if out is not None:
+        raise click.UsageError("--out: not with an exported model, which needs no run")
+    return attrs.evolve(load_model(source), recipe=recipe)
+
+
+def _sample_to_folder(arguments: list[str], recipe: Any, out: Path | None, num_gpus: int | None, target: Path) -> None:
+    from rearkit.recipe.recipe_files import find_file
+    from rearkit.sampling.png_folders import check_target
+    from rearkit.stages.sample_folder import export_samples, sample_model
+    from rearkit.system import distributed
+
+    check_target(target)
+    source = click.get_current_context().params["recipe"]
+    if find_file(source).suffix == ".safetensors":
+        if num_gpus not in (None, 1) or out is not None:
+            raise click.UsageError("--num-gpus, --out: not with an exported model, which is sampled by one process")
+        sample_model(source, recipe, target)
+        return
+    # With several GPUs each rank comes here again, and the first one writes.
+    folder = run_ranks(arguments, recipe, out, num_gpus, only="sample")
+    distributed.from_main(lambda: export_samples(folder, target))

@@ -1,0 +1,99 @@
+"""A photo of the user's own, and a mask of it, as squares of a tokenizer's size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from rearkit.data.bad_samples import Unusable
+from rearkit.data.decoding import Decoding, decoded
+from rearkit.errors import DataError, RearkitError
+
+# Sides of which a half can be kept, as (left, top, right, bottom) in halves of the side.
+HALVES = {"left": (0, 0, 1, 2), "right": (1, 0, 2, 2), "top": (0, 0, 2, 1), "bottom": (0, 1, 2, 2)}
+
+
+def read_photo(path: Path, how: Decoding) -> Tensor:
+    """Read an image file as uint8 (3, R, R), upright as viewers show it, whatever ``how`` says of orientation.
+
+    Raises:
+        RearkitError: there is no such file.
+        DataError: it cannot be used as an image.
+    """
+    try:
+        return decoded(_content(path, "image"), attrs.evolve(how, orientation="exif"))
+    except Unusable as error:
+        raise DataError(f"{path}: {error}; give another file") from None
+
+
+def read_mask(path: Path, photo: Path, how: Decoding) -> Tensor:
+    """Read a mask, white where the photo is to be drawn anew; return bool (R, R), True where it is kept.
+
+    Args:
+        path: an image as large as the photo, or already a square of R pixels.
+        photo: the photo, whose crop the mask shares.
+        how: how the photo becomes a square.
+
+    Raises:
+        RearkitError: there is no such file, or the sizes differ.
+        DataError: it cannot be used as an image.
+    """
+    wanted, found = (_size(file) for file in (photo, path))
+    if found not in (wanted, (how.size, how.size)):
+        raise RearkitError(
+            f"{path}: mask of {found[0]} × {found[1]} pixels, and {photo} {wanted[0]} × {wanted[1]}; make them alike"
+        )
+    # Transparent means the same as black: what nobody painted is kept.
+    values = read_photo(path, attrs.evolve(how, background="black")).float().mean(0)
+    return values < 128
+
+
+def keep_part(text: str, side: int) -> Tensor:
+    """Return which pixels ``--keep`` names, bool (R, R).
+
+    Args:
+        text: one of `HALVES`, or ``LEFT,TOP,RIGHT,BOTTOM`` in pixels of the square.
+        side: R.
+
+    Raises:
+        RearkitError: it is neither.
+    """
+    if text in HALVES:
+        left, top, right, bottom = (side * halves // 2 for halves in HALVES[text])
+    else:
+        parts = text.split(",")
+        if len(parts) != 4 or not all(part.strip().isdecimal() for part in parts):
+            raise RearkitError(
+                f"--keep {text}: expected {', '.join(HALVES)}, or LEFT,TOP,RIGHT,BOTTOM in pixels of {side} × {side}"
+            )
+        left, top, right, bottom = map(int, parts)
+    if not (left < right <= side and top < bottom <= side):
+        raise RearkitError(
+            f"--keep {text}: no part of an image of {side} × {side} pixels; expected LEFT below RIGHT, TOP below BOTTOM"
+        )
+    kept = torch.zeros(side, side, dtype=torch.bool)
+    kept[top:bottom, left:right] = True
+    return kept
+
+
+def _content(path: Path, what: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise RearkitError(f"{path}: no such {what}; correct the path") from None
+    except OSError as error:
+        raise RearkitError(f"{path}: cannot be read ({error.strerror}); give the path of an image file") from None
+
+
+def _size(path: Path) -> tuple[int, int]:
+    _content(path, "image")
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).size
+    # Whatever Pillow's readers raise on damaged files.
+    except Exception:
+        raise DataError(f"{path}: image cannot be decoded; give another file") from None

@@ -1,0 +1,116 @@
+"""What a tokenizer makes of single photos: their tokens as a picture, the reconstruction, what differs, how much.
+
+Shapes: n photos, R image side, N tokens, V codes, Z their width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rearkit.contracts import Tokenizer
+from rearkit.data.decoding import Decoding
+from rearkit.data.photos import read_photo
+from rearkit.data.pixels import psnr, to_float, to_uint8
+from rearkit.evaluation.reconstruction import ssim
+from rearkit.tokenization.quality import module_device
+
+GREY = 128
+
+
+@attrs.frozen(eq=False)
+class Rebuilt:
+    """A photo and what comes back of it; pictures are (3, R, R) uint8.
+
+    Attributes:
+        original: the photo as a square.
+        tokens: (N,) int64.
+        token_picture: a field for each token in their order, row by row; like codes have like colours.
+        reconstruction: the decoded tokens.
+        difference: reconstruction less original, halved, around grey.
+        psnr: peak signal-to-noise ratio in dB.
+        ssim: structural similarity, at most 1.
+    """
+
+    original: Tensor
+    tokens: Tensor
+    token_picture: Tensor
+    reconstruction: Tensor
+    difference: Tensor
+    psnr: float
+    ssim: float
+
+    @property
+    def pictures(self) -> dict[str, Tensor]:
+        """The four pictures by their names."""
+        return {
+            "original": self.original,
+            "tokens": self.token_picture,
+            "reconstruction": self.reconstruction,
+            "difference": self.difference,
+        }
+
+
+@torch.no_grad()
+def reconstruct(
+    tokenizer: Tokenizer, photos: Sequence[str | Path] | Tensor, how: Decoding | None = None
+) -> list[Rebuilt]:
+    """Encode and decode photos, one by one.
+
+    Args:
+        tokenizer: frozen, in eval mode, such as the ``tokenizer`` of a model.
+        photos: image files, or (n, 3, R, R) uint8.
+        how: how files become squares of the tokenizer's size; if None, the shorter side is resized and the middle cut.
+
+    Raises:
+        RearkitError: there is no such file.
+        DataError: a file cannot be used as an image.
+    """
+    if not isinstance(photos, Tensor):
+        how = how or Decoding(tokenizer.image_size)
+        photos = torch.stack([read_photo(Path(photo), how) for photo in photos])
+    colours_V3 = code_colours(tokenizer.codebook().float().cpu())
+    found = []
+    for original in photos.split(1):
+        tokens_1N = tokenizer.encode(to_float(original.to(module_device(tokenizer))))
+        rebuilt = to_uint8(tokenizer.decode(tokens_1N)).cpu()
+        tokens_N = tokens_1N[0].cpu()
+        found.append(
+            Rebuilt(
+                original[0],
+                tokens_N,
+                _token_picture(colours_V3[tokens_N], tokenizer.image_size),
+                rebuilt[0],
+                (GREY + (rebuilt[0].float() - original[0].float()) / 2).clamp(0, 255).round().to(torch.uint8),
+                psnr(to_float(rebuilt), to_float(original)).item(),
+                ssim(rebuilt, original).item(),
+            )
+        )
+    return found
+
+
+def code_colours(codebook_VZ: Tensor) -> Tensor:
+    """Return a colour of each code, (V, 3) uint8, by its rank along the codebook's three main directions."""
+    centred = codebook_VZ - codebook_VZ.mean(0)
+    # By the covariance, which is small where the codebook is long; the largest eigenvalues come last.
+    directions = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -3:].flip(1)
+    # A direction and its opposite are as good: the one whose largest part is positive.
+    directions = directions * directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()
+    ranks = (centred @ directions).argsort(0).argsort(0).float()
+    colours = (ranks / max(1, len(ranks) - 1) * 255).round().to(torch.uint8)
+    return F.pad(colours, (0, 3 - colours.shape[1]))
+
+
+def _token_picture(colours_N3: Tensor, side: int) -> Tensor:
+    """Lay the tokens' colours out as a square of fields, row by row; (3, R, R) uint8, black where fields are left."""
+    fields = math.isqrt(len(colours_N3) - 1) + 1
+    padded = F.pad(colours_N3, (0, 0, 0, fields**2 - len(colours_N3)))
+    grid = padded.T.reshape(3, fields, fields)
+    place = torch.arange(side) * fields // side
+    return grid[:, place][:, :, place]

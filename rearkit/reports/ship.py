@@ -1,0 +1,141 @@
+"""``export``: a trained model with all that it needs in one folder, which can be given to anybody.
+
+It holds nothing of the training machine: no photograph, no path, no account. Pictures are the model's own samples.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import cattrs
+import numpy as np
+import tomli_w
+import torch
+
+from rearkit.data.pixels import save_grid
+from rearkit.errors import RearkitError
+from rearkit.evaluation.score_record import Scores, score_lines
+from rearkit.model import Model
+from rearkit.recipe.cleaning import without_folders, without_places
+from rearkit.recipe.loading import EXPORTED, load_recipe, recipe_to_dict
+from rearkit.recipe.recipe_files import MODEL
+from rearkit.recipe.tables import Recipe
+from rearkit.reports.model_card import Card
+from rearkit.sampling.manifest import MEMBER, read_manifest
+from rearkit.sampling.sampler import Sampler, balanced_classes
+from rearkit.stages.exported import TOKENIZER
+from rearkit.stages.run_folder import RunFolder
+from rearkit.stages.sample import sample_manifest
+from rearkit.stages.train import load_model
+from rearkit.system.console import say
+from rearkit.system.files import read_json, replacing, sha256, storage_errors, write_json, write_text
+from rearkit.system.hub import is_hub
+from rearkit.system.weight_files import read_state_dict
+from rearkit.weights import read_metadata, write_state_dict
+
+FILES = {
+    MODEL: "the backbone's weights, with the recipe and the classes inside",
+    TOKENIZER: "the tokenizer's weights",
+    "recipe.toml": "the recipe, with every default",
+    "classes.json": "the names of the classes, in order",
+    "scores.json": "the scores, if any",
+    MEMBER: "hashes of the weights, seeds, versions",
+    "samples.png": "samples, a row for each class",
+}
+ROWS, COLUMNS = 10, 8
+
+
+def export_run(run: Path, target: Path, licence: str | None = None) -> None:
+    """Write the trained model of a run to a folder.
+
+    Args:
+        run: the run's folder.
+        target: a new folder, or an empty one.
+        licence: identifier of a licence for the model card.
+
+    Raises:
+        RearkitError: the run is not trained, or the folder holds something.
+    """
+    folder = RunFolder(run)
+    _check(folder, target)
+    recipe = _clean_recipe(load_recipe(folder.model))
+    about = json.loads(read_metadata(folder.model)[EXPORTED])
+    with storage_errors(target), replacing(target) as place:
+        place.mkdir()
+        about["recipe"] = recipe_to_dict(recipe)
+        write_state_dict(place / MODEL, read_state_dict(folder.model), {EXPORTED: json.dumps(about)})
+        write_state_dict(place / TOKENIZER, read_state_dict(folder.tokenizer))
+        write_text(place / "recipe.toml", tomli_w.dumps(recipe_to_dict(recipe)))
+        model = load_model(place / MODEL)
+        write_json(place / "classes.json", list(model.classes.titles))
+        manifest = _manifest(model, place)
+        write_json(place / MEMBER, manifest)
+        _picture(model, folder, place / "samples.png")
+        scores = _scores(folder)
+        if scores is not None:
+            write_json(place / "scores.json", attrs.asdict(scores))
+        files = {name: what for name, what in FILES.items() if (place / name).is_file()}
+        lines = [] if scores is None else score_lines(scores)
+        card = Card(model, recipe.name, int(about["steps"]), lines, manifest["versions"], files, licence)
+        write_text(place / "README.md", card.text())
+    say(f"{target}: {recipe.name}, {', '.join([*files, 'README.md'])}")
+    say(f"next: python -m rearkit sample {target} --classes 0 --grid samples.png; hf upload USER/REPO {target}")
+
+
+def _check(folder: RunFolder, target: Path) -> None:
+    if folder.done("train") is None or not folder.model.is_file():
+        raise RearkitError(f"{folder.path}: no run that is trained to its end; run: python -m rearkit train RECIPE")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise RearkitError(f"{target}: not an empty folder; choose another, or remove it")
+
+
+def _clean_recipe(recipe: Recipe) -> Recipe:
+    """Return a recipe that tells nothing of the machine, and finds the tokenizer beside it."""
+    content = without_places(recipe_to_dict(recipe))
+    tokenizer = content["tokenizer"]
+    if tokenizer.get("weights") is not None and not is_hub(tokenizer["weights"]):
+        tokenizer["weights"] = TOKENIZER
+        # The file that is exported has one state dict.
+        tokenizer.pop("weights_key", None)
+    return load_recipe(content)
+
+
+def _manifest(model: Model, place: Path) -> Mapping[str, Any]:
+    files = {"backbone": place / MODEL, "tokenizer": place / TOKENIZER}
+    classes = balanced_classes(model.recipe.sample.num_images, model.num_classes)
+    return {"kind": "model", **sample_manifest(model.recipe, files, classes, model.num_classes)}
+
+
+def _scores(folder: RunFolder) -> Scores | None:
+    """Return the run's scores, if they are of the weights that it has now; without folders of files."""
+    found = read_json(folder.scores)
+    if found is None or not _is_of(folder, found.get("manifest")):
+        if found is not None:
+            say("export: the scores are of other weights than the run's, and left out; run evaluate, then export")
+        return None
+    scores = cattrs.structure({**found, "manifest": None}, Scores)
+    told = [without_folders(text) for text in (scores.feature_space, scores.reference)]
+    warnings = [without_folders(text) for text in scores.warnings]
+    cleaned: Scores = attrs.evolve(scores, feature_space=told[0], reference=told[1], warnings=warnings)
+    return cleaned
+
+
+def _is_of(folder: RunFolder, manifest: Mapping[str, Any] | None) -> bool:
+    """Return whether samples with this manifest are of the weights that the run has now."""
+    return (manifest or {}).get("weights", {}).get("backbone") == sha256(folder.model)
+
+
+def _picture(model: Model, folder: RunFolder, path: Path) -> None:
+    """Copy the run's picture of samples, or draw one."""
+    if folder.sample_grid.is_file() and _is_of(folder, read_manifest(folder.samples)):
+        with replacing(path) as temporary:
+            temporary.write_bytes(folder.sample_grid.read_bytes())
+        return
+    labels = range(min(ROWS, model.num_classes))
+    classes, numbers = zip(*((label, k) for label in labels for k in range(COLUMNS)), strict=True)
+    parts = [part.images for part in Sampler(model).stream(classes, numbers=numbers)]
+    save_grid(path, torch.from_numpy(np.concatenate(parts)).permute(0, 3, 1, 2), COLUMNS)

@@ -1,0 +1,93 @@
+"""In- and outpainting: the tokens of the pixels that are kept are given, the others are drawn, pixels are blended.
+
+Shapes: R image side, N tokens in a square grid of r × r, each of a patch of R/r × R/r pixels, n alternatives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rearkit.data.pixels import to_float
+from rearkit.errors import RearkitError
+from rearkit.model import Model
+from rearkit.sampling.sampler import Sampler
+
+# Share of a patch's side over which kept pixels fade into drawn ones.
+FADE = 1 / 4
+
+
+def known_tokens(model: Model, kept_RR: Tensor) -> Tensor:
+    """Return which tokens are known, bool (N,): those whose whole patch is kept.
+
+    Args:
+        model: whose tokenizer has its tokens in raster order.
+        kept_RR: (R, R) bool.
+
+    Raises:
+        RearkitError: the tokenizer's tokens have no places, or nothing is left to keep or to draw.
+    """
+    tokenizer, name = model.tokenizer, model.recipe.tokenizer.name
+    side = math.isqrt(tokenizer.num_tokens)
+    if not tokenizer.raster or side**2 != tokenizer.num_tokens:
+        raise RearkitError(
+            f"[tokenizer] {name}: its tokens have no places in the image, so no part of one can be kept; "
+            "use a model whose tokenizer has a grid, such as maskgit-vqgan"
+        )
+    patch = tokenizer.image_size // side
+    # The least of a patch, as the negated largest of the negated.
+    known_N = -F.max_pool2d(-kept_RR[None, None].float(), patch).flatten() > 0
+    if not known_N.any():
+        raise RearkitError(f"no patch of {patch} × {patch} pixels is kept as a whole, so no token is known; keep more")
+    if known_N.all():
+        raise RearkitError("every patch is kept as a whole, so nothing is to be drawn; keep less")
+    return known_N
+
+
+@torch.no_grad()
+def edit(
+    sampler: Sampler,
+    photo: Tensor,
+    kept_RR: Tensor,
+    classes: Sequence[int],
+    numbers: Sequence[int] | None = None,
+    fade: int | None = None,
+) -> np.ndarray:
+    """Draw what is not kept of a photo, once for each of ``classes``; return images (n, R, R, 3) uint8.
+
+    Args:
+        sampler: of the trained model.
+        photo: (3, R, R) uint8.
+        kept_RR: (R, R) bool, the pixels that are kept.
+        classes: the class of each image.
+        numbers: the number of each image, which fixes its randomness; if None, 0, 1, 2, …
+        fade: pixels over which kept ones fade into drawn ones, inside the kept part; if None, a quarter of a patch.
+
+    Raises:
+        RearkitError: see `known_tokens`.
+    """
+    known_N = known_tokens(sampler.model, kept_RR)
+    tokenizer = sampler.model.tokenizer
+    given_N = tokenizer.encode(to_float(photo[None]).to(sampler.device))[0].cpu()
+    parts = [part.images for part in sampler.stream(classes, 0, numbers, None, given_N, known_N)]
+    if fade is None:
+        fade = int(FADE * tokenizer.image_size / math.isqrt(tokenizer.num_tokens))
+    return blend(np.concatenate(parts), photo, kept_RR, fade)
+
+
+def blend(images: np.ndarray, photo: Tensor, kept_RR: Tensor, fade: int) -> np.ndarray:
+    """Put the kept pixels of a photo into images (n, R, R, 3) uint8; near the others they fade into the images'.
+
+    Kept pixels more than ``fade`` pixels away from those that are not come back unchanged.
+    """
+    drawn = (~kept_RR)[None, None].float()
+    # Shrunk by 0 to `fade` pixels and averaged: the weight rises from the edge inwards in equal steps.
+    shrunk = [1 - F.max_pool2d(drawn, 2 * width + 1, 1, width) for width in range(fade + 1)]
+    weight = torch.cat(shrunk).mean(0).permute(1, 2, 0).numpy()
+    own = photo.permute(1, 2, 0).numpy().astype(np.float32)
+    return np.rint(weight * own + (1 - weight) * images).astype(np.uint8)

@@ -1,0 +1,76 @@
+"""A photo of which a part is kept, on the tiny model: a grid of 4 × 4 tokens, each of 2 × 2 pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rearkit.errors import RearkitError
+from rearkit.model import Model, build
+from rearkit.recipe.tables import Recipe
+from rearkit.sampling.editing import blend, edit, known_tokens
+from rearkit.sampling.sampler import Sampler
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Callable[..., Recipe]) -> Model:
+    made = build(tiny())
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in made.backbone.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+        made.tokenizer.codebook().copy_(torch.randn(12, 6, generator=generator))
+    return made
+
+
+@pytest.fixture(scope="module")
+def photo() -> Tensor:
+    return torch.randint(0, 256, (3, 8, 8), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+
+
+def kept(*box: int) -> Tensor:
+    left, top, right, bottom = box
+    mask = torch.zeros(8, 8, dtype=torch.bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def test_a_token_is_known_if_its_whole_patch_is_kept(model: Model) -> None:
+    found = known_tokens(model, kept(0, 0, 8, 3)).reshape(4, 4)
+    assert found[0].all() and not found[1:].any()
+
+
+@pytest.mark.parametrize(("box", "message"), [((1, 1, 3, 3), "no patch of 2 × 2"), ((0, 0, 8, 8), "nothing is to be")])
+def test_nothing_to_keep_or_to_draw_is_refused(box: tuple[int, ...], message: str, model: Model) -> None:
+    with pytest.raises(RearkitError, match=message):
+        known_tokens(model, kept(*box))
+
+
+def test_tokens_without_places_are_refused(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(model.tokenizer), "raster", False)
+    with pytest.raises(RearkitError, match=r"\[tokenizer\] maskgit-vqgan: its tokens have no places"):
+        known_tokens(model, kept(0, 0, 8, 4))
+
+
+def test_kept_pixels_come_back_and_alternatives_differ(model: Model, photo: Tensor) -> None:
+    mask = kept(0, 0, 8, 5)  # half of the third row of patches is kept, too: its tokens are drawn, its pixels given
+    classes = [3, 3, 3, 7]
+    images = edit(Sampler(model), photo, mask, classes, [0, 1, 2, 0], fade=0)
+    assert images.shape == (4, 8, 8, 3) and images.dtype == np.uint8
+    for image in images:
+        assert np.array_equal(image[:5], photo.permute(1, 2, 0).numpy()[:5])
+    assert len(np.unique(images.reshape(4, -1), axis=0)) == 4
+    # Each by itself is the same.
+    assert np.array_equal(edit(Sampler(model), photo, mask, [7], [0], fade=0)[0], images[3])
+
+
+def test_kept_pixels_fade_towards_those_that_are_drawn() -> None:
+    photo = torch.full((3, 8, 8), 200, dtype=torch.uint8)
+    images = np.zeros((1, 8, 8, 3), np.uint8)
+    rows = blend(images, photo, kept(0, 0, 8, 5), 3)[0, :, 0, 0]
+    assert rows.tolist() == [200, 200, 150, 100, 50, 0, 0, 0]
+    assert blend(images, photo, kept(0, 0, 8, 5), 0)[0, :, 0, 0].tolist() == [200] * 5 + [0] * 3
