@@ -11,6 +11,7 @@ from pathlib import Path
 from rearkit.errors import RearkitError, did_you_mean
 from rearkit.evaluation.inception_weights import check_inception_weights
 from rearkit.model import check_parts, check_weights
+from rearkit.recipe.exported import check_source
 from rearkit.recipe.tables import Recipe
 from rearkit.registry.plugins import naming_plugins
 from rearkit.stages import sample as sampling
@@ -45,6 +46,7 @@ def run(recipe: Recipe, out: str | Path | None = None, only: str | None = None, 
         RearkitError: an error that the user can fix.
     """
     check_stage(again, only)
+    check_source(recipe)
     folder = RunFolder(Path(out) if out is not None else DEFAULT_ROOT / recipe.name)
     started = time.monotonic()
     check_inputs(recipe, distributed.world_size() if only in (None, training.STAGE.name) else None)
@@ -98,6 +100,7 @@ def trained_run(recipe: Recipe, out: str | Path | None = None) -> RunFolder:
     Raises:
         RearkitError: it is not; the message has the command to run.
     """
+    check_source(recipe)
     folder = RunFolder(Path(out) if out is not None else DEFAULT_ROOT / recipe.name)
     check_stages_before(sampling.STAGE, STAGES, recipe, folder, _command(out))
     return folder

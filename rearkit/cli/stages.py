@@ -217,7 +217,7 @@ def _sample_to_folder(arguments: list[str], recipe: Any, out: Path | None, num_g
     if file.suffix == ".safetensors":
         if num_gpus not in (None, 1) or out is not None:
             raise click.UsageError("--num-gpus, --out: not with an exported model, which is sampled by one process")
-        sample_model(file, recipe, target)
+        sample_model(file, recipe, target, click.get_current_context().params["trust"])
         return
     # With several GPUs each rank comes here again, and the first one writes.
     folder = _run_ranks(arguments, recipe, out, num_gpus, only="sample")

@@ -40,18 +40,19 @@ def export_samples(folder: RunFolder, target: Path, batch: int = 64) -> None:
     say(f"sample: {len(images)} images in {target}")
 
 
-def sample_model(path: Path, recipe: Recipe, target: Path) -> None:
+def sample_model(path: Path, recipe: Recipe, target: Path, trust: bool = False) -> None:
     """Sample an exported model, which needs no run, into a folder; what an earlier call wrote there is kept.
 
     Args:
         path: the exported model.
         recipe: the model's own; its ``[sample]`` table may have been changed.
         target: the folder.
+        trust: as for `load_model`.
 
     Raises:
         RearkitError: the folder holds something else, or the model cannot be loaded.
     """
-    model = load_model(path)
+    model = load_model(path, trust=trust)
     classes = balanced_classes(recipe.sample.num_images, model.num_classes)
     run = RunFolder(path.absolute().parent.parent)
     tokenizer = run.tokenizer if run.tokenizer.is_file() else recipe.tokenizer.weights
