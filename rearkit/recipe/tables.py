@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import attrs
 
+from rearkit.recipe.run_names import folder_name
 from rearkit.recipe.settings import setting, settings
 from rearkit.recipe.train_table import TrainTable
 
@@ -254,7 +255,7 @@ class NeedTable:
 class Recipe:
     """A whole recipe."""
 
-    name: str = setting("name of the run; its files go to runs/NAME", min_len=1)
+    name: str = setting("name of the run; its files go to runs/NAME", validator=folder_name)
     seed: int = setting("seed of everything random", default=0, ge=0, lt=2**31)
     device: str = setting("where to compute; auto: CUDA if any", default="auto", choices=("auto", "cpu", "cuda"))
     requires: tuple[str, ...] = setting(

@@ -23,6 +23,8 @@ share = st.floats(0, 1)
 above_zero = st.floats(1e-6, 10)
 count = st.integers(1, 1000)
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
+# As a name of a folder may be; `test_run_names.py` has what it may not.
+names = words.filter(lambda name: name.isprintable() and name == name.strip() and not set(name) & set("./\\"))
 
 
 def table(required: dict[str, Any] | None = None, **optional: Any) -> Any:
@@ -55,7 +57,7 @@ def train_table(draw_from: dict[str, int]) -> Any:
 
 recipes = table(
     {
-        "name": words,
+        "name": names,
         "data": table(
             {
                 "source": named("mnist-5k", image_size=st.integers(28, 64))
@@ -301,7 +303,7 @@ def test_all_errors_of_a_recipe_are_reported_at_once(tiny_recipe: Callable[..., 
         ("tokenizer.channel_mult", [], "[tokenizer] channel_mult: expected at least 1 value"),
         ("tokenizer.fit.lr", 0, "[tokenizer.fit] lr: expected > 0, got 0.0"),
         ("tokenizer.weights", 3, "[tokenizer] weights: expected a string, got 3"),
-        ("name", "", "name: expected at least 1 character"),
+        ("name", "", "name: expected the name of one folder"),
         ("seed", 2**31, "seed: expected < 2147483648, got 2147483648"),
     ],
 )
