@@ -25,6 +25,7 @@ from rearkit.layers.fusing import can_fuse
 from rearkit.layers.packed_linear import can_halve, half_weights
 from rearkit.model import Model
 from rearkit.recipe.tables import SampleTable
+from rearkit.sampling.finite_logits import check_logits
 from rearkit.sampling.graphs import GraphedBackbone
 from rearkit.sampling.pixel_decoder import PixelDecoder
 from rearkit.system import distributed
@@ -145,6 +146,7 @@ def sample_tokens(
         tokens.append(token_B)
         if i + 1 < N:
             logits = backbone.step(torch.cat([token_B, token_B]) if guided else token_B, cache)
+    check_logits(logits)
     return torch.stack(tokens, dim=1)
 
 
@@ -284,8 +286,7 @@ def sample(
     guidance_scale: Sequence[float] | None = None,
 ) -> Samples:
     """Sample one image for each of ``classes``, in order; see `Sampler` and `Sampler.stream` for the arguments."""
-    sampler = Sampler(model, table, seed)
-    parts = list(sampler.stream(classes, numbers=numbers, guidance_scale=guidance_scale))
+    parts = list(Sampler(model, table, seed).stream(classes, numbers=numbers, guidance_scale=guidance_scale))
     if not parts:
         raise ValueError("no classes were given")
     return Samples(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in attrs.fields(Samples)))

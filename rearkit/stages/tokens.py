@@ -210,7 +210,7 @@ def _check(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer) -> dict[str,
         show_decoded(tokenizer, train, folder.reconstructions)
     # Last, so that the picture and the printed figures are there to look at if a floor is missed.
     for key, value, floor in floors:
-        if value < floor:
+        if not value >= floor:  # NaN is below any
             see = folder.reconstructions
             raise DataError(f"[tokens] {key} = {floor}, but the written tokens reach {value:.3f}; see {see}")
     return result

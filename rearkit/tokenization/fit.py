@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rearkit.contracts import FittableTokenizer
-from rearkit.errors import first_line
+from rearkit.errors import DivergedError, first_line
 from rearkit.recipe.tables import FitTable
 from rearkit.system.console import progress_bar, say
 from rearkit.system.devices import seed_everything
@@ -51,7 +51,11 @@ class TokenizerFit:
             self._load(checkpoint)
 
     def run(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
-        """Take the remaining steps; ``batches`` must start at the batch of step `step`."""
+        """Take the remaining steps; ``batches`` must start at the batch of step `step`.
+
+        Raises:
+            DivergedError: a loss was not finite; no checkpoint is written after that.
+        """
         device = next(self.tokenizer.parameters()).device
         self.tokenizer.train()
         with progress_bar("tokenizer: fit", self.fit.steps, self.step) as bar:
@@ -70,6 +74,11 @@ class TokenizerFit:
                 self.history.append(
                     {"step": float(self.step), "loss": loss.item()} | {k: v.item() for k, v in parts.items()}
                 )
+                if not math.isfinite(loss.item()):
+                    raise DivergedError(
+                        f"[tokenizer.fit]: the loss of step {self.step} was {loss.item()}; fit at a lower lr than "
+                        f"{self.fit.lr}"
+                    )
                 bar.advance(1, f"loss {loss.item():.4f}")
                 if self.checkpoint is not None and self.step % self.fit.checkpoint_every == 0:
                     self._save(self.checkpoint)

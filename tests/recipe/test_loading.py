@@ -23,7 +23,7 @@ share = st.floats(0, 1)
 above_zero = st.floats(1e-6, 10)
 count = st.integers(1, 1000)
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
-# As a name of a folder may be; `test_run_names.py` has what it may not.
+# As a name of a folder may be; `test_table_checks.py` has what it may not.
 names = words.filter(lambda name: name.isprintable() and name == name.strip() and not set(name) & set("./\\"))
 
 

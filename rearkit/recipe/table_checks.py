@@ -1,4 +1,4 @@
-"""What a run may be called: its name becomes a folder, and is printed."""
+"""Checks of single values in a recipe's tables, as validators of attrs."""
 
 from __future__ import annotations
 
@@ -24,3 +24,10 @@ def folder_name(instance: Any, attribute: Any, value: str) -> None:
     if wrong:
         shown = repr(value if len(value) <= 40 else f"{value[:40]}…")
         raise ValueError(f"expected the name of one folder in runs/, got {shown}, which {wrong}")
+
+
+def colour(instance: Any, attribute: Any, value: str) -> None:
+    """Check that Pillow knows a colour."""
+    from PIL import ImageColor
+
+    ImageColor.getrgb(value)  # its ValueError says what is wrong
