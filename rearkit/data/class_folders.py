@@ -21,8 +21,8 @@ from rearkit.system.console import say, say_once
 
 T = TypeVar("T")
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
-"""Pillow's readers that are used, whatever a file is called: none that starts another program (EPS: Ghostscript), and none
-of the many old ones that nobody tries with files made to do harm."""
+"""Pillow's readers that are used, whatever a file is called: none that starts another program (EPS: Ghostscript), and
+none of the many old ones that nobody tries with files made to do harm."""
 REMEDY = {
     "heic": "convert them to PNG or JPEG first, for example by: magick mogrify -format png *.heic",
     "heif": "convert them to PNG or JPEG first, for example by: magick mogrify -format png *.heif",

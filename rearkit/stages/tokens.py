@@ -184,6 +184,9 @@ def _check(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer) -> dict[str,
         raise DataError(
             f"the token shards have {train.num_tokens} tokens an image, the tokenizer {tokenizer.num_tokens}"
         )
+    # All of them, since another codebook, or damage, may show late in one shard alone.
+    if table.pretokenized is not None:
+        train.check_codes(tokenizer.codebook_size)
     use, perplexity = codebook_usage(train, tokenizer.codebook_size)
     sample, _ = train.take(drawn(len(train), table.check_images))
     result: dict[str, Any] = {
