@@ -21,8 +21,9 @@ from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, p
 
 from rearkit.errors import RearkitError
 from rearkit.evaluation.features import Features, Gaussian
-from rearkit.evaluation.image_streams import ARRAY, DAMAGE, Images, NpzImages
+from rearkit.evaluation.image_streams import ARRAY, Images, NpzImages
 from rearkit.system.hub import local_file
+from rearkit.system.npz_files import DAMAGE, check_npz
 
 FULL_SET = 50_000  # number of samples that published scores are computed from
 # How far below 0 rounding may take a distance, as a share of the variances.
@@ -116,6 +117,7 @@ def read_reference(path: str | Path, key: str = "[evaluate] reference") -> Refer
     """
     path = local_file(path)
     try:
+        check_npz(path)
         with np.load(path, allow_pickle=False) as archive:
             members = set(archive.files)
             gaussian, spatial = (
