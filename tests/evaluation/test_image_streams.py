@@ -58,7 +58,7 @@ def test_labels_that_are_no_classes_of_the_images_are_none(tmp_path: Path) -> No
 )
 def test_arrays_that_are_no_images_are_refused_by_name(array: np.ndarray, message: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "set.npz", array)
-    with pytest.raises(DataError, match=rf"set\.npz: arr_0.*({message})"):
+    with pytest.raises(DataError, match=rf"set\.npz: .*arr_0.*({message})"):
         NpzImages.open(tmp_path / "set.npz")
 
 
