@@ -130,6 +130,6 @@ def _fail(message: str, code: int, debug: bool) -> None:
         traceback.print_exc()
     # Without markup: square brackets in a message, such as [train], are meant as they stand. Indented lines belong to
     # the error above them.
-    for line in message.splitlines():
+    for line in map(errors.shortened, message.splitlines()):
         stderr.print(line if line.startswith(" ") else f"error: {line}", style="red", markup=False)
     sys.exit(code)

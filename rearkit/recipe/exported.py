@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rearkit.errors import PluginError, RecipeError, first_line
+from rearkit.recipe.recipe_files import check_depth
 from rearkit.recipe.settings import setting, settings
 from rearkit.recipe.tables import DatasetTable, Recipe
 from rearkit.registry import plugins
@@ -71,6 +72,7 @@ def read_exported(path: Path, trust: bool) -> dict[str, Any]:
     content = about.get("recipe")
     if not isinstance(content, dict):
         raise RecipeError([f"{path}: has no recipe inside; the models that rearkit exports have"])
+    check_depth(content, str(path))
     if trust:
         return content
     if dropped := _leave_out(content, about.get("classes")):

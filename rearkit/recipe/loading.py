@@ -10,10 +10,10 @@ from typing import Any
 
 import attrs
 
-from rearkit.errors import RecipeError
+from rearkit.errors import RecipeError, first_line, shortened
 from rearkit.recipe.checking import KeyPath, structure
 from rearkit.recipe.exported import LEFT_OUT, read_exported, without_source
-from rearkit.recipe.recipe_files import find_file, read_toml
+from rearkit.recipe.recipe_files import DEEPEST, TOO_DEEP, check_depth, find_file, read_toml
 from rearkit.recipe.tables import ComponentTable, Recipe
 from rearkit.registry.setting_types import plain
 
@@ -21,6 +21,9 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+# Characters of a change that its messages repeat.
+SAID = 400
 
 
 @attrs.frozen
@@ -57,6 +60,7 @@ def load_recipe(
     origins: dict[KeyPath, str] = {}
     if isinstance(source, Mapping):
         where = "<recipe>"
+        check_depth(source, where)
         # Copied, since overrides are written into it.
         content = copy.deepcopy(dict(source))
         if "extends" in content:
@@ -83,6 +87,8 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
 
 def _read(path: Path, origins: dict[KeyPath, str], seen: tuple[Path, ...], trust: bool) -> dict[str, Any]:
     """Read a file and, recursively, the file it extends; record in ``origins`` which file set each key."""
+    if len(seen) >= DEEPEST:
+        raise RecipeError([f"{seen[0]}: extends more than {DEEPEST} files, one through the other; put them together"])
     if path.resolve() in seen:
         raise RecipeError([f"{path}: extends itself, through {' → '.join(p.name for p in seen)}"])
     content = read_exported(path, trust) if path.suffix == ".safetensors" else read_toml(path)
@@ -127,6 +133,9 @@ def parse_override(text: str) -> Change:
     """
     key, equals, raw = text.partition("=")
     path = tuple(part.strip() for part in key.split("."))
+    said = shortened(f"--set {text}", SAID)
+    if len(path) > DEEPEST:
+        raise RecipeError([f"{said}: {TOO_DEEP}"])
     if not equals or not all(path):
         raise RecipeError([f"--set {text}: expected KEY=VALUE, such as train.steps=10"])
     try:
@@ -134,10 +143,16 @@ def parse_override(text: str) -> Change:
     except tomllib.TOMLDecodeError:
         # A bare word is a string, so that nobody has to quote for the shell and for TOML.
         parsed = {"value": raw.strip()}
+    # A number of thousands of digits; lists in lists.
+    except ValueError as error:
+        raise RecipeError([f"{said}: {first_line(error)}"]) from None
+    except RecursionError:
+        raise RecipeError([f"{said}: {TOO_DEEP}"]) from None
+    check_depth(parsed, said)
     # A line break in the value can start another TOML assignment.
     if len(parsed) > 1:
         raise RecipeError([f"--set {key}={raw!r}: expected a single value"])
-    return Change(path, parsed["value"], f"--set {text}")
+    return Change(path, parsed["value"], said)
 
 
 def _apply(

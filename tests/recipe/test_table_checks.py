@@ -28,7 +28,6 @@ from rearkit.recipe.loading import load_recipe
         "a\x1b[31mb",
         "x" * 300,
         "é" * 100,
-        "a\x00b",
         "\u202ea",
         "a ",
     ],
