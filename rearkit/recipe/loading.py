@@ -23,7 +23,7 @@ else:
     import tomli as tomllib
 
 # Characters of a change that its messages repeat.
-SAID = 400
+SAID = 500
 
 
 @attrs.frozen
