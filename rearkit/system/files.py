@@ -27,6 +27,8 @@ TEMPORARY = ".tmp"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # EROFS: mounted read-only. ENOTDIR: a part of the path is a file.
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+# The disk or the file system fails: EIO, ESTALE. EINVAL: it cannot flush. EXDEV: a rename to another file system.
+FAILING = (errno.EIO, errno.EINVAL, errno.EXDEV, errno.ESTALE, errno.ENAMETOOLONG)
 
 
 @contextlib.contextmanager
@@ -34,7 +36,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``, for a file or a folder; on success, rename it to ``path``.
 
     Raises:
-        StorageError: the disk is full, read-only or forbidden; ``path`` is unchanged.
+        StorageError: the disk is full, read-only, forbidden or fails; ``path`` is unchanged.
     """
     # In the same folder, since a rename is atomic only within one file system.
     temporary = path.with_name(f".{path.name}{TEMPORARY}")
@@ -45,20 +47,37 @@ def replacing(path: Path) -> Iterator[Path]:
             # A killed process may have left one.
             remove(temporary)
             yield temporary
-            # Flushed before the rename: otherwise a power cut could leave the new name with no content behind it.
-            for file in temporary.rglob("*") if temporary.is_dir() else (temporary,):
-                if file.is_file():
-                    sync(file)
-            # A rename replaces a file but no folder that has content. For folders, a reader may see none for a moment.
-            if path.is_dir() and temporary.is_dir():
-                remove(path)
-            open_to_others(temporary)
-            temporary.replace(path)
-            # The rename itself is an entry of the folder, which has to reach the disk too.
-            sync(path.parent)
+            _put_in_place(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             remove(temporary)
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    """Flush what was written and rename it.
+
+    Raises:
+        StorageError: the disk failed; other errors are those of `storage_errors`.
+    """
+    try:
+        # Flushed before the rename: otherwise a power cut could leave the new name with no content behind it.
+        for file in temporary.rglob("*") if temporary.is_dir() else (temporary,):
+            if file.is_file():
+                sync(file)
+        # A rename replaces a file but no folder that has content. For folders, a reader may see none for a moment.
+        if path.is_dir() and temporary.is_dir():
+            remove(path)
+        open_to_others(temporary)
+        temporary.replace(path)
+        # The rename itself is an entry of the folder, which has to reach the disk too.
+        sync(path.parent)
+    except OSError as error:
+        if error.errno not in FAILING:
+            raise
+        raise StorageError(
+            f"{path}: {error.strerror}, while it was put in place; what was written before is kept. Check the disk, or "
+            "choose another folder with --out"
+        ) from error
 
 
 @contextlib.contextmanager

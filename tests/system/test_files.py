@@ -228,3 +228,24 @@ def test_json_files_end_in_a_newline_and_can_be_read_by_people(tmp_path: Path) -
     assert text.endswith("}\n")
     assert json.loads(text) == {"b": 1}
     assert "\n  " in text
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EINVAL, errno.EXDEV, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_disk_that_fails_is_told_with_the_path(
+    number: int, call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text(tmp_path / "a", "old")
+
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        if call == "fsync":
+            patched.setattr(os, "fsync", fail)
+        else:
+            patched.setattr(Path, "replace", fail)
+        with pytest.raises(StorageError, match=rf"/a.*{os.strerror(number)}|{os.strerror(number)}.*/a"):
+            write_text(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == "old"
+    assert names(tmp_path) == ["a"]
