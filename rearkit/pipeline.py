@@ -22,7 +22,7 @@ from rearkit.stages.stage import check_stages_before, run_stage, save_resolved_r
 from rearkit.system import distributed
 from rearkit.system.console import say
 from rearkit.system.devices import resolve_device
-from rearkit.system.files import remove, replacing, storage_errors, write_text
+from rearkit.system.files import remove, remove_leftovers, replacing, storage_errors, write_text
 from rearkit.system.hub import is_hub, local_file
 from rearkit.system.locks import claimed
 from rearkit.training.deepspeed_check import check_deepspeed_table
@@ -136,6 +136,7 @@ def _claim(recipe: Recipe, folder: RunFolder, claim: contextlib.ExitStack) -> No
     folder.claim(recipe.name)
     with storage_errors(folder.path):
         claim.enter_context(claimed(folder.lock, str(folder.path)))
+    remove_leftovers(folder.path)
     save_resolved_recipe(recipe, folder)
 
 

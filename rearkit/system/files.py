@@ -14,7 +14,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +23,7 @@ import numpy as np
 from rearkit.errors import StorageError
 
 TEMPORARY = ".tmp"
+_CALLS = count()
 # EDQUOT: a user's quota is used up. EFBIG: a limit on the size of files, such as ulimit's, is met.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # EROFS: mounted read-only. ENOTDIR: a part of the path is a file.
@@ -39,18 +40,30 @@ def replacing(path: Path) -> Iterator[Path]:
         StorageError: the disk is full, read-only, forbidden or fails; ``path`` is unchanged.
     """
     # In the same folder, since a rename is atomic only within one file system.
-    temporary = path.with_name(f".{path.name}{TEMPORARY}")
+    temporary = _temporary(path)
     try:
         # Inside the `try`, so that the message gives the free space before the temporary file is removed.
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            # A killed process may have left one.
-            remove(temporary)
             yield temporary
             _put_in_place(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             remove(temporary)
+
+
+def _temporary(path: Path) -> Path:
+    """Return a name beside ``path`` that no other process or call has, so that none writes into another's file."""
+    own = f".{os.getpid()}-{next(_CALLS)}{TEMPORARY}"
+    # Less of a name that is as long as names can be; how it begins says whose it is.
+    begin = f".{path.name}".encode()[: 255 - len(own)].decode(errors="ignore")
+    return path.with_name(begin + own)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files that killed processes left in a folder, of which the caller holds the lock."""
+    for leftover in folder.glob(f".*{TEMPORARY}*"):
+        remove(leftover)
 
 
 def _put_in_place(temporary: Path, path: Path) -> None:
