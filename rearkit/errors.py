@@ -23,6 +23,10 @@ EXIT_PREEMPTED = 75
 # 128 + SIGINT, as shells report Ctrl-C.
 EXIT_INTERRUPTED = 130
 
+# Characters of one message, and messages at once; a file that is no recipe may have a thousand of any length.
+LONGEST_MESSAGE = 2_000
+MOST_PROBLEMS = 20
+
 
 class RearkitError(Exception):
     """A mistake that the user can fix: in a recipe, an option, a missing file, an output folder."""
@@ -38,7 +42,10 @@ class RecipeError(RearkitError):
     """
 
     def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
+        told = [shortened(problem) for problem in problems[:MOST_PROBLEMS]]
+        if len(problems) > MOST_PROBLEMS:
+            told.append(f"and {len(problems) - MOST_PROBLEMS:,} more")
+        super().__init__("\n".join(told))
         self.problems = problems
 
 
@@ -78,6 +85,11 @@ class Preempted(Interrupted):
     """The run was stopped by SIGTERM, which clusters send before they take a machine away."""
 
     exit_code = EXIT_PREEMPTED
+
+
+def shortened(text: str, most: int = LONGEST_MESSAGE) -> str:
+    """Return a text of ``most`` characters: of a value as long as a file, its beginning."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def first_line(error: BaseException) -> str:

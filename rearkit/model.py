@@ -26,6 +26,7 @@ from rearkit.contracts import (
 )
 from rearkit.errors import PluginError, RearkitError, RecipeError, WeightsError
 from rearkit.objective import Objective, fields_read
+from rearkit.recipe.exported import check_source, exported_classes
 from rearkit.recipe.tables import BackboneTable, ComponentTable, Recipe, TokenizerTable
 from rearkit.registry import plugins
 from rearkit.weights import classes_of, fit_state_dict, load_weights, matching_weights
@@ -76,7 +77,7 @@ def build(recipe: Recipe, tokenizer: Tokenizer | None = None, classes: Classes |
         RecipeError: components do not fit each other.
         WeightsError: weights that the recipe names do not fit it.
     """
-    classes = classes or Classes.of(build_dataset(recipe))
+    classes = classes or exported_classes(recipe) or Classes.of(build_dataset(recipe))
     tokenizer = tokenizer or build_tokenizer(recipe)
     tokenizer.eval().requires_grad_(False)
     torch.manual_seed(recipe.train_seed)
@@ -147,6 +148,7 @@ def _check_needs(model: Model) -> None:
 
 def build_dataset(recipe: Recipe) -> Dataset:
     """Build the dataset of a recipe."""
+    check_source(recipe)
     dataset: Dataset = _build(recipe.data.source, recipe.name)
     return dataset
 

@@ -13,6 +13,7 @@ import attrs
 from rearkit.errors import RearkitError, did_you_mean
 from rearkit.evaluation.inception_weights import check_inception_weights
 from rearkit.model import check_parts, check_weights
+from rearkit.recipe.exported import check_source
 from rearkit.recipe.tables import Recipe
 from rearkit.registry.plugins import naming_plugins
 from rearkit.stages import sample as sampling
@@ -25,7 +26,7 @@ from rearkit.stages.stage import check_stages_before, run_stage, save_resolved_r
 from rearkit.system import distributed
 from rearkit.system.console import say
 from rearkit.system.devices import resolve_device
-from rearkit.system.files import remove, replacing, storage_errors, write_text
+from rearkit.system.files import remove, remove_leftovers, replacing, storage_errors, write_text
 from rearkit.system.hub import is_hub, local_file
 from rearkit.system.locks import claimed
 from rearkit.training.deepspeed_check import check_deepspeed_table
@@ -56,6 +57,7 @@ def run(
         RearkitError: an error that the user can fix.
     """
     check_stage(again, only)
+    check_source(recipe)
     folder = RunFolder(Path(out) if out is not None else DEFAULT_ROOT / recipe.name)
     started = time.monotonic()
     check_inputs(recipe, distributed.world_size() if only in (None, training.STAGE.name) else None)
@@ -109,6 +111,7 @@ def trained_run(recipe: Recipe, out: str | Path | None = None) -> RunFolder:
     Raises:
         RearkitError: it is not; the message has the command to run.
     """
+    check_source(recipe)
     folder = RunFolder(Path(out) if out is not None else DEFAULT_ROOT / recipe.name)
     check_stages_before(sampling.STAGE, STAGES, recipe, folder, _command(out))
     return folder
@@ -158,6 +161,7 @@ def _claim(recipe: Recipe, folder: RunFolder, claim: contextlib.ExitStack, go_on
     folder.claim(recipe.name)
     with storage_errors(folder.path):
         claim.enter_context(claimed(folder.lock, str(folder.path)))
+    remove_leftovers(folder.path)
     # Before the recipe that the training was begun with is written over.
     if go_on:
         change_course(recipe, folder)

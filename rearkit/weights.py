@@ -92,7 +92,8 @@ def matching_weights(
         the module's tensors, and those that it does not have, by their names without the prefix `EXTRA`.
 
     Raises:
-        WeightsError: tensors are missing, surplus or of another shape; the message names the first few of each.
+        WeightsError: tensors are missing, surplus, of another shape or not finite; the message names the first few of
+            each.
     """
     state = read_state_dict(path, key)
     layout = None if component is None else component.published
@@ -109,6 +110,7 @@ def matching_weights(
     except WeightsError as error:
         # With the settings that would fit: the usual cause is a recipe with other sizes.
         raise WeightsError(f"{error}{_needed(layout, own)}") from None
+    check_finite(module, own, str(path))
     return own, {name.removeprefix(EXTRA): value for name, value in best.items() if name.startswith(EXTRA)}
 
 
@@ -210,9 +212,10 @@ def fit_state_dict(module: nn.Module, state: Mapping[str, Tensor], where: str) -
     """Load ``state`` into ``module``.
 
     Raises:
-        WeightsError: they do not fit; see `matching_weights`.
+        WeightsError: they do not fit, or are not finite; see `matching_weights`.
     """
     check_fit(module, state, where)
+    check_finite(module, state, where)
     module.load_state_dict(dict(state))
 
 
@@ -240,6 +243,32 @@ def check_fit(module: nn.Module, state: Mapping[str, Tensor], where: str) -> Non
         raise WeightsError(
             f"{where}: weights do not fit the {type(module).__name__} of the recipe: tensors {'; '.join(parts)}"
         )
+
+
+def check_finite(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Check that all numbers of ``state`` are numbers; a module with others computes nothing, without a word.
+
+    Raises:
+        WeightsError: some parameters are NaN or infinite, or buffers NaN; the message names the first few.
+    """
+    # Buffers may be infinite, as masks of attention are.
+    parameters = dict(module.named_parameters())
+    bad = [
+        name
+        for name, value in state.items()
+        if value.is_floating_point() and not _all_finite(value) and (name in parameters or value.isnan().any())
+    ]
+    if bad:
+        named = ", ".join(bad[:SHOWN]) + (", …" if len(bad) > SHOWN else "")
+        raise WeightsError(
+            f"{where}: {len(bad)} tensors are NaN or infinite ({named}); the file is damaged, or its training "
+            "diverged: take an earlier checkpoint"
+        )
+
+
+def _all_finite(value: Tensor) -> bool:
+    # A sum needs no memory of the tensor's size. It can only be infinite by itself for the largest float64.
+    return bool(value.sum(dtype=torch.float64).isfinite()) or bool(value.double().isfinite().all())
 
 
 def _needed(layout: PublishedLayout | None, state: Mapping[str, Tensor]) -> str:

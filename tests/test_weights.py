@@ -486,3 +486,26 @@ def test_weights_are_compared_with_a_module_without_content(tmp_path: Path) -> N
     assert own.keys() == module.state_dict().keys() and extra == {}
     with pytest.raises(WeightsError, match="of another shape"):
         matching_weights(module, put(tmp_path / "b.pt", dict(Tiny(7).state_dict())))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_no_numbers_are_refused(bad: float, tmp_path: Path) -> None:
+    module = Tiny()
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+    state["second.bias"][1] = bad
+    write_state_dict(tmp_path / "w.safetensors", state)
+    for load in (lambda: load_weights(Tiny(), tmp_path / "w.safetensors"), lambda: fit_state_dict(Tiny(), state, "w")):
+        with pytest.raises(WeightsError, match=r"1 tensors are NaN or infinite \(second\.bias\); the file is damaged"):
+            load()
+
+
+def test_a_buffer_may_be_infinite_as_a_mask_is(tmp_path: Path) -> None:
+    state = {**Tiny().state_dict(), "scale": torch.tensor([float("-inf")])}
+    fit_state_dict(Tiny(), state, "w")
+    with pytest.raises(WeightsError, match="scale"):
+        fit_state_dict(Tiny(), {**state, "scale": torch.tensor([float("nan")])}, "w")
+
+
+def test_large_numbers_are_numbers() -> None:
+    state = {**Tiny().state_dict(), "second.bias": torch.full((4,), torch.finfo(torch.float32).max)}
+    fit_state_dict(Tiny(), state, "w")

@@ -10,6 +10,7 @@ from click.core import ParameterSource
 
 from rearkit.cli.examples import Command
 from rearkit.cli.options import optional_recipe_options
+from rearkit.system.console import printable
 
 FILE = click.Path(path_type=Path)
 # Options of the form for files. With a RECIPE the same things are settings of its [evaluate] table.
@@ -96,7 +97,7 @@ def evaluate(
 
         folder = pipeline.run(recipe, out, only="tokenizer")
         for line in reconstruction_lines(score_tokenizer(recipe, folder)):
-            click.echo(line)
+            click.echo(printable(line))
     elif recipe is not None:
         from rearkit import pipeline
 
@@ -109,7 +110,7 @@ def evaluate(
         from rearkit.analysis.differences import describe, difference_lines
 
         for line in difference_lines(*map(describe, compare)):
-            click.echo(line)
+            click.echo(printable(line))
 
 
 def _is_exported() -> bool:
@@ -198,6 +199,6 @@ def _evaluate_files(samples: Path, reference: Path, to: Path | None, **options: 
     found = evaluate_files(samples, reference, _scorer(**options))
     told = ["no manifest in it"] if found.manifest is None else manifest_lines(found.manifest)
     for line in [f"{samples}: {line}" for line in told] + score_lines(found):
-        click.echo(line)
+        click.echo(printable(line))
     if to is not None:
         write_json(to, attrs.asdict(found))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 import time
@@ -55,6 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = [argument for argument in arguments if argument != "--debug"]
     # What ``--num-gpus`` starts again in each rank.
     ranks_arguments = ["--debug", *arguments] if debug else arguments
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal of another language cannot show all letters; a stream may also be closed, or a test's.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     with Terminations() as terminations:
         try:
             # Before anything asks for the rank: srun sets SLURM's variables, not those that torch reads.
@@ -80,6 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             # The reader of a pipe, such as head, has seen enough.
             sys.exit(errors.EXIT_OK)
         except Exception as error:
+            if isinstance(error, OSError) and error.filename is None and error.errno in (errno.ENOSPC, errno.EIO):
+                _fail(f"output cannot be written: {error.strerror}", errors.EXIT_STORAGE, debug)
             if _tells_of_a_lost_rank(error):
                 message = "lost contact with another rank; see that rank's error message"
                 _fail(message, errors.EXIT_INTERNAL, debug)
@@ -130,6 +138,6 @@ def _fail(message: str, code: int, debug: bool) -> None:
         traceback.print_exc()
     # Without markup: square brackets in a message, such as [train], are meant as they stand. Indented lines belong to
     # the error above them.
-    for line in message.splitlines():
+    for line in map(errors.shortened, message.splitlines()):
         stderr.print(line if line.startswith(" ") else f"error: {line}", style="red", markup=False)
     sys.exit(code)

@@ -18,6 +18,10 @@ SET = click.option(
     help="Override a key: train.steps=10; repeatable.",
 )
 
+TRUST = click.option(
+    "--trust", is_flag=True, help="Take from an exported model's recipe also images, commands, addresses, packages."
+)
+
 
 def complete_recipes(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Offer files, and the names of recipes that come with rearkit, to shell completion."""
@@ -36,7 +40,7 @@ def complete_recipes(context: click.Context, parameter: click.Parameter, incompl
 
 
 def recipe_options(command: Callable[..., None], required: bool = True) -> Callable[..., None]:
-    """Add the argument RECIPE and the option ``--set`` to a command, which receives the loaded recipe.
+    """Add the argument RECIPE and the options ``--set`` and ``--trust`` to a command, which receives the loaded recipe.
 
     Args:
         command: called with ``recipe`` (None if left out) and its own options.
@@ -46,17 +50,18 @@ def recipe_options(command: Callable[..., None], required: bool = True) -> Calla
     # Loaded here rather than in each command, so that every command checks and reports recipes alike.
     @click.argument("recipe", type=click.Path(path_type=Path), required=required, shell_complete=complete_recipes)
     @SET
+    @TRUST
     @functools.wraps(command)
-    def wrapped(recipe: Path | None, overrides: Sequence[str], **options: Any) -> None:
+    def wrapped(recipe: Path | None, overrides: Sequence[str], trust: bool, **options: Any) -> None:
         from rearkit.recipe.loading import load_recipe
 
-        command(None if recipe is None else load_recipe(recipe, overrides), **options)
+        command(None if recipe is None else load_recipe(recipe, overrides, trust), **options)
 
     return wrapped
 
 
 def optional_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add an optional RECIPE, ``--set`` and ``--out`` to a command."""
+    """Add an optional RECIPE, ``--set``, ``--trust`` and ``--out`` to a command."""
     return recipe_options(OUT(command), required=False)
 
 

@@ -121,7 +121,7 @@ def _model(recipe: Any, out: Path | None, temperature: float | None) -> Any:
         return trained_model(recipe, trained_run(recipe, out))
     if out is not None:
         raise click.UsageError("--out: not with an exported model, which needs no run")
-    return attrs.evolve(load_model(source), recipe=recipe)
+    return attrs.evolve(load_model(source, trust=click.get_current_context().params["trust"]), recipe=recipe)
 
 
 def _sample_to_folder(arguments: list[str], recipe: Any, out: Path | None, num_gpus: int | None, target: Path) -> None:
@@ -135,7 +135,7 @@ def _sample_to_folder(arguments: list[str], recipe: Any, out: Path | None, num_g
     if find_file(source).suffix == ".safetensors":
         if num_gpus not in (None, 1) or out is not None:
             raise click.UsageError("--num-gpus, --out: not with an exported model, which is sampled by one process")
-        sample_model(source, recipe, target)
+        sample_model(source, recipe, target, click.get_current_context().params["trust"])
         return
     # With several GPUs each rank comes here again, and the first one writes.
     folder = run_ranks(arguments, recipe, out, num_gpus, only="sample")

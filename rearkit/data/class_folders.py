@@ -17,11 +17,12 @@ from typing import TypeVar
 import attrs
 
 from rearkit.errors import DataError
-from rearkit.system.console import say
+from rearkit.system.console import say, say_once
 
 T = TypeVar("T")
-# Pillow opens these by other programs (EPS by Ghostscript), by handlers that nobody has, or as more than one image.
-NOT_IMAGES = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF")
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
+"""Pillow's readers that are used, whatever a file is called: none that starts another program (EPS: Ghostscript), and
+none of the many old ones that nobody tries with files made to do harm."""
 REMEDY = {
     "heic": "convert them to PNG or JPEG first, for example by: magick mogrify -format png *.heic",
     "heif": "convert them to PNG or JPEG first, for example by: magick mogrify -format png *.heif",
@@ -47,11 +48,11 @@ class Found:
 
 @lru_cache(maxsize=1)
 def image_suffixes() -> frozenset[str]:
-    """Return the suffixes, without dots, of every raster format that Pillow decodes by itself."""
+    """Return the suffixes, without dots, of `FORMATS`."""
     from PIL import Image
 
     known = Image.registered_extensions()
-    return frozenset(s[1:] for s, form in known.items() if form in Image.OPEN and form not in NOT_IMAGES)
+    return frozenset(s[1:] for s, form in known.items() if form in Image.OPEN and form in FORMATS)
 
 
 def suffix_of(path: str) -> str:
@@ -67,13 +68,23 @@ def is_hidden(path: str) -> bool:
 def files_below(root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Yield the files below a folder that are not hidden, in one order: path below the root with slashes, and entry.
 
+    What is no file is left out, and said with a count: an image that is lost should not go unnoticed.
+
     Raises:
-        DataError: a folder cannot be read, or a link leads nowhere: an image that is lost should not go unnoticed.
+        DataError: a folder cannot be read.
     """
-    yield from _walk(str(root), "", frozenset())
+    others: list[str] = []
+    yield from _walk(str(root), "", frozenset(), others)
+    if others:
+        say_once(
+            f"data: {root}: ignored {len(others)} links that lead nowhere, pipes or devices, the first {others[0]}; "
+            "fetch the files of links, or remove them"
+        )
 
 
-def _walk(folder: str, below: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, os.DirEntry[str]]]:
+def _walk(
+    folder: str, below: str, above: frozenset[tuple[int, int]], others: list[str]
+) -> Iterator[tuple[str, os.DirEntry[str]]]:
     try:
         status = Path(folder).stat()
         with os.scandir(folder) as found:
@@ -85,12 +96,17 @@ def _walk(folder: str, below: str, above: frozenset[tuple[int, int]]) -> Iterato
         return
     for entry in entries:
         path = f"{below}{entry.name}"
-        if entry.is_dir():
-            yield from _walk(entry.path, f"{path}/", above | {here})
-        elif entry.is_file():
+        try:
+            is_folder, is_file = entry.is_dir(), entry.is_file()
+        except OSError:  # a link that leads to itself
+            is_folder = is_file = False
+        if is_folder:
+            yield from _walk(entry.path, f"{path}/", above | {here}, others)
+        elif is_file:
             yield path, entry
-        elif entry.is_symlink() and suffix_of(path) in image_suffixes():
-            raise DataError(f"{entry.path}: a link that leads nowhere; fetch its file, or remove the link")
+        # Never opened: a pipe would be waited for, for ever.
+        else:
+            others.append(path)
 
 
 def read_bytes(path: Path, start: int = 0, size: int = -1) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rearkit.errors import DataError
-from rearkit.system.files import read_json, storage_errors, write_json
+from rearkit.system.files import read_json, remove_leftovers, storage_errors, write_json
 from rearkit.system.locks import claimed
 
 PLAN = "plan.json"
@@ -35,5 +35,6 @@ def conversion(target: Path, plan: Mapping[str, Any]) -> Iterator[None]:
             raise DataError(f"{target}: holds shards of something else; choose another folder")
         if before not in (None, plan):
             raise DataError(f"{target}: holds another conversion ({before}); choose another folder")
+        remove_leftovers(target)
         write_json(target / PLAN, plan)
         yield

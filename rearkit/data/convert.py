@@ -26,6 +26,7 @@ from rearkit.data.class_folders import (
 )
 from rearkit.data.conversions import conversion
 from rearkit.data.label_files import read_labels
+from rearkit.data.whole_tars import files_in_tar
 from rearkit.errors import DataError
 from rearkit.system.console import progress_bar
 from rearkit.system.devices import derive_seed
@@ -153,24 +154,25 @@ def _files(source: Path) -> dict[str, Place]:
         return {path: Place(entry.path, 0, entry.stat().st_size) for path, entry in files_below(source)}
     if source.is_file():
         try:
-            return strip_roots(dict(_in_tar(source, 0, "")))
+            return strip_roots(dict(_in_tar(source, 0, source.stat().st_size, "")))
         except tarfile.TarError as error:
-            raise DataError(f"{source}: not a readable tar ({error})") from None
+            raise DataError(f"{source}: not a readable tar ({error}); copy it again") from None
     raise DataError(f"{source}: no such folder or tar")
 
 
-def _in_tar(path: Path, start: int, owner: str) -> Iterator[tuple[str, Place]]:
-    """Files of a tar that begins at ``start`` of a file; a tar in a tar is a class of its own."""
+def _in_tar(path: Path, start: int, size: int, owner: str) -> Iterator[tuple[str, Place]]:
+    """Files of a tar that lies in a file; a tar in a tar is a class of its own."""
     with path.open("rb") as file:
-        file.seek(start)
-        with tarfile.open(fileobj=file, mode="r:") as archive:
-            for member in archive:
-                if not member.isfile():
-                    continue
-                if member.name.endswith(".tar") and not owner:
-                    yield from _in_tar(path, member.offset_data, f"{Path(member.name).stem}/")
-                else:
-                    yield f"{owner}{member.name}", Place(str(path), member.offset_data, member.size)
+        for member in files_in_tar(file, start, size):
+            if member.name.endswith(".tar") and not owner:
+                try:
+                    yield from _in_tar(path, member.offset_data, member.size, f"{Path(member.name).stem}/")
+                except tarfile.TarError as error:
+                    raise DataError(
+                        f"{path}: {member.name} in it is not a readable tar ({error}); copy it again"
+                    ) from None
+            else:
+                yield f"{owner}{member.name}", Place(str(path), member.offset_data, member.size)
 
 
 def _write_shard(path: Path, sources: Sequence[Source]) -> None:

@@ -11,11 +11,13 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from rearkit.data.bad_samples import Unusable
+from rearkit.data.class_folders import FORMATS
 
 CROPS = ("center", "adm")
 ORIENTATIONS = ("stored", "exif")
 BACKGROUND = "white"
 LONGEST = 32  # times its width that an image may be high, or the other way round; resized, longer ones fill the memory
+MOST_PIXELS = 2**27  # of one image: 400 MB as RGB, and with its copies some times that
 UNREADABLE, CUT_OFF = "image cannot be decoded", "image is cut off"
 
 # Pillow warns of odd files in the middle of a progress bar. What cannot be used is counted with its reason instead.
@@ -52,7 +54,7 @@ def decoded(content: bytes, how: Decoding) -> Tensor:
     """
     try:
         # Whatever Pillow's readers raise on damaged files: they do not agree on one error.
-        with Image.open(io.BytesIO(content)) as image:
+        with opened(content) as image:
             _check_sides(image)
             image.load()
             if how.orientation == "exif":
@@ -66,12 +68,22 @@ def decoded(content: bytes, how: Decoding) -> Tensor:
     return square(image, how)
 
 
+def opened(content: bytes) -> Image.Image:
+    """Open an image file by the readers that are meant for it, and no others; its pixels are not decoded yet.
+
+    Raises:
+        Exception: whatever Pillow raises where that cannot be done.
+    """
+    return Image.open(io.BytesIO(content), formats=FORMATS)
+
+
 def square(image: Image.Image, how: Decoding) -> Tensor:
     """Make a picture RGB and a square; uint8 (3, R, R).
 
     Raises:
-        Unusable: its pixels have no known range.
+        Unusable: its pixels have no known range, or there are too many for its shape.
     """
+    _check_sides(image)
     crop = adm_crop if how.crop == "adm" else center_crop
     return crop(to_rgb(image, how.background), how.size)
 
@@ -83,7 +95,7 @@ def to_rgb(image: Image.Image, background: str = BACKGROUND) -> Image.Image:
         Unusable: its pixels have no known range.
     """
     if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image).astype(np.int32)
         if values.min() < 0 or values.max() > 65535:
             raise Unusable("image has 32-bit pixels, of unknown range")
         return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
@@ -121,5 +133,7 @@ def _check_sides(image: Image.Image) -> None:
     shorter, longer = sorted(image.size)
     if shorter < 2:
         raise Unusable("image is only one pixel wide or high")
+    if shorter * longer > MOST_PIXELS:
+        raise Unusable("image is too large, a decompression bomb")
     if longer > LONGEST * shorter:
         raise Unusable(f"image is more than {LONGEST} times as long as it is wide")

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import attrs
 import numpy as np
-from webdataset.shardlists import expand_urls
 
 from rearkit.data.class_folders import image_suffixes, is_hidden, sort_classes, strip_roots, suffix_of
+from rearkit.data.shard_lists import expand_shards
+from rearkit.data.whole_tars import files_in_tar
 from rearkit.errors import DataError
 
 # The class at the end of a name, as `sample --to-folder` writes it.
@@ -115,7 +116,11 @@ def _files(source: Path) -> Iterator[ImageFile]:
         for path in paths:
             yield ImageFile(path.relative_to(source).as_posix(), str(path), 0, path.stat().st_size)
         return
-    for tar in map(Path, expand_urls(str(source))):
+    try:
+        tars = [Path(tar) for tar in expand_shards(str(source))]
+    except ValueError as error:
+        raise DataError(f"{source}: {error}") from None
+    for tar in tars:
         if not tar.is_file():
             raise DataError(f"{tar}: no such file or folder")
         yield from _in_tar(tar)
@@ -123,8 +128,9 @@ def _files(source: Path) -> Iterator[ImageFile]:
 
 def _in_tar(path: Path) -> list[ImageFile]:
     try:
-        with tarfile.open(path, "r:") as archive:
-            members: Mapping[str, tarfile.TarInfo] = {one.name: one for one in archive if one.isfile()}
+        with path.open("rb") as file:
+            found = files_in_tar(file, 0, path.stat().st_size)
+            members: Mapping[str, tarfile.TarInfo] = {one.name: one for one in found}
     except tarfile.TarError as error:
         raise DataError(
             f"{path}: not a readable tar ({error}); unpack it where it is compressed, since images are read out of "

@@ -11,7 +11,7 @@ import math
 import os
 import tarfile
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,16 @@ import torch
 from torch import Tensor
 
 from rearkit.data.bad_samples import BadSamples
-from rearkit.data.token_writing import CLASSES, TOKENS
+from rearkit.data.token_writing import CLASSES, TOKENS, as_whole
 from rearkit.data.token_writing import MAX_CODES as MAX_CODES
 from rearkit.data.token_writing import write_token_shard as write_token_shard
 from rearkit.data.training_data import TrainingSamples
 from rearkit.errors import DataError
 from rearkit.system.console import progress_bar, say
 from rearkit.system.files import read_npy_header, sha256
+
+# Bytes read at a time where all tokens are looked at.
+BLOCK = 1 << 24
 
 
 @attrs.define(eq=False)
@@ -73,6 +76,26 @@ class FileRows:
             raise DataError(f"{self.path}: token shard was cut off; remove it and run the tokens stage again")
         return np.frombuffer(content, self.dtype).reshape(len(rows), *self.shape[1:])
 
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Yield all rows in order, many at a time.
+
+        Raises:
+            DataError: the file is too short, or cannot be read.
+        """
+        rows = max(1, BLOCK // (math.prod(self.shape[1:]) * self.dtype.itemsize or 1))
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.start)
+                for begin in range(0, len(self), rows):
+                    shape = (min(rows, len(self) - begin), *self.shape[1:])
+                    content = file.read(math.prod(shape) * self.dtype.itemsize)
+                    # ValueError: fewer bytes than that.
+                    yield np.frombuffer(content, self.dtype).reshape(shape)
+        except OSError as error:
+            raise DataError(f"{self.path}: token shard cannot be read: {error.strerror}") from None
+        except ValueError:
+            raise DataError(f"{self.path}: token shard was cut off; remove it and run the tokens stage again") from None
+
 
 class TokenData:
     """All tokens of a split, indexed 0 to len - 1, from shards or from arrays in memory.
@@ -111,10 +134,31 @@ class TokenData:
                 raise DataError(f"{path}: token shard has {width} tokens an image, but {paths[0]} has {widths[0]}")
         return cls([tokens for tokens, _ in members], [classes for _, classes in members], list(map(str, paths)))
 
+    def check_codes(self, codebook_size: int) -> None:
+        """Look at all tokens, once, in little memory.
+
+        Raises:
+            DataError: one is no code of the tokenizer; the message names shard and image.
+        """
+        for name, shard in zip(self.names, self._tokens, strict=True):
+            row = 0
+            for block in shard.blocks() if isinstance(shard, FileRows) else (shard,):
+                if block.size and int(block.max()) >= codebook_size:
+                    first = int(np.flatnonzero((block >= codebook_size).any(1))[0])
+                    raise DataError(
+                        f"{name}: image {row + first} has token {int(block[first].max())}, but the tokenizer has "
+                        f"{codebook_size} codes: the tokens are damaged, or come from another tokenizer or dataset"
+                    )
+                row += len(block)
+
     @classmethod
     def from_arrays(cls, tokens: np.ndarray | Tensor, classes: np.ndarray | Tensor) -> TokenData:
-        """Wrap tokens (n, N) and classes (n,) that are in memory."""
-        return cls([np.asarray(tokens).astype(TOKENS)], [np.asarray(classes).astype(CLASSES)])
+        """Wrap tokens (n, N) and classes (n,) that are in memory.
+
+        Raises:
+            DataError: one of them is no whole number in its range.
+        """
+        return cls([as_whole(tokens, TOKENS, "token")], [as_whole(classes, CLASSES, "class")])
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -231,7 +275,11 @@ def _open_members(path: Path) -> tuple[FileRows, np.ndarray]:
     except Exception as error:
         # numpy parses an array's header as Python, so a damaged one can raise many exceptions.
         raise DataError(f"{path}: token shard is damaged ({error}); remove it and run the tokens stage again") from None
-    return tokens, classes[np.arange(len(classes))]
+    labels = classes[np.arange(len(classes))]
+    if (labels < 0).any():
+        row = int(np.flatnonzero(labels < 0)[0])
+        raise DataError(f"{path}: image {row} has class {labels[row]}; classes count from 0: make the shard again")
+    return tokens, labels
 
 
 def _find_array(path: Path, member: tarfile.TarInfo, dtype: np.dtype[Any], dimensions: int) -> FileRows:

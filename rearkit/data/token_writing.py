@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from rearkit.errors import DataError
 from rearkit.system.files import replacing
 
 MAX_CODES = 2**16
@@ -30,11 +31,14 @@ def write_token_shard(path: Path, tokens: np.ndarray, classes: np.ndarray, meta:
         tokens: (n, N), values in [0, 65536).
         classes: (n,).
         meta: anything JSON can hold.
+
+    Raises:
+        DataError: a token or class is no whole number in its range.
     """
     members = {
-        "classes.npy": _npy(classes, CLASSES),
+        "classes.npy": _npy(as_whole(classes, CLASSES, "class"), CLASSES),
         "json": (memoryview(json.dumps(dict(meta)).encode()),),
-        "tokens.npy": _npy(tokens, TOKENS),
+        "tokens.npy": _npy(as_whole(tokens, TOKENS, "token"), TOKENS),
     }
     with replacing(path) as temporary, temporary.open("wb") as file:
         for name, pieces in members.items():
@@ -48,6 +52,34 @@ def write_token_shard(path: Path, tokens: np.ndarray, classes: np.ndarray, meta:
         # Two empty blocks end a tar, which is filled up to whole records.
         file.write(bytes(2 * tarfile.BLOCKSIZE))
         file.write(bytes(-file.tell() % tarfile.RECORDSIZE))
+
+
+def as_whole(array: Any, dtype: np.dtype[Any], what: str) -> np.ndarray:
+    """Return numbers as a type of token shards, in which none becomes another.
+
+    Args:
+        array: whole numbers, of any type.
+        dtype: `TOKENS` or `CLASSES`.
+        what: of what they are, for the message.
+
+    Raises:
+        DataError: a number is negative, too large or not whole; the message says which and where.
+    """
+    given = np.asarray(array)
+    # Always so of tokens that were read from a shard.
+    if given.dtype == dtype and dtype.kind == "u":
+        return given
+    most = np.iinfo(dtype).max
+    # All as positive statements, which NaN fails.
+    good = (given >= 0) & (given <= most)
+    if given.dtype.kind == "f":
+        good &= given == np.floor(given)
+    if not good.all():
+        place = tuple(int(index) for index in np.argwhere(~good)[0])
+        raise DataError(
+            f"{what} {given[place]} of image {place[0]}: expected a whole number from 0 to {most}; correct the data"
+        )
+    return given.astype(dtype, copy=False)
 
 
 def _npy(array: np.ndarray, dtype: np.dtype[Any]) -> tuple[memoryview, memoryview]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import attrs
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rearkit.data.pixels import to_float
-from rearkit.errors import WeightsError
+from rearkit.errors import DivergedError, WeightsError
 from rearkit.recipe.tables import ClassifierTable
 from rearkit.system.console import progress_bar
 from rearkit.system.devices import seed_everything
@@ -72,6 +73,9 @@ def train_classifier(
 
     Returns:
         the classifier, in eval mode.
+
+    Raises:
+        DivergedError: a loss was not finite.
     """
     # The same images and settings must give the same feature space, or scores would not compare.
     seed_everything(seed, "classifier")
@@ -90,7 +94,12 @@ def train_classifier(
             loss.backward()
             optimizer.step()
             schedule.step()
-            bar.advance(1, f"loss {loss.item():.3f}")
+            value = loss.item()
+            if not math.isfinite(value):
+                raise DivergedError(
+                    f"[evaluate.classifier]: the loss of a step was {value}; train it at a lower lr than {table.lr}"
+                )
+            bar.advance(1, f"loss {value:.3f}")
     return classifier.eval()
 
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rearkit.errors import StorageError
+from rearkit.errors import DataError, StorageError
 from rearkit.evaluation.batch_rows import rows_of
 from rearkit.evaluation.class_predictions import PERMUTATION_SEED, Splits
 from rearkit.evaluation.feature_spaces import FeatureSpace
@@ -99,6 +99,9 @@ def collect(rows: Iterable[Rows], announced: int, device: torch.device, seed: in
         announced: how many images there should be; there may be fewer or more.
         device: where sums are computed.
         seed: of the permutation on which the Inception Score is computed too.
+
+    Raises:
+        DataError: features or logits of an image are not finite.
     """
     kept, done = torch.empty(0), 0
     hashes: list[Tensor] = []
@@ -107,6 +110,13 @@ def collect(rows: Iterable[Rows], announced: int, device: torch.device, seed: in
     lowest, highest, side = 255, 0, 0
     for found in rows:
         features_BF = found["features"]
+        for name in ("features", "spatial", "logits"):
+            # Of single numbers too: their mean over a set would hide how many there are.
+            if not found[name].isfinite().all():
+                raise DataError(
+                    f"images {done} to {done + len(features_BF) - 1}: their {name} are NaN or infinite; the weights of "
+                    "the feature space are damaged ([evaluate] feature_weights, or the run's classifier)"
+                )
         spatial.add(found["spatial"].to(device))
         gaussian.add(features_BF.to(device))
         kept = _with_room(kept, done, features_BF, announced)

@@ -21,10 +21,13 @@ from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, p
 
 from rearkit.errors import RearkitError
 from rearkit.evaluation.features import Features, Gaussian
-from rearkit.evaluation.image_streams import ARRAY, DAMAGE, Images, NpzImages
+from rearkit.evaluation.image_streams import ARRAY, Images, NpzImages
 from rearkit.system.hub import local_file
+from rearkit.system.npz_files import DAMAGE, check_npz
 
 FULL_SET = 50_000  # number of samples that published scores are computed from
+# How far below 0 rounding may take a distance, as a share of the variances.
+ROUNDING = 1e-3
 # Distances in memory at once, for precision, recall and nearest neighbours: 64 MiB in float32.
 BLOCK = 2**24
 
@@ -114,6 +117,7 @@ def read_reference(path: str | Path, key: str = "[evaluate] reference") -> Refer
     """
     path = local_file(path)
     try:
+        check_npz(path)
         with np.load(path, allow_pickle=False) as archive:
             members = set(archive.files)
             gaussian, spatial = (
@@ -122,6 +126,9 @@ def read_reference(path: str | Path, key: str = "[evaluate] reference") -> Refer
                 else None
                 for mu, sigma in (("mu", "sigma"), ("mu_s", "sigma_s"))
             )
+            for found, what in ((gaussian, "mu and sigma"), (spatial, "mu_s and sigma_s")):
+                if found is not None and (trouble := found.trouble()):
+                    raise ValueError(f"{what}: {trouble}")
             if gaussian is None and ARRAY not in members:
                 # Caught below, like the other reasons why a file can't be a reference.
                 raise KeyError(f"it holds {', '.join(sorted(members)) or 'nothing'}")
@@ -142,7 +149,8 @@ def score(samples: Features, reference: Reference, nearest_k: int) -> Fidelity:
         nearest_k: neighbours for precision and recall.
 
     Raises:
-        RearkitError: there are too few images, or the reference's statistics are of another feature space.
+        RearkitError: there are too few images, or the reference's statistics are of another feature space, do not
+            vary or are no numbers.
     """
     real = reference.features
     # Precision and recall need the k-th neighbour of each image within its own set.
@@ -152,6 +160,12 @@ def score(samples: Features, reference: Reference, nearest_k: int) -> Fidelity:
                 f"{name}: scores need more than {nearest_k + 1} images, and there are {len(images)}; give more, or "
                 "lower [evaluate] nearest_k (--nearest-k)"
             )
+    # As of a classifier that is dead, whose features of anything are 0: all sets would be equally good.
+    if not reference.gaussian.varies():
+        raise RearkitError(
+            f"{reference.name}: its features are all the same, so nothing can be scored; train the classifier of "
+            "[evaluate.classifier] at a lower lr, or use another reference"
+        )
     precision = recall = None
     if real is not None:
         precision, recall = precision_recall(samples.features, real, nearest_k)
@@ -173,16 +187,25 @@ def frechet(first: Gaussian, second: Gaussian, name: str = "the reference") -> f
         name: what to call the reference in an error.
 
     Raises:
-        RearkitError: the two have different numbers of features.
+        RearkitError: the two have different numbers of features, or something is not a number.
     """
     if first.mu.shape != second.mu.shape:
         raise RearkitError(
             f"{name}: its statistics are of {len(second.mu)} features, but this feature space has {len(first.mu)}; "
             "score in the space that they were computed in: [evaluate] feature_weights, or --feature-weights"
         )
-    found = fid_statistics_to_metric(attrs.asdict(first), attrs.asdict(second), verbose=False)
-    # For equal distributions rounding can make the result slightly negative.
-    return max(0.0, float(found[KEY_METRIC_FID]))
+    for gaussian, what in ((first, "the samples"), (second, name)):
+        if trouble := gaussian.trouble():
+            raise RearkitError(f"{what}: no distance from these statistics of features: {trouble}")
+    found = float(fid_statistics_to_metric(attrs.asdict(first), attrs.asdict(second), verbose=False)[KEY_METRIC_FID])
+    # For equal distributions rounding can make the result slightly negative. Not `max` of whatever comes: of 0 and NaN
+    # it is 0, the best score that there is.
+    if not found >= -ROUNDING * (1 + np.trace(first.sigma) + np.trace(second.sigma)):
+        raise RearkitError(
+            f"{name}: the distance of the samples to it is {found:.4g}, which no two distributions have; its sigma is "
+            "no covariance"
+        )
+    return max(0.0, found)
 
 
 def precision_recall(samples: Tensor, reference: Tensor, nearest_k: int) -> tuple[float, float]:

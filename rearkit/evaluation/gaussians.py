@@ -23,6 +23,23 @@ class Gaussian:
     mu: np.ndarray
     sigma: np.ndarray
 
+    def trouble(self) -> str:
+        """Return what keeps this from being a normal distribution, in words; empty if nothing does."""
+        if self.mu.ndim != 1 or self.sigma.shape != (len(self.mu), len(self.mu)):
+            return f"a mean of shape {self.mu.shape} with a covariance of shape {self.sigma.shape}"
+        for what, array in (("mean", self.mu), ("covariance", self.sigma)):
+            if bad := int((~np.isfinite(array)).sum()):
+                return f"{bad:,} of {array.size:,} numbers of the {what} are NaN or infinite"
+        variances = np.diag(self.sigma)
+        # Rounding may leave a feature that does not vary slightly below 0.
+        if len(variances) and variances.min() < -1e-6 * max(1.0, variances.max()):
+            return f"the smallest variance is {variances.min():.4g}, below 0"
+        return ""
+
+    def varies(self) -> bool:
+        """Return whether the features differ at all, by more than rounding."""
+        return bool(np.trace(self.sigma) > 1e-12 * float(self.mu @ self.mu))
+
 
 class RunningGaussian:
     """Mean and covariance of rows added batch by batch, in float64 (Chan, Golub and LeVeque 1979)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,12 +11,11 @@ from pathlib import Path
 import attrs
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from rearkit.data.bad_samples import Unusable
 from rearkit.data.class_folders import suffix_of
-from rearkit.data.decoding import Decoding, decoded
+from rearkit.data.decoding import Decoding, decoded, opened
 from rearkit.data.image_files import ImageFile, list_image_files
 from rearkit.errors import DataError
 from rearkit.evaluation.image_streams import NpzImages
@@ -125,7 +123,7 @@ def open_samples(path: str | Path) -> NpzImages | FileImages:
 def _size(file: ImageFile, content: bytes) -> tuple[int, int]:
     """Return width and height, by the header alone."""
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with opened(content) as image:
             return image.size
     except Exception:
         raise DataError(f"{file.told}: image cannot be decoded; make it again, or move it away") from None

@@ -9,7 +9,6 @@ import hashlib
 import itertools
 import math
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -23,11 +22,10 @@ from rearkit.errors import DataError
 from rearkit.evaluation.shares import WHOLE, Share
 from rearkit.system.console import say_once
 from rearkit.system.files import read_npy_header, sha256
+from rearkit.system.npz_files import DAMAGE, check_npz
 
 ARRAY = "arr_0"
 LABELS = "arr_1"
-# What reading a damaged archive raises: numpy, zipfile and zlib do not agree on one error.
-DAMAGE = (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
 
 
 class Images(Protocol):
@@ -108,6 +106,7 @@ class NpzImages:
         if not path.is_file():
             raise DataError(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
         try:
+            check_npz(path)
             with zipfile.ZipFile(path) as archive:
                 name, header = _image_array(archive)
         except DAMAGE as error:

@@ -72,6 +72,8 @@ def _set_warnings(checked: Checked) -> Iterator[str]:
         yield f"pixel values lie in {samples.lowest} to {samples.highest}: saved without scaling to 0 to 255?"
     elif samples.highest - samples.lowest < NARROW:
         yield f"pixel values span only {samples.lowest} to {samples.highest} of 0 to 255"
+    if not samples.gaussian.varies():
+        yield "all samples have the same features, as if they were one image"
     yield from _class_warnings(checked)
     by_label = checked.labels is not None and in_class_order(checked.labels)
     if not checked.shuffled and (by_label or in_class_order(samples.classes.numpy())):

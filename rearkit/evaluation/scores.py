@@ -271,7 +271,7 @@ def judge(
         predicted = classify(classifier, held_out.images, table.batch)
         accuracy = (predicted == held_out.labels).double().mean().item()
         # Scores by a classifier that does not know the classes would mean nothing.
-        if accuracy < table.classifier.min_accuracy:
+        if not accuracy >= table.classifier.min_accuracy:
             raise DataError(
                 f"[evaluate.classifier] min_accuracy = {table.classifier.min_accuracy}, but the classifier reaches "
                 f"{accuracy:.3f} on held-out images; train it for more steps"

@@ -96,6 +96,9 @@ def _table_hook(cls: type, converter: cattrs.Converter) -> Any:
 
 def _component(value: Any, cls: type[ComponentTable], converter: cattrs.Converter) -> ComponentTable:
     """Structure a component's table by the settings class of the component that it names."""
+    # Of no component: it stands for a data source that was left out of an exported model.
+    if isinstance(value, cls):
+        return value
     if not isinstance(value, Mapping):
         raise TypeError(f"expected a table with the name of a {cls.kind}, got {value!r}")
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Any
 
 import attrs
 
-from rearkit.errors import RecipeError, first_line
+from rearkit.errors import RecipeError, first_line, shortened
 from rearkit.recipe.checking import KeyPath, structure
-from rearkit.recipe.recipe_files import find_file, read_toml
+from rearkit.recipe.exported import LEFT_OUT, read_exported, without_source
+from rearkit.recipe.recipe_files import DEEPEST, TOO_DEEP, check_depth, find_file, read_toml
 from rearkit.recipe.tables import ComponentTable, Recipe
 from rearkit.registry.setting_types import plain
 
@@ -22,8 +22,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-# The key in the metadata of an exported model's file under which its recipe is.
-EXPORTED = "rearkit"
+# Characters of a change that its messages repeat.
+SAID = 500
 
 
 @attrs.frozen
@@ -41,7 +41,9 @@ class Change:
     said: str
 
 
-def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str | Change] = ()) -> Recipe:
+def load_recipe(
+    source: str | Path | Mapping[str, Any], overrides: Sequence[str | Change] = (), trust: bool = False
+) -> Recipe:
     """Read and check a recipe.
 
     Args:
@@ -49,6 +51,8 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str 
             its recipe; or a mapping.
         overrides: changes, or texts ``key=value`` with a dotted key (``train.steps``, ``regularizers.0.weight``) and a
             value in TOML's syntax.
+        trust: of an exported model, also take what its recipe names outside the file: images, commands, addresses,
+            packages (`rearkit.recipe.exported`).
 
     Raises:
         RecipeError: all errors in the recipe.
@@ -56,6 +60,7 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str 
     origins: dict[KeyPath, str] = {}
     if isinstance(source, Mapping):
         where = "<recipe>"
+        check_depth(source, where)
         # Copied, since overrides are written into it.
         content = copy.deepcopy(dict(source))
         if "extends" in content:
@@ -63,10 +68,13 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str 
     else:
         path = find_file(source)
         where = str(path)
-        content = _read(path, origins, ())
+        content = _read(path, origins, (), trust)
     changes = [override if isinstance(override, Change) else parse_override(override) for override in overrides]
     for i, change in enumerate(changes):
         _apply(change, content, origins, changes[:i])
+    data = content.get("data")
+    if isinstance(data, dict) and (kept := data.pop(LEFT_OUT, None)) is not None and "source" not in data:
+        data["source"] = without_source(kept)
     return structure(content, Recipe, where, origins)
 
 
@@ -77,38 +85,23 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     return plain
 
 
-def _read(path: Path, origins: dict[KeyPath, str], seen: tuple[Path, ...]) -> dict[str, Any]:
+def _read(path: Path, origins: dict[KeyPath, str], seen: tuple[Path, ...], trust: bool) -> dict[str, Any]:
     """Read a file and, recursively, the file it extends; record in ``origins`` which file set each key."""
+    if len(seen) >= DEEPEST:
+        raise RecipeError([f"{seen[0]}: extends more than {DEEPEST} files, one through the other; put them together"])
     if path.resolve() in seen:
         raise RecipeError([f"{path}: extends itself, through {' → '.join(p.name for p in seen)}"])
-    content = _read_exported(path) if path.suffix == ".safetensors" else read_toml(path)
+    content = read_exported(path, trust) if path.suffix == ".safetensors" else read_toml(path)
     base: dict[str, Any] = {}
     if "extends" in content:
         parent = content.pop("extends")
         if not isinstance(parent, str):
             raise RecipeError([f"{path}: extends: expected the path of a recipe file, got {parent!r}"])
         # Relative to the extending file, not to the working directory.
-        base = _read(find_file(parent, beside=path), origins, (*seen, path.resolve()))
+        base = _read(find_file(parent, beside=path), origins, (*seen, path.resolve()), trust)
     # After the base's, so that this file's entries replace those of the file that it extends.
     _note_origins(content, str(path), origins, ())
     return _merge(base, content)
-
-
-def _read_exported(path: Path) -> dict[str, Any]:
-    """Return the recipe in an exported model's file."""
-    from rearkit.weights import read_metadata
-
-    try:
-        content = json.loads(read_metadata(path)[EXPORTED])["recipe"]
-    except FileNotFoundError:
-        raise RecipeError([f"{path}: no such file"]) from None
-    except (KeyError, TypeError, ValueError):
-        raise RecipeError([f"{path}: has no recipe inside; the models that rearkit exports have"]) from None
-    # safetensors has its own errors for a damaged file.
-    except Exception as error:
-        raise RecipeError([f"{path}: not a readable safetensors file: {first_line(error)}"]) from None
-    assert isinstance(content, dict)
-    return content
 
 
 def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,6 +133,9 @@ def parse_override(text: str) -> Change:
     """
     key, equals, raw = text.partition("=")
     path = tuple(part.strip() for part in key.split("."))
+    said = shortened(f"--set {text}", SAID)
+    if len(path) > DEEPEST:
+        raise RecipeError([f"{said}: {TOO_DEEP}"])
     if not equals or not all(path):
         raise RecipeError([f"--set {text}: expected KEY=VALUE, such as train.steps=10"])
     try:
@@ -147,10 +143,16 @@ def parse_override(text: str) -> Change:
     except tomllib.TOMLDecodeError:
         # A bare word is a string, so that nobody has to quote for the shell and for TOML.
         parsed = {"value": raw.strip()}
+    # A number of thousands of digits; lists in lists.
+    except ValueError as error:
+        raise RecipeError([f"{said}: {first_line(error)}"]) from None
+    except RecursionError:
+        raise RecipeError([f"{said}: {TOO_DEEP}"]) from None
+    check_depth(parsed, said)
     # A line break in the value can start another TOML assignment.
     if len(parsed) > 1:
         raise RecipeError([f"--set {key}={raw!r}: expected a single value"])
-    return Change(path, parsed["value"], f"--set {text}")
+    return Change(path, parsed["value"], said)
 
 
 def _apply(

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from rearkit.errors import RecipeError, did_you_mean
+from rearkit.errors import RecipeError, did_you_mean, first_line
 from rearkit.system.hub import is_hub, local_file
 
 if sys.version_info >= (3, 11):
@@ -28,6 +29,10 @@ LIST = "python -m rearkit recipes"
 MODEL = "model.safetensors"
 # A line such as `# Takes: 5 minutes on 2 CPU cores` among the first comments of a file.
 ENTRY = re.compile(r"(Takes|Needs): (.*)")
+
+# No table of a recipe is nested deeper than a few levels.
+DEEPEST = 20
+TOO_DEEP = f"tables and lists are nested more than {DEEPEST} deep; no recipe needs that"
 
 
 @attrs.frozen
@@ -61,7 +66,7 @@ def read_toml(path: Path, what: str = "recipe") -> dict[str, Any]:
         RecipeError: the file is missing, unreadable, or not valid TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.toml")])
         if not near and path.stem in own_files():
@@ -69,8 +74,29 @@ def read_toml(path: Path, what: str = "recipe") -> dict[str, Any]:
         raise RecipeError([f"{path}: no such {what} file{near}"]) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError([f"{path}: cannot be read: {error}"]) from None
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError([f"{path}: not valid TOML: {error}"]) from None
+    # ValueError: besides what is no TOML, a number of thousands of digits, or a path with a NUL character.
+    except ValueError as error:
+        raise RecipeError([f"{path}: not valid TOML: {first_line(error)}"]) from None
+    except RecursionError:
+        raise RecipeError([f"{path}: {TOO_DEEP}"]) from None
+    check_depth(content, str(path))
+    return content
+
+
+def check_depth(content: Any, where: str) -> None:
+    """Check that tables and lists are not nested deeper than `DEEPEST`.
+
+    Raises:
+        RecipeError: they are.
+    """
+    # Without recursion, which is what others of this content would come to.
+    level = [content]
+    for _ in range(DEEPEST):
+        tables = [one.values() if isinstance(one, Mapping) else one for one in level]
+        level = [item for items in tables for item in items if isinstance(item, Mapping | list | tuple)]
+        if not level:
+            return
+    raise RecipeError([f"{where}: {TOO_DEEP}"])
 
 
 def own_files() -> dict[str, Path]:

@@ -24,6 +24,9 @@ from rearkit.registry.setting_types import (
     with_article,
 )
 
+# No step, size or rate is beyond these; larger ones are slips of a key, and overflow in the middle of a run.
+MOST_INT, MOST_FLOAT = 2**53, 1e15
+
 
 def add_value_hooks(converter: cattrs.Converter) -> None:
     """Let a converter structure the types that settings may have, settings classes apart."""
@@ -42,12 +45,25 @@ def _scalar(value: Any, expected: type) -> Any:
     # An enum whose members are strings or numbers themselves.
     if is_enum(expected):
         return _choice(value, expected)
+    if type(value) is int and abs(value) > MOST_INT:
+        raise ValueError(f"expected a number up to {MOST_INT} in size, got one of about {value.bit_length()} bits")
     if expected is float and type(value) is int:
-        return float(value)
+        value = float(value)
     # Compared by `is`, since isinstance takes true for an int.
     if type(value) is not expected:
         raise TypeError(f"expected {with_article(expected)}, got {value!r}")
+    # Not `>`, which NaN passes; a bound such as `> 0` is passed by infinity.
+    if isinstance(value, float) and not abs(value) <= MOST_FLOAT:
+        raise ValueError(f"expected a number up to {MOST_FLOAT:g} in size, got {value}")
+    if isinstance(value, str):
+        _no_nul(value)
     return value
+
+
+def _no_nul(text: str) -> None:
+    # No path, address or name has one, and the operating system's error about it names no key.
+    if "\0" in text:
+        raise ValueError(f"expected text without NUL characters, got {text!r}")
 
 
 def _tuple(value: Any, t: Any, converter: cattrs.Converter) -> tuple[Any, ...]:
@@ -103,6 +119,7 @@ def _choice(value: Any, t: Any) -> Any:
 def _path(value: Any, t: Any) -> Path:
     if not isinstance(value, str | Path):
         raise TypeError(f"expected a path, got {value!r}")
+    _no_nul(str(value))
     return Path(value)
 
 

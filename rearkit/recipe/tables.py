@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import attrs
 
 from rearkit.recipe.settings import setting, settings
+from rearkit.recipe.table_checks import colour, folder_name
 from rearkit.recipe.train_table import TrainTable
 
 NEW = {"since": "0.2.0"}
@@ -102,12 +103,6 @@ class TokenizerTable(ComponentTable):
     fit: FitTable | None = None
 
 
-def _colour(instance: Any, attribute: Any, value: str) -> None:
-    from PIL import ImageColor
-
-    ImageColor.getrgb(value)  # its ValueError says what is wrong
-
-
 @settings
 class DataTable:
     """``[data]``: image shards."""
@@ -124,7 +119,7 @@ class DataTable:
         since="0.2.0",
     )
     background: str = setting(
-        "colour under transparent pixels, by name or as '#rrggbb'", default="white", validator=_colour, since="0.2.0"
+        "colour under transparent pixels, by name or as '#rrggbb'", default="white", validator=colour, since="0.2.0"
     )
     orientation: str = setting(
         "images as they are stored, as in published recipes, or turned as their EXIF data say",
@@ -254,7 +249,7 @@ class NeedTable:
 class Recipe:
     """A whole recipe."""
 
-    name: str = setting("name of the run; its files go to runs/NAME", min_len=1)
+    name: str = setting("name of the run; its files go to runs/NAME", validator=folder_name)
     seed: int = setting("seed of everything random", default=0, ge=0, lt=2**31)
     device: str = setting("where to compute; auto: CUDA if any", default="auto", choices=("auto", "cpu", "cuda"))
     requires: tuple[str, ...] = setting(

@@ -21,7 +21,8 @@ from rearkit.errors import RearkitError
 from rearkit.evaluation.score_record import Scores, score_lines
 from rearkit.model import Model
 from rearkit.recipe.cleaning import without_folders, without_places
-from rearkit.recipe.loading import EXPORTED, load_recipe, recipe_to_dict
+from rearkit.recipe.exported import EXPORTED
+from rearkit.recipe.loading import load_recipe, recipe_to_dict
 from rearkit.recipe.recipe_files import MODEL
 from rearkit.recipe.tables import Recipe
 from rearkit.reports.model_card import Card

@@ -10,8 +10,11 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from rearkit.system.npz_files import DAMAGE
+
 MEMBER = "manifest.json"
 FORMAT = 1
+LARGEST = 1 << 24  # bytes; a member that unpacks to more is no manifest
 
 Manifest = dict[str, Any]
 
@@ -24,8 +27,8 @@ def read_manifest(path: str | Path) -> Manifest | None:
             found = json.loads((Path(path) / MEMBER).read_text(encoding="utf-8"))
         else:
             with zipfile.ZipFile(path) as archive, archive.open(MEMBER) as member:
-                found = json.loads(member.read())
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+                found = json.loads(member.read(LARGEST))
+    except DAMAGE:
         return None
     return found if isinstance(found, dict) and "format" in found else None
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from rearkit.errors import RearkitError
 from rearkit.sampling.manifest import MEMBER, Manifest, read_manifest
-from rearkit.system.files import TEMPORARY, remove, replacing, storage_errors, write_json
+from rearkit.system.files import remove_leftovers, replacing, storage_errors, write_json
 from rearkit.system.locks import claimed
 
 LOCK = ".lock"
@@ -90,8 +90,7 @@ def png_folder(path: Path, manifest: Manifest, classes: Sequence[int]) -> Iterat
                 f"{path}: holds another set of samples (other weights, settings or versions); choose another folder "
                 "with --to-folder, or remove this one"
             )
-        for leftover in path.glob(f".*{TEMPORARY}"):
-            remove(leftover)
+        remove_leftovers(path)
         # First, so that a set that is cut off is known by it.
         write_json(path / MEMBER, manifest)
         yield PngFolder(path, classes)

@@ -25,6 +25,7 @@ from rearkit.layers.packed_linear import can_halve, half_weights
 from rearkit.model import Model
 from rearkit.recipe.tables import SampleTable
 from rearkit.sampling.drawing import draw, guidance_scales
+from rearkit.sampling.finite_logits import check_logits
 from rearkit.sampling.graphs import GraphedBackbone
 from rearkit.sampling.pixel_decoder import PixelDecoder
 from rearkit.sampling.stepping import Decoder, Forced, Stoppable, fixed_tokens
@@ -90,6 +91,7 @@ def sample_tokens(
         tokens.append(token_B)
         if i + 1 < N:
             logits = backbone.step(torch.cat([token_B, token_B]) if guided else token_B, cache)
+    check_logits(logits)
     return torch.stack(tokens, dim=1)
 
 

@@ -41,18 +41,19 @@ def export_samples(folder: RunFolder, target: Path, batch: int = 64) -> None:
     say(f"sample: {len(images)} images in {target}")
 
 
-def sample_model(source: str | Path, recipe: Recipe, target: Path) -> None:
+def sample_model(source: str | Path, recipe: Recipe, target: Path, trust: bool = False) -> None:
     """Sample an exported model, which needs no run, into a folder; what an earlier call wrote there is kept.
 
     Args:
         source: the exported model: its file, its folder, or its name on the hub.
         recipe: the model's own; its ``[sample]`` table may have been changed.
         target: the folder.
+        trust: as for `load_model`.
 
     Raises:
         RearkitError: the folder holds something else, or the model cannot be loaded.
     """
-    model = load_model(source)
+    model = load_model(source, trust=trust)
     classes = balanced_classes(recipe.sample.num_images, model.num_classes)
     tokenizer = tokenizer_file(source, recipe) or local_file(recipe.tokenizer.weights or "")
     files = {"backbone": model_file(source), "tokenizer": tokenizer}

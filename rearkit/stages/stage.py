@@ -27,7 +27,7 @@ from rearkit.registry.setting_types import plain
 from rearkit.stages.run_folder import RunFolder
 from rearkit.system import distributed
 from rearkit.system.console import say
-from rearkit.system.files import TEMPORARY, remove, sha256, storage_errors, write_json, write_text
+from rearkit.system.files import remove, remove_leftovers, sha256, storage_errors, write_json, write_text
 from rearkit.system.hub import local_file
 
 
@@ -147,8 +147,7 @@ def _begin(stage: Stage, recipe: Recipe, folder: RunFolder) -> str | None:
         elif place.exists():
             _move_aside(folder, stage.name)
         # Of a killed process. No other process can be writing now, since the run's folder is locked.
-        for leftover in place.glob(f".*{TEMPORARY}*"):
-            remove(leftover)
+        remove_leftovers(place)
         place.mkdir(parents=True, exist_ok=True)
         # Before the work begins, so that a stage that is cut off is known by it and resumed.
         write_text(folder.key(stage.name), key + "\n")

@@ -94,7 +94,8 @@ def _judge(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, table: FitTa
     decoded = reconstruct(tokenizer, held_out.images, recipe.tokens.batch)
     ratio = psnr(to_float(decoded), to_float(held_out.images)).mean().item()
     say(f"tokenizer: {ratio:.2f} dB PSNR on {len(held_out)} held-out images")
-    if ratio < table.min_psnr:
+    # Not `<`, which no NaN is.
+    if not ratio >= table.min_psnr:
         raise DataError(
             f"[tokenizer.fit] min_psnr = {table.min_psnr}, but held-out images come back at {ratio:.2f} dB; "
             "fit for more steps, or make the codebook larger"

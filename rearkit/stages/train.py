@@ -12,11 +12,13 @@ import torch
 from torch import nn
 
 from rearkit.contracts import Classes, Tokenizer, num_parameters
+from rearkit.errors import WeightsError
 from rearkit.model import Model, build
 from rearkit.planning.machine import Machine
 from rearkit.planning.micro_batch import with_micro_batch
 from rearkit.planning.step_memory import GIB
-from rearkit.recipe.loading import EXPORTED, load_recipe, recipe_to_dict
+from rearkit.recipe.exported import EXPORTED, read_about
+from rearkit.recipe.loading import load_recipe, recipe_to_dict
 from rearkit.recipe.tables import Recipe
 from rearkit.stages.data import run_classes
 from rearkit.stages.exported import model_file, run_of, tokenizer_file
@@ -30,7 +32,7 @@ from rearkit.system.devices import resolve_device
 from rearkit.system.files import read_json, remove
 from rearkit.system.hub import hub_records
 from rearkit.training.loop import train_checked
-from rearkit.weights import load_weights, read_metadata, write_state_dict
+from rearkit.weights import load_weights, write_state_dict
 
 
 def run(recipe: Recipe, folder: RunFolder) -> Outcome:
@@ -89,20 +91,22 @@ def trained_model(recipe: Recipe, folder: RunFolder) -> Model:
     return _with_weights(recipe, fitted_tokenizer(recipe, folder), run_classes(folder), folder.model)
 
 
-def load_model(path: str | Path, tokenizer: Tokenizer | None = None) -> Model:
+def load_model(path: str | Path, tokenizer: Tokenizer | None = None, trust: bool = False) -> Model:
     """Load an exported model, ``RUN/train/model.safetensors``, which contains its recipe and its classes.
 
     Args:
         path: the file, the folder that ``export`` wrote, or the file's name on the hub (``hf://USER/REPO/FILE``).
         tokenizer: the tokenizer that it was trained with; if None, that of the run whose folder the file is in, the one
             beside the file, or the one whose weights the recipe names.
+        trust: also take what the file's recipe names outside the file, such as weights on the hub and components of
+            plugins that only training needs.
 
     Raises:
         RecipeError: the file contains no recipe, or one that does not fit what is installed now.
         WeightsError: the tokenizer cannot be found, or weights are damaged.
     """
     file = model_file(path)
-    recipe = load_recipe(file)
+    recipe = load_recipe(file, trust=trust)
     if tokenizer is None and (saved := tokenizer_file(path, recipe)) is not None:
         tokenizer = load_tokenizer(recipe, saved)
     return _with_weights(recipe, tokenizer, _exported_classes(file, run_of(file)), file)
@@ -110,11 +114,14 @@ def load_model(path: str | Path, tokenizer: Tokenizer | None = None) -> Model:
 
 def _exported_classes(path: Path, folder: RunFolder) -> Classes | None:
     """Return the classes in an exported file; for files from before rearkit 0.2, those of the run it is in, if any."""
-    about = json.loads(read_metadata(path)[EXPORTED])
-    if "classes" in about:
-        names = about["classes"]["names"]
-        return Classes(about["classes"]["number"], None if names is None else tuple(names))
-    return run_classes(folder) if folder.images.is_file() else None
+    about = read_about(path).get("classes")
+    if about is None:
+        return run_classes(folder) if folder.images.is_file() else None
+    number, names = (about.get("number"), about.get("names")) if isinstance(about, dict) else (None, None)
+    named = isinstance(names, list) and len(names) == number and all(isinstance(name, str) for name in names)
+    if type(number) is not int or number < 1 or not (names is None or named):
+        raise WeightsError(f"{path}: what it says of its classes is damaged; export the model again")
+    return Classes(number, None if names is None else tuple(names))
 
 
 def _with_weights(recipe: Recipe, tokenizer: Tokenizer | None, classes: Classes | None, path: Path) -> Model:

@@ -3,22 +3,45 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 # Seconds between lines where there is no terminal: often enough to see progress, without filling a log.
 LINE_EVERY_S = 15.0
 REDRAW_EVERY_S = 0.5
 
+# Escape sequences could move the cursor or rename the window; marks of direction could show one name as another; a
+# surrogate alone cannot be encoded.
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Return a text with its control characters written out, as Python would; lines and tabs stay.
+
+    Names, manifests and messages may come from files that somebody else wrote.
+    """
+    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+class _Printing(Console):
+    """A console on which no text has control characters, cells of tables included."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
 # soft_wrap: a long line stays one line, so that paths can be copied and log files searched.
-console = Console(highlight=False, soft_wrap=True)
-stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+console = _Printing(highlight=False, soft_wrap=True)
+stderr = _Printing(stderr=True, highlight=False, soft_wrap=True)
 
 
 def is_main_process() -> bool:
@@ -66,7 +89,7 @@ class Bar:
         if self.progress is not None and self.task is not None:
             self.progress.update(self.task, advance=count)
             if due:
-                self.progress.update(self.task, info=escape(text))
+                self.progress.update(self.task, info=escape(printable(text)))
                 self.last_line = time.monotonic()
         elif is_main_process() and time.monotonic() - self.last_line > LINE_EVERY_S:
             self.last_line = time.monotonic()

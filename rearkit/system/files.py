@@ -14,7 +14,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,10 +23,13 @@ import numpy as np
 from rearkit.errors import StorageError
 
 TEMPORARY = ".tmp"
+_CALLS = count()
 # EDQUOT: a user's quota is used up. EFBIG: a limit on the size of files, such as ulimit's, is met.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # EROFS: mounted read-only. ENOTDIR: a part of the path is a file.
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+# The disk or the file system fails: EIO, ESTALE. EINVAL: it cannot flush. EXDEV: a rename to another file system.
+FAILING = (errno.EIO, errno.EINVAL, errno.EXDEV, errno.ESTALE, errno.ENAMETOOLONG)
 
 
 @contextlib.contextmanager
@@ -34,31 +37,60 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``, for a file or a folder; on success, rename it to ``path``.
 
     Raises:
-        StorageError: the disk is full, read-only or forbidden; ``path`` is unchanged.
+        StorageError: the disk is full, read-only, forbidden or fails; ``path`` is unchanged.
     """
     # In the same folder, since a rename is atomic only within one file system.
-    temporary = path.with_name(f".{path.name}{TEMPORARY}")
+    temporary = _temporary(path)
     try:
         # Inside the `try`, so that the message gives the free space before the temporary file is removed.
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            # A killed process may have left one.
-            remove(temporary)
             yield temporary
-            # Flushed before the rename: otherwise a power cut could leave the new name with no content behind it.
-            for file in temporary.rglob("*") if temporary.is_dir() else (temporary,):
-                if file.is_file():
-                    sync(file)
-            # A rename replaces a file but no folder that has content. For folders, a reader may see none for a moment.
-            if path.is_dir() and temporary.is_dir():
-                remove(path)
-            open_to_others(temporary)
-            temporary.replace(path)
-            # The rename itself is an entry of the folder, which has to reach the disk too.
-            sync(path.parent)
+            _put_in_place(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             remove(temporary)
+
+
+def _temporary(path: Path) -> Path:
+    """Return a name beside ``path`` that no other process or call has, so that none writes into another's file."""
+    own = f".{os.getpid()}-{next(_CALLS)}{TEMPORARY}"
+    # Less of a name that is as long as names can be; how it begins says whose it is.
+    begin = f".{path.name}".encode()[: 255 - len(own)].decode(errors="ignore")
+    return path.with_name(begin + own)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files that killed processes left in a folder, of which the caller holds the lock."""
+    for leftover in folder.glob(f".*{TEMPORARY}*"):
+        remove(leftover)
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    """Flush what was written and rename it.
+
+    Raises:
+        StorageError: the disk failed; other errors are those of `storage_errors`.
+    """
+    try:
+        # Flushed before the rename: otherwise a power cut could leave the new name with no content behind it.
+        for file in temporary.rglob("*") if temporary.is_dir() else (temporary,):
+            if file.is_file():
+                sync(file)
+        # A rename replaces a file but no folder that has content. For folders, a reader may see none for a moment.
+        if path.is_dir() and temporary.is_dir():
+            remove(path)
+        open_to_others(temporary)
+        temporary.replace(path)
+        # The rename itself is an entry of the folder, which has to reach the disk too.
+        sync(path.parent)
+    except OSError as error:
+        if error.errno not in FAILING:
+            raise
+        raise StorageError(
+            f"{path}: {error.strerror}, while it was put in place; what was written before is kept. Check the disk, or "
+            "choose another folder with --out"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rearkit.contracts import FittableTokenizer
-from rearkit.errors import first_line
+from rearkit.errors import DivergedError, first_line
 from rearkit.recipe.tables import FitTable
 from rearkit.system import distributed
 from rearkit.system.console import progress_bar, say
@@ -56,6 +56,9 @@ class TokenizerFit:
 
         Args:
             batches: begins with the batch of step `step`; only the first rank's is read.
+
+        Raises:
+            DivergedError: a loss was not finite; no checkpoint is written after that.
         """
         self.tokenizer.train()
         with progress_bar("tokenizer: fit", self.fit.steps, self.step) as bar:
@@ -68,6 +71,11 @@ class TokenizerFit:
                 losses = self._step(images)
                 self.step += 1
                 self.history.append({"step": float(self.step), **losses})
+                if not math.isfinite(losses["loss"]):
+                    raise DivergedError(
+                        f"[tokenizer.fit]: the loss of step {self.step} was {losses['loss']}; fit at a lower lr than "
+                        f"{self.fit.lr}"
+                    )
                 bar.advance(1, f"loss {losses['loss']:.4f}")
                 # All ranks have the same weights, and so the same checkpoint.
                 due = self.step % self.fit.checkpoint_every == 0 and distributed.rank() == 0

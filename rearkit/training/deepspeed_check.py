@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -36,7 +37,13 @@ OWNED = {
     "activation_checkpointing": "activation_checkpointing",
     "compile": "compile",
     "checkpoint": "checkpoint_every, keep_checkpoints and keep_every",
+    "tensorboard": "trackers",
+    "wandb": "trackers",
 }
+# Sections that write to folders of their own choice, send measurements to accounts, or start runs of their own.
+OUTSIDE = frozenset({"autotuning", "comet", "csv_monitor", "datastates_ckpt", "nebula"})
+# Keys that name a file or a folder to write to, in whatever section.
+WRITES = re.compile(r"(.*_)?(path|file|dir|folder)")
 
 # The top-level keys that DeepSpeed 0.19 reads. It has no such list and ignores unknown keys, so a typing error would go
 # unnoticed.
@@ -122,6 +129,11 @@ def check_deepspeed_table(train: TrainTable, device: torch.device) -> None:
         f"[train.deepspeed] {key}: the recipe's own key for this is [train] {OWNED[key]}"
         for key in _paths(train.deepspeed)
         if key in OWNED
+    ]
+    problems += [
+        f"[train.deepspeed] {key}: DeepSpeed would write outside the run's folder; leave it out"
+        for key in _paths(train.deepspeed)
+        if key not in OWNED and (key in OUTSIDE or WRITES.fullmatch(key.rpartition(".")[2]))
     ]
     if not problems:
         import_deepspeed(device)

@@ -74,6 +74,9 @@ def train(
         Interrupted: the process got Ctrl-C or SIGTERM; with a folder, a checkpoint was saved first.
     """
     check_deepspeed_table(model.recipe.train, resolve_device(model.recipe.device))
+    # In a run, the tokens stage has done so.
+    if isinstance(data, TokenData):
+        data.check_codes(model.space.codebook_size)
     return train_checked(model, data, held_out, folder)
 
 

@@ -123,3 +123,30 @@ def test_versions_are_what_issues_ask_for(capsys: pytest.CaptureFixture[str]) ->
     assert "tokenizer maskgit-vqgan" in ours and "noise linear" in ours
     templates = (Path(__file__).parents[2] / ".github" / "ISSUE_TEMPLATE").glob("*.yml")
     assert all("`python -m rearkit version --verbose`" in path.read_text(encoding="utf-8") for path in templates)
+
+
+def without_locale(command: str) -> subprocess.CompletedProcess[str]:
+    places = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "COLUMNS": "0"}
+    return subprocess.run(
+        ["bash", "-c", command.replace("rearkit", f"{sys.executable} -m rearkit", 1)],
+        env={**os.environ, **places},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("rearkit plugins", 0),
+        ("rearkit show nonexist\u00e9", 2),
+        ("rearkit recipes >&-", 0),
+        ("rearkit show smoke >&- 2>&-", 0),
+        ("rearkit recipes > /dev/full", 4),
+    ],
+)
+def test_no_terminal_makes_a_traceback(command: str, code: int) -> None:
+    done = without_locale(command)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == code, done.stderr

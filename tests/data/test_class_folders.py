@@ -51,7 +51,7 @@ def test_what_pillow_decodes_by_itself_is_an_image(suffix: str) -> None:
     assert keys(f"cat/1.{suffix.upper()}") == ["cat/1"]
 
 
-@pytest.mark.parametrize("suffix", ["eps", "ps", "pdf", "svg", "heic", "mpg", "wmf"])
+@pytest.mark.parametrize("suffix", ["eps", "ps", "pdf", "svg", "heic", "mpg", "wmf", "psd", "icns", "fits", "xpm"])
 def test_what_starts_another_program_or_needs_one_is_none(suffix: str) -> None:
     assert suffix not in image_suffixes()
 

@@ -183,3 +183,33 @@ def test_a_source_without_images_is_refused(make: bool, message: str, tmp_path: 
         (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=message):
         list_images(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("what", ["the first header", "a later header", "the end"])
+def test_a_damaged_archive_of_a_class_is_an_error_that_names_it(what: str, nested_tar: Path) -> None:
+    content = bytearray(nested_tar.read_bytes())
+    with tarfile.open(nested_tar) as archive:
+        (dog,) = (member for member in archive if member.name.endswith("dog.tar"))
+    if what == "the end":
+        # Its header says that it is longer than the file.
+        dog.size += len(content)
+        content[dog.offset : dog.offset + 512] = dog.tobuf()
+    else:
+        place = dog.offset_data
+        if what == "a later header":
+            with tarfile.open(fileobj=io.BytesIO(bytes(content[place : place + dog.size]))) as inner:
+                place += inner.getmembers()[2].offset
+        content[place : place + 100] = b"\xff" * 100
+    nested_tar.write_bytes(content)
+    with pytest.raises(DataError, match=r"dog\.tar"):
+        list_images(nested_tar)
+
+
+def test_damage_in_the_middle_of_a_tar_is_not_taken_for_its_end(tar: Path) -> None:
+    with tarfile.open(tar) as archive:
+        place = archive.getmembers()[-3].offset
+    content = bytearray(tar.read_bytes())
+    content[place : place + 100] = b"\xff" * 100
+    tar.write_bytes(content)
+    with pytest.raises(DataError, match=r"flat\.tar: not a readable tar \(it is damaged at byte"):
+        list_images(tar)

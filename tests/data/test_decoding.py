@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as transforms
 
+from rearkit.data import decoding
 from rearkit.data.bad_samples import Unusable
 from rearkit.data.decoding import LONGEST, Decoding, adm_crop, decoded, square
 from rearkit.errors import RearkitError
@@ -125,6 +126,11 @@ UNUSABLE: dict[str, tuple[bytes, str]] = {
         encoded(Image.new("RGB", (100, 10_000))),
         f"image is more than {LONGEST} times as long as it is wide",
     ),
+    "a drawing that Ghostscript would render": (
+        encoded(Image.new("RGB", (32, 32)), "eps"),
+        "image cannot be decoded",
+    ),
+    "an old format": (encoded(Image.new("RGB", (32, 32)), "icns"), "image cannot be decoded"),
     "one pixel wide": (encoded(Image.new("RGB", (1, 10_000))), "image is only one pixel wide or high"),
     "a bomb": (
         # A header that promises 30,000 × 30,000 pixels.
@@ -139,6 +145,30 @@ def test_what_cannot_be_used_has_a_reason(what: str) -> None:
     content, reason = UNUSABLE[what]
     with pytest.raises(Unusable, match=reason):
         decoded(content, Decoding(16))
+
+
+def test_no_program_is_started_for_a_drawing_called_png(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[object] = []
+    for name in ("Popen", "check_call", "run", "call", "check_output"):
+        monkeypatch.setattr(subprocess, name, lambda *arguments, **_: started.append(arguments))
+    with pytest.raises(Unusable):
+        decoded(UNUSABLE["a drawing that Ghostscript would render"][0], Decoding(16))
+    assert not started
+
+
+def test_sides_are_checked_before_pixels_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = encoded(Image.new("RGB", (64, 65)))
+    monkeypatch.setattr(decoding, "MOST_PIXELS", 64 * 64)
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("was decoded"))
+    with pytest.raises(Unusable, match="image is too large, a decompression bomb"):
+        decoded(content, Decoding(16))
+
+
+def test_pictures_that_are_no_files_have_the_same_limits() -> None:
+    with pytest.raises(Unusable, match="only one pixel wide"):
+        square(Image.new("RGB", (1, 100)), Decoding(16))
+    with pytest.raises(Unusable, match="times as long"):
+        square(Image.new("RGB", (2, 100)), Decoding(16))
 
 
 def test_a_bomb_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rearkit.data import token_shards
 from rearkit.data.token_shards import MAX_CODES, TokenData, read_meta, whole_shards, write_token_shard
 from rearkit.errors import DataError
 from rearkit.system.files import sha256
@@ -217,3 +218,47 @@ def test_a_damaged_token_shard_is_left_out_and_counted(
     assert whole_shards(digests, lost / 100, tmp_path / "log") == [first, second]
     assert f"{last} is missing or not what was written" in capsys.readouterr().out
     assert json.loads((tmp_path / "log").read_text().splitlines()[0])["samples"] == lost
+
+
+@pytest.mark.parametrize("bad", [-1, 2**16, 2**33, 0.5, float("nan")])
+def test_a_token_never_becomes_another(bad: float, tmp_path: Path) -> None:
+    tokens = np.zeros((4, 3), np.float64 if isinstance(bad, float) else np.int64)
+    tokens[2, 1] = bad
+    for make in (
+        lambda: TokenData.from_arrays(tokens, np.zeros(4)),
+        lambda: write_token_shard(tmp_path / "a.tar", tokens, np.zeros(4), {}),
+    ):
+        with pytest.raises(DataError, match=r"token .* of image 2: expected a whole number from 0 to 65535"):
+            make()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("bad", [-1, 2**31, 2**33])
+def test_a_class_never_becomes_another(bad: int, tmp_path: Path) -> None:
+    classes = np.array([0, bad])
+    with pytest.raises(DataError, match=f"class {bad} of image 1: expected a whole number from 0 to 2147483647"):
+        TokenData.from_arrays(np.zeros((2, 3)), classes)
+    with pytest.raises(DataError, match="class"):
+        write_token_shard(tmp_path / "a.tar", np.zeros((2, 3), np.int64), classes, {})
+
+
+def test_a_negative_class_in_a_shard_is_refused_when_it_is_opened(tmp_path: Path) -> None:
+    arrays = {"000000.tokens.npy": np.zeros((4, 3), np.uint16), "000000.classes.npy": np.array([0, 1, -2, 3], np.int32)}
+    with pytest.raises(DataError, match=r"odd\.tar: image 2 has class -2; classes count from 0"):
+        TokenData.from_shards([put_together(tmp_path / "odd.tar", arrays)])
+
+
+@pytest.mark.parametrize("block", [1, 7, 1 << 24])
+def test_a_late_token_out_of_range_is_found_with_its_place(
+    block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_shards, "BLOCK", block)
+    tokens = np.zeros((100, 3), np.int64)
+    write_token_shard(tmp_path / "a.tar", tokens, np.zeros(100), {})
+    tokens[98, 2] = 12
+    write_token_shard(tmp_path / "b.tar", tokens, np.zeros(100), {})
+    data = TokenData.from_shards([tmp_path / "a.tar", tmp_path / "b.tar"])
+    data.check_codes(13)
+    for checked in (data, TokenData.from_arrays(tokens, np.zeros(100))):
+        with pytest.raises(DataError, match=r"(b\.tar|memory): image 98 has token 12, but the tokenizer has 12 codes"):
+            checked.check_codes(12)

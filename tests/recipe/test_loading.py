@@ -22,7 +22,9 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 share = st.floats(0, 1)
 above_zero = st.floats(1e-6, 10)
 count = st.integers(1, 1000)
-words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
+words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0{}"), min_size=1, max_size=8)
+# As a name of a folder may be; `test_table_checks.py` has what it may not.
+names = words.filter(lambda name: name.isprintable() and name == name.strip() and not set(name) & set("./\\"))
 
 
 def table(required: dict[str, Any] | None = None, **optional: Any) -> Any:
@@ -55,7 +57,7 @@ def train_table(draw_from: dict[str, int]) -> Any:
 
 recipes = table(
     {
-        "name": words,
+        "name": names,
         "data": table(
             {
                 "source": named("mnist-5k", image_size=st.integers(28, 64))
@@ -301,7 +303,7 @@ def test_all_errors_of_a_recipe_are_reported_at_once(tiny_recipe: Callable[..., 
         ("tokenizer.channel_mult", [], "[tokenizer] channel_mult: expected at least 1 value"),
         ("tokenizer.fit.lr", 0, "[tokenizer.fit] lr: expected > 0, got 0.0"),
         ("tokenizer.weights", 3, "[tokenizer] weights: expected a string, got 3"),
-        ("name", "", "name: expected at least 1 character"),
+        ("name", "", "name: expected the name of one folder"),
         ("seed", 2**31, "seed: expected < 2147483648, got 2147483648"),
     ],
 )
@@ -588,3 +590,110 @@ def test_every_recipe_that_comes_with_rearkit_is_valid(path: Path) -> None:
     else:
         assert isinstance(recipe, Recipe)
         assert recipe.name == path.stem
+
+
+# Numbers, sizes and depths beyond sense
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("lr", float("inf"), "expected a number up to 1e+15 in size, got inf"),
+        ("clip", float("inf"), "got inf"),
+        ("lr", float("nan"), "got nan"),
+        ("weight_decay", 1e300, "got 1e+300"),
+        ("lr", 10**400, "expected a number up to 9007199254740992 in size"),
+        ("steps", 10**5000, "expected a number up to 9007199254740992 in size"),
+        ("offload_path", "a\0b", "expected text without NUL characters, got 'a\\x00b'"),
+    ],
+    # Such a number has no name.
+    ids=["infinity", "another", "NaN", "large", "larger", "digits", "NUL"],
+)
+def test_values_beyond_sense_are_refused_by_table_and_key(
+    key: str, value: Any, said: str, tiny_recipe: Callable[..., Content]
+) -> None:
+    content = tiny_recipe()
+    content["train"][key] = value
+    (problem,) = problems(content)
+    assert f"[train] {key}: " in problem and said in problem and len(problem) < 300
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "steps = 1" + "0" * 5000,
+        "x = " + "[" * 3000 + "]" * 3000,
+        "x = " + "[" * 30 + "]" * 30,
+        ".".join("a" * 30) + " = 1",
+    ],
+    ids=["digits", "far too deep", "lists", "tables"],
+)
+def test_a_file_of_digits_or_brackets_is_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "odd.toml").write_text(text)
+    with pytest.raises(
+        RecipeError, match=r"odd\.toml: (not valid TOML: Exceeds|tables and lists are nested)"
+    ) as caught:
+        load_recipe(tmp_path / "odd.toml")
+    assert len(caught.value.problems) == 1
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["train.steps=1" + "0" * 5000, "x=" + "[" * 3000, "x=" + "[" * 30 + "]" * 30, ".".join("a" * 30) + "=1"],
+    ids=["digits", "far too deep", "lists", "tables"],
+)
+def test_a_change_of_digits_or_brackets_is_one_line(override: str, tiny_recipe: Callable[..., Content]) -> None:
+    (problem,) = problems(tiny_recipe(), [override])
+    assert problem.startswith("--set ") and "\n" not in problem
+    assert "Exceeds the limit" in problem or "more than 20 deep" in problem
+
+
+def test_a_deep_mapping_is_one_line(tiny_recipe: Callable[..., Content]) -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(5000):
+        deep = {"a": deep}
+    (problem,) = problems({**tiny_recipe(), "x": deep})
+    assert "nested more than 20 deep" in problem
+
+
+def test_a_chain_of_files_has_an_end(tmp_path: Path) -> None:
+    for number in range(1500):
+        (tmp_path / f"{number}.toml").write_text(f'extends = "{number + 1}.toml"\n')
+    with pytest.raises(RecipeError, match=r"0\.toml: extends more than 20 files, one through the other"):
+        load_recipe(tmp_path / "0.toml")
+
+
+def test_a_thousand_errors_are_twenty_and_a_number(tiny_recipe: Callable[..., Content]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe({**tiny_recipe(), **{f"k{number}": 1 for number in range(1000)}})
+    lines = str(caught.value).splitlines()
+    assert (len(lines), lines[-1], len(caught.value.problems)) == (21, "and 980 more", 1000)
+
+
+def test_a_message_has_two_thousand_characters_at_most(tiny_recipe: Callable[..., Content]) -> None:
+    content = tiny_recipe()
+    content["sample"]["precision"] = "x" * 100_000
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(content)
+    assert len(str(caught.value)) == 2_000 and str(caught.value).endswith("…")
+
+
+@pytest.mark.parametrize("key", ["train", "held_out"])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a{0..b.tar", "its braces do not pair"),
+        ("{{{{a}.tar", "its braces do not pair"),
+        ("a{000000..999999999999}.tar", "its braces mean 1,000,000,000,000 shards, more than 1,000,000"),
+        ("{a,b}" * 40, "its braces mean 1,099,511,627,776 shards"),
+        ("{0.." + "9" * 5000 + "}", "its braces mean endlessly many shards"),
+        ("a\0b.tar", "expected text without NUL characters"),
+    ],
+    ids=["open", "four open", "a range", "forty pairs", "digits", "NUL"],
+)
+def test_lists_of_shards_are_refused_by_table_and_key(
+    key: str, text: str, said: str, tiny_recipe: Callable[..., Content]
+) -> None:
+    source = {"name": "shards", "num_classes": 10, key: text}
+    (problem,) = problems({**tiny_recipe(), "data": {"source": source}})
+    assert f"[data.source] {key}: {said}" in problem

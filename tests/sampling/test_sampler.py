@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import threading
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rearkit.errors import RearkitError
+from rearkit.errors import DivergedError, RearkitError
 from rearkit.layers.packed_linear import can_halve
 from rearkit.model import Model, build
 from rearkit.recipe.tables import Recipe, SampleTable
@@ -359,3 +360,12 @@ def test_half_weights_where_there_are_none_are_an_error(model: Model, monkeypatc
     monkeypatch.setattr("rearkit.sampling.sampler.can_halve", lambda: False)
     with pytest.raises(RearkitError, match="FBGEMM"):
         Sampler(model, table(precision="fp16-weights"))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_are_not_drawn_from(bad: float, model: Model) -> None:
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        next(broken.backbone.parameters()).fill_(bad)
+    with pytest.raises(DivergedError, match="the backbone's logits are NaN or infinite"):
+        sample(broken, [0, 1], table(), 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -143,5 +144,19 @@ def test_links_to_folders_are_followed_and_circles_are_not(photos: Path, recipe:
     assert values(run(recipe, tmp_path / "run", only="data")) == ALL
     (tmp_path / "elsewhere" / "up").unlink()
     (tmp_path / "elsewhere" / "lost.bmp").symlink_to(tmp_path / "nowhere.bmp")
-    with pytest.raises(Exception, match=r"lost\.bmp: a link that leads nowhere"):
-        run(recipe, tmp_path / "other", only="data")
+    assert values(run(recipe, tmp_path / "other", only="data")) == ALL
+
+
+def test_what_is_no_file_is_ignored_with_a_count(
+    photos: Path, recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = photos / "train" / "class1"
+    (folder / "lost.bmp").symlink_to(tmp_path / "nowhere.bmp")
+    (folder / "round.bmp").symlink_to(folder / "round.bmp")
+    (folder / "zero.bmp").symlink_to("/dev/zero")
+    os.mkfifo(folder / "fifo.bmp")
+    (folder / "folder.bmp").mkdir()
+    assert values(run(recipe, tmp_path / "run", only="data")) == ALL
+    said = [line for line in capsys.readouterr().out.splitlines() if "ignored" in line]
+    assert len(said) == 1
+    assert "ignored 4 links that lead nowhere, pipes or devices, the first class1/fifo.bmp" in said[0]

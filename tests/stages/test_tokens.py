@@ -267,7 +267,7 @@ def test_shards_made_elsewhere_are_never_removed(
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"codes": 40}, r"hold token \d+, but the tokenizer has 12 codes"),
+        ({"codes": 40}, r"has token \d+, but the tokenizer has 12 codes"),
         ({"width": 9}, "9 tokens an image, the tokenizer 16"),
     ],
 )
@@ -366,3 +366,14 @@ def test_training_leaves_out_a_token_shard_that_is_not_what_was_written(
     assert len(training_data(table, folder, tokenizer)) == 24
     with pytest.raises(DataError, match=r"train-000002\.tar: lost with a damaged token shard; 6 samples skipped"):
         training_data(recipe(), folder, tokenizer)
+
+
+def test_a_late_token_of_another_codebook_is_refused_when_shards_are_opened(
+    recipe: Callable[..., Recipe], folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rearkit.tokenization.quality.USAGE_SAMPLES", 2)
+    tokens = np.zeros((40, 16), np.int64)
+    tokens[7, 3] = 12
+    write_token_shard(tmp_path / "theirs" / "000000.tar", tokens, np.arange(40) % 10, {})
+    with pytest.raises(DataError, match=r"000000\.tar: image 7 has token 12, but the tokenizer has 12 codes"):
+        run(recipe(tokens={"pretokenized": str(tmp_path / "theirs")}), folder)

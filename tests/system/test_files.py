@@ -153,11 +153,13 @@ def test_nobody_sees_a_part_of_the_new(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_writer_left_is_no_obstacle(tmp_path: Path) -> None:
-    for leftover in (tmp_path / ".a.tmp", tmp_path / ".b.tmp" / "inner"):
+    for leftover in (tmp_path / ".a.1-0.tmp", tmp_path / ".b.1-0.tmp" / "inner"):
         leftover.parent.mkdir(exist_ok=True)
         leftover.write_text("left")
     write_text(tmp_path / "a", "new")
     folder_of_files(tmp_path / "b")
+    assert names(tmp_path) == [".a.1-0.tmp", ".b.1-0.tmp", "a", "b"]
+    files.remove_leftovers(tmp_path)
     assert names(tmp_path) == ["a", "b"]
     assert names(tmp_path / "b") == ["large", "small"]
 
@@ -228,3 +230,53 @@ def test_json_files_end_in_a_newline_and_can_be_read_by_people(tmp_path: Path) -
     assert text.endswith("}\n")
     assert json.loads(text) == {"b": 1}
     assert "\n  " in text
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EINVAL, errno.EXDEV, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_disk_that_fails_is_told_with_the_path(
+    number: int, call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text(tmp_path / "a", "old")
+
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        if call == "fsync":
+            patched.setattr(os, "fsync", fail)
+        else:
+            patched.setattr(Path, "replace", fail)
+        with pytest.raises(StorageError, match=rf"/a.*{os.strerror(number)}|{os.strerror(number)}.*/a"):
+            write_text(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == "old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    with replacing(tmp_path / "a") as first, replacing(tmp_path / "a") as second:
+        assert first != second
+        first.write_text("first")
+        second.write_text("second")
+        assert first.read_text() == "first"
+    assert (tmp_path / "a").read_text() == "first"
+    assert names(tmp_path) == ["a"]
+
+
+def test_temporary_names_differ_between_processes(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    with replacing(tmp_path / "a") as own:
+        own.touch()
+        child = os.fork()
+        if not child:
+            os.write(write, files._temporary(tmp_path / "a").name.encode())
+            os._exit(0)
+        os.waitpid(child, 0)
+    assert str(child) in os.read(read, 1000).decode()
+    assert str(child) not in own.name
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "é" * 127])
+def test_the_longest_name_can_be_written(name: str, tmp_path: Path) -> None:
+    write_text(tmp_path / name, "new")
+    assert names(tmp_path) == [name]

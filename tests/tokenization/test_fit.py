@@ -14,7 +14,7 @@ from torch import Tensor
 from rearkit.contracts import Tokenizer
 from rearkit.data.image_sets import ImageSet
 from rearkit.data.pixels import psnr, to_float
-from rearkit.errors import RearkitError
+from rearkit.errors import DivergedError, RearkitError
 from rearkit.model import build_tokenizer
 from rearkit.recipe.tables import FitTable, Recipe
 from rearkit.stages.tokenizer import fit_tokenizer
@@ -127,3 +127,13 @@ def test_a_fit_learns_to_reconstruct_and_leaves_the_tokenizer_frozen(tiny: Calla
 def test_a_recipe_without_a_fit_is_refused(tiny: Callable[..., Recipe]) -> None:
     with pytest.raises(RearkitError, match=r"no \[tokenizer\.fit\] in the recipe"):
         fit_tokenizer(tiny(), images())
+
+
+def test_a_fit_that_diverges_stops_and_writes_no_checkpoint(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
+    tokenizer = fresh(tiny)
+    with torch.no_grad():
+        next(tokenizer.parameters()).fill_(float("nan"))
+    table = FitTable(steps=2, batch=4, warmup_steps=1, checkpoint_every=1)
+    with pytest.raises(DivergedError, match=r"\[tokenizer.fit\]: the loss of step 1 was nan; fit at a lower lr"):
+        TokenizerFit(tokenizer, table, 0, tmp_path / "fit.pt").run(batches())
+    assert not (tmp_path / "fit.pt").exists()

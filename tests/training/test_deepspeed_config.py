@@ -141,12 +141,21 @@ def test_a_key_that_the_recipe_has_its_own_for_is_refused_with_its_name(key: str
         ("zero_optimization.overlap_com", "overlap_comm"),
         ("zero_optimization.offload_optimizer.pin_memry", "pin_memory"),
         ("data_types.grad_acum_dtype", "grad_accum_dtype"),
-        ("tensorboard.enable", "enabled"),
+        ("comms_logger.enable", "enabled"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_that_deepspeed_knows(path: str, near: str) -> None:
     (problem,) = problems(nested(path, True), offload_optimizer="cpu")
     assert problem == f"[train.deepspeed] {path}: DeepSpeed knows no such key (did you mean {near!r}?)"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["flops_profiler.output_file", "csv_monitor", "nebula", "autotuning", "comet", "timers.a_path", "aio.dir"],
+)
+def test_a_key_that_writes_elsewhere_is_refused(path: str) -> None:
+    (problem,) = problems(nested(path, "../elsewhere"))
+    assert problem == f"[train.deepspeed] {path}: DeepSpeed would write outside the run's folder; leave it out"
 
 
 def test_a_value_that_deepspeed_refuses_is_told_with_its_place() -> None:

@@ -18,7 +18,7 @@ from rearkit.data.class_folders import (
     sort_classes,
 )
 from rearkit.data.labels import UNLABELLED
-from rearkit.errors import DataError
+from rearkit.errors import DataError, RecipeError
 from rearkit.recipe.settings import setting, settings
 from rearkit.system.devices import derive_seed
 
@@ -43,15 +43,18 @@ class Folder:
     """The dataset; see `rearkit.contracts.Dataset`.
 
     Raises:
-        DataError: a folder is missing, or contains no class folders.
+        RecipeError: a folder is missing.
+        DataError: a folder contains no class folders.
     """
 
     def __init__(self, settings: FolderSettings) -> None:
         self.folders = {"train": Path(settings.train), "held-out": Path(settings.held_out)}
         self.unlabelled = settings.unlabelled
-        for path in self.folders.values():
+        for split, path in self.folders.items():
             if not path.is_dir():
-                raise DataError(f"[data.source] {path}: no such folder")
+                raise RecipeError(
+                    [f"[data.source] {split.replace('-', '_')}: {path}: no such folder; correct the path"]
+                )
         self._names = [UNLABELLED] if self.unlabelled else _classes(self.folders["train"])
         self.num_classes = len(self._names)
 

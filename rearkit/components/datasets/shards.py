@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-from webdataset.shardlists import expand_urls
+from typing import Any
 
 from rearkit.components.datasets.imagenet_names import readable
 from rearkit.contracts import ImageSample
 from rearkit.data.labels import UNLABELLED
+from rearkit.data.shard_lists import expand_shards
 from rearkit.data.shard_members import Fields
-from rearkit.errors import DataError
+from rearkit.errors import DataError, RecipeError
 from rearkit.recipe.settings import setting, settings
 from rearkit.system.files import read_json
+
+
+def _braces(instance: Any, attribute: Any, value: str) -> None:
+    expand_shards(value)
 
 
 @settings
@@ -23,8 +27,9 @@ class Shards:
     train: str | None = setting(
         "train shards: a folder, or a path or URL with braces, such as 'in/{0000..1023}.tar'; left out, no images",
         default=None,
+        validator=_braces,
     )
-    held_out: str | None = setting("held-out shards, likewise", default=None)
+    held_out: str | None = setting("held-out shards, likewise", default=None, validator=_braces)
     train_images: int | None = setting("number of training images, for counting epochs", default=None, ge=1)
     num_classes: int = setting("C; labels are 0 to C-1; left out where unlabelled", default=0, ge=0)
     image: str | None = setting(
@@ -82,7 +87,8 @@ class Shards:
         """Expand braces and folders to a list of shards.
 
         Raises:
-            DataError: a folder is empty, or a file is missing.
+            RecipeError: a file or folder is missing.
+            DataError: a folder is empty.
         """
         place = self.held_out if split == "held-out" else self.train
         if place is None:
@@ -92,13 +98,13 @@ class Shards:
             if not found:
                 raise DataError(f"[data.source] {place}: no .tar shards in this folder")
             return found
-        urls = [str(url) for url in expand_urls(place)]
+        urls = expand_shards(place)
         # Only local files: to look for a URL or a pipe means to fetch it.
         missing = [url for url in urls if "://" not in url and not url.startswith("pipe:") and not Path(url).is_file()]
         if missing:
-            raise DataError(
-                f"[data.source] {place}: {len(missing)} of {len(urls)} shards do not exist, the first {missing[0]}"
-            )
+            key = "held_out" if split == "held-out" else "train"
+            told = f"{len(missing)} of {len(urls)} shards do not exist, the first {missing[0]}"
+            raise RecipeError([f"[data.source] {key}: {place}: {told}; correct the path"])
         return urls
 
     def images(self, split: str) -> Iterator[ImageSample]:
