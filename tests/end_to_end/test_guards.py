@@ -75,7 +75,7 @@ def test_training_that_blows_up_ends_with_a_code_of_its_own(tmp_path: Path) -> N
     settings = (
         "data.source.train_per_class=4", "data.source.held_out_per_class=2", "tokenizer.fit.steps=1",
         "tokenizer.fit.warmup_steps=0", "tokenizer.fit.min_psnr=0", "tokens.min_psnr=0", "tokens.min_codebook_use=0",
-        "train.lr=1e30", "train.end_lr=1e30", "train.warmup_steps=0", "train.guards.max_skipped_steps=3",
+        "train.lr=1e15", "train.end_lr=1e15", "train.warmup_steps=0", "train.guards.max_skipped_steps=3",
     )  # fmt: skip
     command = [
         sys.executable,
