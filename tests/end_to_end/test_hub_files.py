@@ -114,7 +114,8 @@ def test_a_recipe_names_weights_and_its_record_says_which(
 
 
 def test_a_model_is_sampled_with_the_tokenizer_that_it_names(rearkit: Callable[..., str], tmp_path: Path) -> None:
-    rearkit("sample", "hf://me/repo/model.safetensors", "--set=sample.num_images=4", "--to-folder", tmp_path / "pngs")
+    model = ("hf://me/repo/model.safetensors", "--trust")
+    rearkit("sample", *model, "--set=sample.num_images=4", "--to-folder", tmp_path / "pngs")
     assert len(list((tmp_path / "pngs").glob("*.png"))) == 4
     manifest = json.loads((tmp_path / "pngs" / "manifest.json").read_text())
     assert manifest["hub"][TOKENIZER]["revision"] == hub_stand_in.COMMIT
