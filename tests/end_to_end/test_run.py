@@ -92,6 +92,7 @@ def test_a_second_run_does_nothing_and_says_so(finished: Path) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
 
 
+@pytest.mark.slow
 def test_a_changed_train_table_redoes_only_what_comes_after(copied: Path) -> None:
     output = rearkit("run", str(SMOKE), f"--out={copied}", "--set=train.steps=12", "--set=sample.num_images=10")
     assert up_to_date(output) == ["data", "tokenizer", "tokens"]

@@ -119,6 +119,7 @@ def test_a_token_opens_what_is_private(hub: hub_stand_in.Hub, tmp_path: Path) ->
     assert code == 0, output
 
 
+@pytest.mark.slow
 def test_what_cannot_be_had_is_said_in_a_line_with_the_remedy(hub: hub_stand_in.Hub, tmp_path: Path) -> None:
     for name, expected in (
         ("hf://me/none/w.pt", "no such repository, or a private one; correct the name, or set HF_TOKEN"),

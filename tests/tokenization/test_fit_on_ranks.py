@@ -64,6 +64,7 @@ def test_two_ranks_fit_as_one(tmp_path: Path) -> None:
     assert len(losses) == STEPS and losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_a_fit_of_two_ranks_goes_on_from_a_checkpoint_of_one(tmp_path: Path) -> None:
     losses, _ = fitted()
     fitted(tmp_path / "checkpoint", steps=12)
