@@ -30,7 +30,7 @@ def reconstruct(
     """
     from rearkit.pipeline import run_with_tokenizer
     from rearkit.recipe.recipe_files import find_file
-    from rearkit.stages.exported import tokenizer_file
+    from rearkit.stages.model_files import tokenizer_file
     from rearkit.stages.reconstruct import reconstruct_photos
 
     if grid is None and to_folder is None:

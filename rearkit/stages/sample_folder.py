@@ -12,7 +12,7 @@ from rearkit.recipe.tables import Recipe
 from rearkit.sampling.manifest import read_manifest
 from rearkit.sampling.png_folders import png_folder
 from rearkit.sampling.sampler import Sampler, balanced_classes
-from rearkit.stages.exported import model_file, tokenizer_file
+from rearkit.stages.model_files import model_file, tokenizer_file
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.sample import sample_manifest
 from rearkit.stages.train import load_model

@@ -21,7 +21,7 @@ from rearkit.recipe.exported import EXPORTED, read_about
 from rearkit.recipe.loading import load_recipe, recipe_to_dict
 from rearkit.recipe.tables import Recipe
 from rearkit.stages.data import run_classes
-from rearkit.stages.exported import model_file, run_of, tokenizer_file
+from rearkit.stages.model_files import model_file, run_of, tokenizer_file
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.stage import Outcome, Stage, hash_of
 from rearkit.stages.tokenizer import fitted_tokenizer, load_tokenizer

@@ -138,7 +138,7 @@ def test_no_shard_is_fetched_to_count_training_images_where_a_reference_makes_th
 ) -> None:
     write(tmp_path / "train")
     train = [f"pipe:echo {n} >> {tmp_path}/log; cat {tmp_path}/train/{n}.tar" for n in range(CLASSES)]
-    monkeypatch.setattr("rearkit.components.datasets.shards.expand_urls", lambda place: train)
+    monkeypatch.setattr("rearkit.components.datasets.shards.expand_shards", lambda place: train)
     source = {"name": "shards", "train": "pipe:", "num_classes": CLASSES}
     recipe = tiny(
         data={"source": source},
