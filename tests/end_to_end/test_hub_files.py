@@ -113,6 +113,7 @@ def test_a_recipe_names_weights_and_its_record_says_which(
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_a_model_is_sampled_with_the_tokenizer_that_it_names(rearkit: Callable[..., str], tmp_path: Path) -> None:
     model = ("hf://me/repo/model.safetensors", "--trust")
     rearkit("sample", *model, "--set=sample.num_images=4", "--to-folder", tmp_path / "pngs")
@@ -121,6 +122,7 @@ def test_a_model_is_sampled_with_the_tokenizer_that_it_names(rearkit: Callable[.
     assert manifest["hub"][TOKENIZER]["revision"] == hub_stand_in.COMMIT
 
 
+@pytest.mark.slow
 def test_a_model_is_sampled_with_the_tokenizer_beside_it(rearkit: Callable[..., str], tmp_path: Path) -> None:
     rearkit("sample", "hf://me/alone/model.safetensors", "--set=sample.num_images=4", "--to-folder", tmp_path / "pngs")
     assert len(list((tmp_path / "pngs").glob("*.png"))) == 4

@@ -104,6 +104,7 @@ def test_another_recipes_folder_is_left_alone(finished: Path) -> None:
     assert "holds the run of another recipe, 'smoke'" in output
 
 
+@pytest.mark.slow
 def test_a_training_killed_at_any_moment_ends_with_the_same_weights(copied: Path) -> None:
     """kill -9, three times; the weights are those of the uninterrupted run, bit for bit."""
     expected = sha256(copied / "train" / "model.safetensors")
@@ -149,6 +150,7 @@ def test_weights_of_another_size_are_refused_with_what_they_need(finished: Path,
     assert "these weights need hidden_size = 32" in output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["tokens", "sample"])
 def test_a_full_disk_ends_a_stage_with_its_own_code_and_costs_nothing(stage: str, copied: Path) -> None:
     shutil.rmtree(copied / stage)

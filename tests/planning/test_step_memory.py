@@ -59,7 +59,7 @@ def test_a_plan_agrees_with_what_training_on_a_cpu_allocates(
 @pytest.mark.parametrize(
     ("width", "batch", "scale"),
     [
-        (512, 16, 2.0),
+        pytest.param(512, 16, 2.0, marks=pytest.mark.slow),
         pytest.param(384, 48, 2.0, marks=pytest.mark.slow),
         pytest.param(768, 2, 1.0, marks=pytest.mark.slow),
     ],

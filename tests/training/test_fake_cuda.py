@@ -22,7 +22,7 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ((), 740, 9),
         pytest.param(("train.ema_decay=0.9",), 760, 9, marks=pytest.mark.slow),
         pytest.param(("train.micro_batch=4",), 3280, 14, marks=pytest.mark.slow),
-        (('train.precision="fp32"',), 1030, 11),
+        pytest.param(('train.precision="fp32"',), 1030, 11, marks=pytest.mark.slow),
         pytest.param(("train.activation_checkpointing=true",), 1000, 9, marks=pytest.mark.slow),
         pytest.param(("train.zero_stage=2",), 2650, 12, marks=pytest.mark.slow),
         pytest.param(('train.precision="bf16-autocast"',), 1400, 12, marks=pytest.mark.slow),
