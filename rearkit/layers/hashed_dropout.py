@@ -18,7 +18,7 @@ MOST = 2**31
 
 def hashed_dropout(x: Tensor, rate: float) -> Tensor:
     """Apply dropout; the rate is rounded to a multiple of 2^-32, and ``x`` has fewer than 2^31 entries."""
-    # Of int64, since int32 is drawn with a device-side check of its range.
+    # Drawn in int64, since the upper end of the range is beyond int32.
     seeds = torch.randint(-MOST, MOST, (2,), device=x.device).to(torch.int32)
     return torch.where(kept(x.shape, seeds, rate), x * (1 / (1 - rate)), 0.0)
 

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from rearkit.errors import RearkitError
-from rearkit.model import Model, build
-from rearkit.recipe.tables import Recipe
+from rearkit.model import Model
 from rearkit.sampling.editing import blend, edit, known_tokens
 from rearkit.sampling.sampler import Sampler
-
-
-@pytest.fixture(scope="module")
-def model(tiny: Callable[..., Recipe]) -> Model:
-    made = build(tiny())
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in made.backbone.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-        made.tokenizer.codebook().copy_(torch.randn(12, 6, generator=generator))
-    return made
 
 
 @pytest.fixture(scope="module")

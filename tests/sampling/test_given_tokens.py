@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,26 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from rearkit.model import Model, build
-from rearkit.recipe.tables import Recipe, SampleTable
+from rearkit.model import Model
+from rearkit.recipe.tables import SampleTable
 from rearkit.sampling.drawing import draw, guidance_scales
 from rearkit.sampling.sampler import sample, sample_tokens, sample_uniforms
 from rearkit.sampling.stepping import DRAWN, Forced, fixed_tokens
 
 COUNT, N, V = 20, 16, 12
 CLASSES = [k % 10 for k in range(COUNT)]
-
-
-@pytest.fixture(scope="module")
-def model(tiny: Callable[..., Recipe]) -> Model:
-    """The tiny model with random weights everywhere, so that each token depends on those before it."""
-    made = build(tiny())
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in made.backbone.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-        made.tokenizer.codebook().copy_(torch.randn(V, 6, generator=generator))
-    return made
 
 
 @pytest.fixture(scope="module")

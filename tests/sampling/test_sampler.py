@@ -4,7 +4,6 @@ import copy
 import itertools
 import math
 import threading
-from collections.abc import Callable
 
 import attrs
 import numpy as np
@@ -16,8 +15,8 @@ from torch import Tensor
 
 from rearkit.errors import DivergedError, RearkitError
 from rearkit.layers.packed_linear import can_halve
-from rearkit.model import Model, build
-from rearkit.recipe.tables import Recipe, SampleTable
+from rearkit.model import Model
+from rearkit.recipe.tables import SampleTable
 from rearkit.sampling.drawing import draw, guidance_scales
 from rearkit.sampling.sampler import Sampler, balanced_classes, sample, sample_tokens, sample_uniforms
 
@@ -179,19 +178,6 @@ def test_guidance_follows_its_closed_form_from_one_towards_s(count: int, scale: 
 
 
 # A whole sampler
-
-
-@pytest.fixture(scope="module")
-def model(tiny: Callable[..., Recipe]) -> Model:
-    """The tiny model with random weights everywhere, as if it had learnt something sharp."""
-    made = build(tiny())
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in made.backbone.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-        made.tokenizer.codebook().copy_(torch.randn(12, 6, generator=generator))
-    made.backbone.eval()
-    return made
 
 
 def table(**changes: object) -> SampleTable:
