@@ -7,6 +7,7 @@ wrong, where, and what to do about it.
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 EXIT_OK = 0
@@ -102,3 +103,11 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     # 0.5 finds swapped and missing letters, and offers nothing for unrelated words.
     near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def interruption(number: int, what: str, saved: bool) -> Interrupted:
+    """Return the error for a signal: what was stopped by it, and whether it goes on from there."""
+    where = "saved; run the same command to go on" if saved else "nothing was saved, since no folder was given"
+    # A cluster sends SIGTERM before it takes a machine away. The exit code differs, so that it can start the job again.
+    kind = Preempted if number == signal.SIGTERM else Interrupted
+    return kind(f"{what}, {where}")

@@ -23,6 +23,7 @@ from rearkit.stages.course import change_course
 from rearkit.stages.flow import NAMES, STAGES
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.stage import check_stages_before, run_stage, save_resolved_recipe, set_aside
+from rearkit.stages.tokenizer import check_fit
 from rearkit.system import distributed
 from rearkit.system.console import say
 from rearkit.system.devices import resolve_device
@@ -239,8 +240,7 @@ def check_inputs(recipe: Recipe, ranks: int | None = None) -> None:
                 problems[-1] += f"\n    then {need.prepare}"
     if recipe.tokenizer.weights is None and recipe.tokenizer.fit is None:
         problems.append('[tokenizer]: give weights = "FILE", or a table [tokenizer.fit]')
-    if recipe.tokenizer.weights is not None and recipe.tokenizer.fit is not None:
-        problems.append("[tokenizer]: give weights or [tokenizer.fit], not both")
+    problems += check_fit(recipe)
     if recipe.train.steps == 0 and recipe.backbone.weights is None:
         problems.append("[train] steps = 0 leaves the backbone untrained: give [backbone] weights")
     for table in (recipe.tokenizer, recipe.backbone):

@@ -42,6 +42,7 @@ from rearkit.contracts.methods import (
 from rearkit.contracts.modules import (
     EXTRA,
     Backbone,
+    FitPass,
     FittableTokenizer,
     PublishedLayout,
     Tokenizer,
@@ -56,6 +57,7 @@ __all__ = [
     "Backbone",
     "Classes",
     "Dataset",
+    "FitPass",
     "FittableTokenizer",
     "ImageSample",
     "NoiseContext",

@@ -52,11 +52,31 @@ class Tokenizer(nn.Module):
         raise NotImplementedError
 
 
-class FittableTokenizer(Tokenizer):
-    """A tokenizer that the tokenizer stage can fit. For any other tokenizer, the recipe must name weights."""
+@attrs.frozen(eq=False)
+class FitPass:
+    """What a tokenizer makes of a batch in a fit.
 
-    def fit_loss(self, images_B3RR: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss to minimise, a scalar, and named parts of it for the log.
+    Attributes:
+        loss: the tokenizer's own loss, a scalar: reconstruction, commitment and the like.
+        parts: named scalars for the log.
+        rebuilt_B3RR: the images as they come back, in [0, 1] but not clamped, with their gradient.
+        last_weight: the decoder's last weights, in whose gradients terms of the loss are balanced.
+    """
+
+    loss: Tensor
+    parts: dict[str, Tensor]
+    rebuilt_B3RR: Tensor
+    last_weight: Tensor
+
+
+class FittableTokenizer(Tokenizer):
+    """A tokenizer that the tokenizer stage can fit. For any other tokenizer, the recipe must name weights.
+
+    It defines `fit_pass`, or only `fit_loss`; a perceptual distance and a discriminator need `fit_pass`.
+    """
+
+    def fit_pass(self, images_B3RR: Tensor) -> FitPass:
+        """Encode and decode a batch.
 
         It is called once per step in training mode, and also does whatever else the fit needs (moving averages,
         restarts of dead codes). On several ranks, each calls it for its share of the batch, and gradients and parts are
@@ -66,6 +86,15 @@ class FittableTokenizer(Tokenizer):
             images_B3RR: (B, 3, R, R) float32 in [0, 1].
         """
         raise NotImplementedError
+
+    def fit_loss(self, images_B3RR: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss to minimise, a scalar, and named parts of it for the log, as `fit_pass` does."""
+        passed = self.fit_pass(images_B3RR)
+        return passed.loss, passed.parts
+
+    def decoder_modules(self) -> Sequence[nn.Module]:
+        """Return the modules that only decoding uses, which can be fitted alone; none if they cannot."""
+        return ()
 
 
 class Backbone(nn.Module):

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import attrs
 
+from rearkit.recipe.fit_table import FitTable
 from rearkit.recipe.settings import setting, settings
 from rearkit.recipe.table_checks import colour, folder_name
 from rearkit.recipe.train_table import TrainTable
@@ -70,23 +71,6 @@ class RegularizerTable(ComponentTable):
     kind = "regularizer"
 
 
-@settings
-class FitTable:
-    """``[tokenizer.fit]``: fit the tokenizer on the training images (reconstruction and commitment)."""
-
-    steps: int = setting("optimizer steps", default=1000, ge=1)
-    batch: int = setting("images a step", default=64, ge=1)
-    lr: float = setting("peak learning rate; cosine to a twentieth", default=2e-3, gt=0)
-    warmup_steps: int = setting("steps of linear warm-up", default=50, ge=0)
-    weight_decay: float = setting("AdamW weight decay", default=1e-4, ge=0)
-    min_psnr: float = setting("stop with an error below this PSNR on held-out images, dB", default=0.0, ge=0)
-    checkpoint_every: int = setting("steps between checkpoints of the fit", default=200, ge=1, cosmetic=True)
-
-    def __attrs_post_init__(self) -> None:
-        if self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be below steps ({self.steps})")
-
-
 @attrs.frozen
 class TokenizerTable(ComponentTable):
     """``[tokenizer]``: the image tokenizer, with its weights or how to fit them.
@@ -94,7 +78,7 @@ class TokenizerTable(ComponentTable):
     Attributes:
         weights: path of a state dict (safetensors, or torch's), in rearkit's or the published layout.
         weights_key: which state dict of that file, where it has several, such as ``"ema"``.
-        fit: how to fit the tokenizer. Exactly one of ``weights`` and ``fit`` is given.
+        fit: how to fit the tokenizer; with ``weights``, from them on. At least one of both is given.
     """
 
     kind = "tokenizer"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,21 +10,26 @@ import torch
 from torch import Tensor
 
 from rearkit.contracts import FittableTokenizer, Tokenizer
-from rearkit.data.image_sets import ImageSet
+from rearkit.data.image_sets import ImageSet, Split
 from rearkit.data.pixels import psnr, to_float
 from rearkit.errors import DataError, RearkitError
+from rearkit.evaluation.classifier import FILE as CLASSIFIER
+from rearkit.evaluation.classifier import find_classifier, load_classifier
+from rearkit.fitting.fit import TokenizerFit, tells_images
+from rearkit.fitting.perceptual import Perceptual, check_lpips, classifier_distance, lpips_distance
 from rearkit.model import build_tokenizer
-from rearkit.recipe.tables import FitTable, Recipe
+from rearkit.recipe.fit_table import FitTable, PerceptualTable
+from rearkit.recipe.tables import ClassifierTable, Recipe
 from rearkit.stages.data import open_split
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.stage import Outcome, Stage, hash_of
 from rearkit.system import distributed
 from rearkit.system.console import say
-from rearkit.system.devices import resolve_device
-from rearkit.system.files import write_text
+from rearkit.system.devices import derive_seed, resolve_device
 from rearkit.system.hub import hub_records
-from rearkit.tokenization.fit import TokenizerFit
 from rearkit.tokenization.quality import reconstruct
+from rearkit.training.logs import TrainLog
+from rearkit.training.trackers import open_trackers
 from rearkit.weights import load_weights, write_state_dict
 
 
@@ -44,7 +48,6 @@ def _save(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, fit: Tokenize
     if fit is None:
         write_state_dict(folder.tokenizer, tokenizer.state_dict())
         return Outcome(result, tuple(outputs))
-    write_text(folder.fit_log, "".join(json.dumps(line) + "\n" for line in fit.history))
     outputs.append(folder.fit_log.name)
     result |= _judge(recipe, folder, tokenizer, fit.fit)
     write_state_dict(folder.tokenizer, tokenizer.state_dict())
@@ -77,12 +80,68 @@ def _fit(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, table: FitTabl
         raise RearkitError(f"[tokenizer.fit] batch: {table.batch} images cannot be shared by {ranks} ranks; use more")
     tokenizer.to(distributed.local_device(resolve_device(recipe.device)))
     images = open_split(recipe, folder, "train", tokenizer.image_size, "tokenizer")
-    fit = TokenizerFit(tokenizer, table, recipe.seed, folder.fit_checkpoint)
+    perceptual = None if table.perceptual is None else _perceptual(recipe, folder, table.perceptual, images)
+    fit = TokenizerFit(tokenizer, table, recipe.seed, folder.fit_checkpoint, perceptual)
     # All have read the same checkpoint before the first rank writes the next.
     distributed.barrier()
-    # A resumed fit gets the batches that come after its last step.
-    fit.run(images.batches(table.batch, fit.step))
+    log = None
+    if distributed.rank() == 0:
+        place = folder.fit_log.parent
+        log = TrainLog(place, fit.step, open_trackers(recipe, place, fit.step), folder.fit_log.name)
+    try:
+        # A resumed fit gets the batches that come after its last step.
+        fit.run(images.batches(table.batch, fit.step), log)
+    finally:
+        if log is not None:
+            log.close()
     return fit
+
+
+def _perceptual(recipe: Recipe, folder: RunFolder, table: PerceptualTable, images: Split) -> Perceptual:
+    """Return the distance that a recipe asks for; a classifier is trained on the first rank, if need be."""
+    device = distributed.local_device(resolve_device(recipe.device))
+    if table.features == "lpips":
+        return Perceptual(lpips_distance(str(table.vgg_weights), device), table.weight)
+    if images.num_classes < 2:
+        raise RearkitError(
+            '[tokenizer.fit.perceptual] features = "classifier" needs images of several classes; use "lpips"'
+        )
+    # Not the one of `evaluate`: a decoder fitted to please the judge would be scored too well.
+    seed = derive_seed(recipe.seed, "perceptual")
+    place = folder.fit_log.parent
+
+    def trained() -> None:
+        seen = images.all(recipe.evaluate.max_reference)
+        find_classifier(place, seen.images, seen.labels, ClassifierTable(steps=table.steps), seed, device)
+
+    distributed.from_main(trained)
+    return Perceptual(classifier_distance(load_classifier(place / CLASSIFIER).to(device)), table.weight)
+
+
+def check_fit(recipe: Recipe) -> list[str]:
+    """Return what a recipe's ``[tokenizer.fit]`` asks for and its tokenizer, or what is installed, cannot give."""
+    table = recipe.tokenizer.fit
+    if table is None:
+        return []
+    problems = []
+    if table.part == "decoder" and recipe.tokenizer.weights is None:
+        problems.append('[tokenizer.fit] part = "decoder" needs [tokenizer] weights, whose encoder it keeps')
+    if table.perceptual is not None and table.perceptual.features == "lpips":
+        check_lpips()
+    if table.part == "all" and table.perceptual is None and table.adversarial is None:
+        return problems
+    with torch.device("meta"):
+        tokenizer = build_tokenizer(recipe, load=False)
+    if not isinstance(tokenizer, FittableTokenizer):
+        return problems
+    if table.part == "decoder" and not tokenizer.decoder_modules():
+        problems.append(f'[tokenizer.fit] part = "decoder": {recipe.tokenizer.name} does not tell its decoder apart')
+    if (table.perceptual or table.adversarial) and not tells_images(tokenizer):
+        problems.append(
+            f"[tokenizer.fit] perceptual and adversarial need a tokenizer with fit_pass, and {recipe.tokenizer.name} "
+            "has only fit_loss; leave these tables out"
+        )
+    return problems
 
 
 def _judge(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, table: FitTable) -> dict[str, Any]:
@@ -130,7 +189,9 @@ def fit_tokenizer(recipe: Recipe, images: ImageSet) -> Tokenizer:
 
 def tables(recipe: Recipe, folder: RunFolder | None) -> Mapping[str, Any]:
     """Return the tables that the tokenizer depends on, and a hash of the weights that they name."""
-    return {"tokenizer": recipe.tokenizer, "weights": hash_of(recipe.tokenizer.weights), "seed": recipe.seed}
+    told = {"tokenizer": recipe.tokenizer, "weights": hash_of(recipe.tokenizer.weights), "seed": recipe.seed}
+    perceptual = None if recipe.tokenizer.fit is None else recipe.tokenizer.fit.perceptual
+    return told if perceptual is None else told | {"vgg": hash_of(perceptual.vgg_weights)}
 
 
 STAGE = Stage("tokenizer", ("data",), tables, run, all_ranks=True, uses=("tokenizer",))

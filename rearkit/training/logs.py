@@ -22,15 +22,16 @@ class TrainLog:
         folder: folder for ``log.jsonl``.
         step: the step that the run resumes from; 0 for a fresh one.
         trackers: trackers that also get the measurements; they are closed with the log.
+        name: of the file.
 
     Attributes:
         last: the last measurements of the run that is resumed, at or before ``step``.
     """
 
-    def __init__(self, folder: Path, step: int, trackers: Sequence[Tracker] = ()) -> None:
-        self.path = folder / JSONL
+    def __init__(self, folder: Path, step: int, trackers: Sequence[Tracker] = (), name: str = JSONL) -> None:
+        self.path = folder / name
         # A killed run may have logged steps after its last checkpoint; the resumed one logs them again.
-        kept = [line for line in read_log(folder) if line["step"] <= step] if step else []
+        kept = [line for line in read_log(folder, name) if line["step"] <= step] if step else []
         self.last = {} if not kept else {name: value for name, value in kept[-1].items() if name != "step"}
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = self.path.open("a", encoding="utf-8")

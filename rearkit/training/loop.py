@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import attrs
 from rearkit.contracts import num_parameters
 from rearkit.data.token_shards import TokenData, spread
 from rearkit.data.training_data import TrainingData
-from rearkit.errors import Interrupted, Preempted, RearkitError
+from rearkit.errors import RearkitError, interruption
 from rearkit.model import Model
 from rearkit.system import distributed
 from rearkit.system.console import progress_bar
@@ -103,7 +102,7 @@ def train_checked(
             stopped = distributed.most_over_ranks(stop.signal or 0)
             trainer.save(anyway=stopped > 0)
             if stopped:
-                raise _interruption(stopped, trainer.done, steps, folder is not None)
+                raise interruption(stopped, f"train: stopped at step {trainer.done} of {steps}", folder is not None)
     last = trainer.last
     # A crash may have lost the log line of the last step, after its checkpoint had been saved.
     if held_out is not None and HELD_OUT_LOSS not in last:
@@ -141,10 +140,3 @@ def _check_tokens(model: Model, data: TrainingData) -> None:
             f"the token shards hold token {int(tokens.max())} and class {data.num_classes - 1}, but the recipe has "
             f"{space.codebook_size} codes and {space.num_classes} classes: they come from another tokenizer or dataset"
         )
-
-
-def _interruption(number: int, step: int, steps: int, saved: bool) -> Interrupted:
-    where = "saved; run the same command to go on" if saved else "nothing was saved, since no folder was given"
-    # A cluster sends SIGTERM before it takes a machine away. The exit code differs, so that it can start the job again.
-    kind = Preempted if number == signal.SIGTERM else Interrupted
-    return kind(f"train: stopped at step {step} of {steps}, {where}")

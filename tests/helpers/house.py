@@ -23,7 +23,7 @@ BANDS = (
     ("pipeline",),
     ("reports", "analysis"),
     ("stages",),
-    ("training", "sampling", "evaluation", "planning"),
+    ("fitting", "training", "sampling", "evaluation", "planning"),
     ("tokenization", "model", "components"),
     ("objective", "context_noise", "testing"),
     ("recipe", "data"),

@@ -7,12 +7,14 @@ checkpoints.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rearkit import VectorQuantizer, setting, settings
-from rearkit.contracts import FittableTokenizer
+from rearkit.contracts import FitPass, FittableTokenizer
 
 
 @settings
@@ -217,25 +219,32 @@ class AliTok(FittableTokenizer):
         """Return the codebook, (V, Z) float32."""
         return self.quantize.codebook()
 
-    def fit_loss(self, images_B3RR: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return reconstruction error (mean squared plus mean absolute) plus commitment; averages move the codebook.
+    def fit_pass(self, images_B3RR: Tensor) -> FitPass:
+        """Take reconstruction error (mean squared plus mean absolute) plus commitment; averages move the codebook.
 
-        The published training adds a perceptual and a GAN loss, which photographs need and digits don't.
+        The published training adds a perceptual and a GAN loss, as ``[tokenizer.fit]`` can.
         """
-        features_BNZ = self.features(images_B3RR)
+        features_BNZ = self.features(images_B3RR).float()
         self.fit_steps += 1
+        last = self.decoder.conv_out.weight
         if self.fit_steps <= self.continuous_steps:
-            error = self._error(features_BNZ, images_B3RR)
-            return error, {"reconstruction": error}
+            drawn_B3RR = self.decoder(features_BNZ).float()
+            error = _error(drawn_B3RR, images_B3RR)
+            return FitPass(error, {"reconstruction": error}, drawn_B3RR, last)
         codes_BNZ, tokens_BN = self.quantize(features_BNZ)
-        error = self._error(codes_BNZ, images_B3RR)
+        drawn_B3RR = self.decoder(codes_BNZ).float()
+        error = _error(drawn_B3RR, images_B3RR)
         commitment = F.mse_loss(features_BNZ, self.codebook()[tokens_BN].detach())
         parts = {"reconstruction": error, "commitment": commitment, "codes_used": self.quantize.share_used(tokens_BN)}
-        return error + self.commitment * commitment, parts
+        return FitPass(error + self.commitment * commitment, parts, drawn_B3RR, last)
 
-    def _error(self, codes_BNZ: Tensor, images_B3RR: Tensor) -> Tensor:
-        drawn_B3RR = self.decoder(codes_BNZ)
-        return F.mse_loss(drawn_B3RR, images_B3RR) + F.l1_loss(drawn_B3RR, images_B3RR)
+    def decoder_modules(self) -> Sequence[nn.Module]:
+        """Return the decoder, unless the first steps are to do without codes."""
+        return () if self.continuous_steps else (self.decoder,)
+
+
+def _error(drawn_B3RR: Tensor, images_B3RR: Tensor) -> Tensor:
+    return F.mse_loss(drawn_B3RR, images_B3RR) + F.l1_loss(drawn_B3RR, images_B3RR)
 
 
 @torch.no_grad()

@@ -6,11 +6,13 @@ Z' the ``z_channels``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rearkit import VectorQuantizer, setting, settings
-from rearkit.contracts import FittableTokenizer
+from rearkit.contracts import FitPass, FittableTokenizer
 from rearkit_llamagen.convolutions import Decoder, Encoder
 
 
@@ -98,19 +100,23 @@ class LlamaGenVQ(FittableTokenizer):
         """Return the codebook, (V, Z) float32, every row of length 1 if codes are normalised."""
         return self.quantize.codebook()
 
-    def fit_loss(self, images_B3RR: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return reconstruction error (mean squared plus mean absolute) plus commitment; averages move the codebook.
+    def fit_pass(self, images_B3RR: Tensor) -> FitPass:
+        """Take reconstruction error (mean squared plus mean absolute) plus commitment; averages move the codebook.
 
-        The published training adds a perceptual and a GAN loss, which photographs need and digits don't, and learns
-        the codebook by gradients.
+        The published training learns the codebook by gradients, and adds a perceptual and a GAN loss, as
+        ``[tokenizer.fit]`` can.
         """
-        features_BNZ = _in_raster_order(self.features(images_B3RR))
+        features_BNZ = _in_raster_order(self.features(images_B3RR)).float()
         codes_BNZ, tokens_BN = self.quantize(features_BNZ)
-        drawn_B3RR = (self.draw(codes_BNZ) + 1) / 2
+        drawn_B3RR = (self.draw(codes_BNZ).float() + 1) / 2
         error = F.mse_loss(drawn_B3RR, images_B3RR) + F.l1_loss(drawn_B3RR, images_B3RR)
         commitment = F.mse_loss(self.quantize.scaled(features_BNZ), self.codebook()[tokens_BN].detach())
         parts = {"reconstruction": error, "commitment": commitment, "codes_used": self.quantize.share_used(tokens_BN)}
-        return error + self.commitment * commitment, parts
+        return FitPass(error + self.commitment * commitment, parts, drawn_B3RR, self.decoder.conv_out.weight)
+
+    def decoder_modules(self) -> Sequence[nn.Module]:
+        """Return the decoder and the layer before it."""
+        return (self.post_quant_conv, self.decoder)
 
 
 def _in_raster_order(features_BZrr: Tensor) -> Tensor:

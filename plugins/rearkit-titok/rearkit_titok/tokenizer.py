@@ -5,12 +5,14 @@ Shapes: B batch, R image side, g patches along a side, N tokens, V codes, Z thei
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rearkit import MaskGITVQGANDecoder, VectorQuantizer
-from rearkit.contracts import FittableTokenizer
+from rearkit.contracts import FitPass, FittableTokenizer
 from rearkit_titok.settings import TiTokSettings
 from rearkit_titok.vit import Decoder, Encoder
 
@@ -76,21 +78,25 @@ class TiTok(FittableTokenizer):
         image: Tensor = self.pixel_decoder(mixed)
         return image
 
-    def fit_loss(self, images_B3RR: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def fit_pass(self, images_B3RR: Tensor) -> FitPass:
         """Fit codebook and decoder to a random encoder: mean squared plus mean absolute error of the reconstruction.
 
         The encoder keeps its initial weights, except for its last layer (`Encoder.aim`). Trained on reconstruction, it
         soon gave the same features for all images (tried at the sizes of mnist.toml). The published training differs:
         first everything by cross-entropy to the codes of a trained MaskGIT VQGAN, then the decoder with a perceptual
-        loss and a GAN.
+        loss and a GAN, which ``[tokenizer.fit]`` can add.
         """
         if not self.aimed:
             self.encoder.aim(images_B3RR, self.latent_tokens)
             self.aimed.fill_(True)
         with torch.no_grad():
             codes_BNZ, tokens_BN = self.quantize(self.features(images_B3RR)[:, :, 0].transpose(1, 2))
-        reconstruction = self.paint(self.pixel_logits(codes_BNZ))
+        reconstruction = self.paint(self.pixel_logits(codes_BNZ)).float()
         squared = F.mse_loss(reconstruction, images_B3RR)
         absolute = F.l1_loss(reconstruction, images_B3RR)
         parts = {"squared": squared, "absolute": absolute, "codes_used": self.quantize.share_used(tokens_BN)}
-        return squared + absolute, parts
+        return FitPass(squared + absolute, parts, reconstruction, self.pixel_decoder.conv_out.weight)
+
+    def decoder_modules(self) -> Sequence[nn.Module]:
+        """Return the two halves of the way back: to pixel codes, and to pixels."""
+        return (self.decoder, self.pixel_decoder)

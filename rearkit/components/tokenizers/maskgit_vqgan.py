@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rearkit.components.tokenizers.quantizer import VectorQuantizer
-from rearkit.contracts import FittableTokenizer
+from rearkit.contracts import FitPass, FittableTokenizer
 from rearkit.recipe.settings import setting, settings
 
 
@@ -35,6 +35,14 @@ class MaskGITVQGANSettings:
     embedding_dim: int = setting("Z, width of a code", default=256, ge=1)
     commitment: float = setting("weight of the commitment loss, in a fit", default=0.25, ge=0)
     codebook_decay: float = setting("decay of the codebook's moving average, in a fit", default=0.97, ge=0, lt=1)
+    l2_normalised: bool = setting("scale features and codes to length 1", default=False, since="0.2.0")
+    entropy: float = setting(
+        "weight of the term that makes features decided and codes evenly used, in a fit",
+        default=0.0,
+        ge=0,
+        since="0.2.0",
+    )
+    entropy_temperature: float = setting("of its softmax over codes", default=0.1, gt=0, since="0.2.0")
 
     def __attrs_post_init__(self) -> None:
         if self.image_size % (factor := 2 ** (len(self.channel_mult) - 1)):
@@ -165,6 +173,7 @@ class MaskGITVQGAN(FittableTokenizer):
         self.grid = settings.image_size // 2 ** (len(settings.channel_mult) - 1)
         self.num_tokens = self.grid**2
         self.commitment = settings.commitment
+        self.entropy, self.entropy_temperature = settings.entropy, settings.entropy_temperature
         self.encoder = Encoder(settings)
         self.decoder = MaskGITVQGANDecoder(
             settings.embedding_dim,
@@ -173,7 +182,9 @@ class MaskGITVQGAN(FittableTokenizer):
             settings.num_res_blocks,
             settings.norm_groups,
         )
-        self.quantize = VectorQuantizer(settings.codebook_size, settings.embedding_dim, settings.codebook_decay)
+        self.quantize = VectorQuantizer(
+            settings.codebook_size, settings.embedding_dim, settings.codebook_decay, settings.l2_normalised
+        )
 
     def features(self, images_B3RR: Tensor) -> Tensor:
         """Encode (B, 3, R, R) in [0, 1] to features (B, Z, r, r), not yet quantized."""
@@ -192,16 +203,24 @@ class MaskGITVQGAN(FittableTokenizer):
         """Return the codebook, (V, Z) float32."""
         return self.quantize.codebook()
 
-    def fit_loss(self, images_B3RR: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return reconstruction error (mean squared plus mean absolute) plus commitment; averages move the codebook."""
-        features_BNZ = _grid_to_tokens(self.features(images_B3RR))
+    def fit_pass(self, images_B3RR: Tensor) -> FitPass:
+        """Take reconstruction error (mean squared plus mean absolute) plus commitment; averages move the codebook."""
+        features_BNZ = _grid_to_tokens(self.features(images_B3RR)).float()
         codes_BNZ, tokens_BN = self.quantize(features_BNZ)
-        reconstruction = self.decoder(self._tokens_to_grid(codes_BNZ))
-        error = F.mse_loss(reconstruction, images_B3RR) + F.l1_loss(reconstruction, images_B3RR)
+        rebuilt = self.decoder(self._tokens_to_grid(codes_BNZ)).float()
+        error = F.mse_loss(rebuilt, images_B3RR) + F.l1_loss(rebuilt, images_B3RR)
         # Pulls features to codes only: the codes follow by moving averages, without gradients.
-        commitment = F.mse_loss(features_BNZ, self.codebook()[tokens_BN].detach())
+        commitment = F.mse_loss(self.quantize.scaled(features_BNZ), self.codebook()[tokens_BN].detach())
         parts = {"reconstruction": error, "commitment": commitment, "codes_used": self.quantize.share_used(tokens_BN)}
-        return error + self.commitment * commitment, parts
+        loss = error + self.commitment * commitment
+        if self.entropy:
+            parts["entropy"] = self.quantize.entropy_penalty(features_BNZ, self.entropy_temperature)
+            loss = loss + self.entropy * parts["entropy"]
+        return FitPass(loss, parts, rebuilt, self.decoder.conv_out.weight)
+
+    def decoder_modules(self) -> Sequence[nn.Module]:
+        """Return the decoder."""
+        return (self.decoder,)
 
     def _tokens_to_grid(self, codes_BNZ: Tensor) -> Tensor:
         return codes_BNZ.transpose(1, 2).unflatten(2, (self.grid, self.grid))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,10 +50,31 @@ class VectorQuantizer(nn.Module):
         """Return the codes at the least Euclidean distance from (B, N, Z) vectors, (B, N) int64."""
         codebook_VZ = self.codebook()
         x_MZ = self.scaled(x_BNZ).reshape(-1, x_BNZ.shape[-1])
-        # |x - e|² = |x|² + |e|² - 2 x·e, summed in the published code's order, so that near ties get the same code.
-        norms_MV = x_MZ.pow(2).sum(1, keepdim=True) + codebook_VZ.pow(2).sum(1)
-        distance_MV = torch.addmm(norms_MV, x_MZ, codebook_VZ.t(), alpha=-2.0)
-        return distance_MV.argmin(1).view(x_BNZ.shape[:-1])
+        return self._distances(x_MZ, codebook_VZ).argmin(1).view(x_BNZ.shape[:-1])
+
+    def entropy_penalty(self, x_BNZ: Tensor, temperature: float) -> Tensor:
+        """Return how undecided vectors are between codes, less how evenly they use them, in nats; a scalar.
+
+        It is E[H(p)] - H(E[p]) with p the softmax of the negated squared distances over `temperature` (Yu et al. 2024,
+        MAGVIT-v2, equation 5). Gradients reach the vectors, not the codes.
+        """
+        x_MZ = self.scaled(x_BNZ.float()).reshape(-1, x_BNZ.shape[-1])
+        log_p_MV = (-self._distances(x_MZ, self.codebook().detach()) / temperature).log_softmax(1)
+        p_MV = log_p_MV.exp()
+        mean_V = p_MV.mean(0)
+        # Of the whole batch; the part that has a gradient is this rank's. The derivative of -H(m) is log m · dm, since
+        # shares sum to 1, so the mean over the ranks has the value and the gradient of the whole.
+        whole_V = summed(mean_V.detach() * len(x_MZ)) / summed(torch.tensor(float(len(x_MZ)), device=x_MZ.device))
+        undecided = -(p_MV * log_p_MV).sum(1).mean()
+        return undecided + (whole_V.clamp(min=1e-12).log() * mean_V).sum()
+
+    @staticmethod
+    def _distances(x_MZ: Tensor, codebook_VZ: Tensor) -> Tensor:
+        """Return squared distances (M, V) of vectors to codes."""
+        with torch.autocast(x_MZ.device.type, enabled=False):
+            # |x - e|² = |x|² + |e|² - 2 x·e, summed in the published code's order, so that near ties get the same code.
+            norms_MV = x_MZ.pow(2).sum(1, keepdim=True) + codebook_VZ.pow(2).sum(1)
+            return torch.addmm(norms_MV, x_MZ, codebook_VZ.t(), alpha=-2.0)
 
     def forward(self, x_BNZ: Tensor) -> tuple[Tensor, Tensor]:
         """Quantize with straight-through gradients; in training mode, also move the codebook.
@@ -59,7 +82,8 @@ class VectorQuantizer(nn.Module):
         Returns:
             (B, N, Z) code vectors, and (B, N) int64 codes.
         """
-        x_BNZ = self.scaled(x_BNZ)
+        # In float32 under autocast too: distances of near codes differ by less than bf16 can tell.
+        x_BNZ = self.scaled(x_BNZ.float())
         if self.training:
             self._start_from_data(x_BNZ)
         tokens_BN = self.nearest(x_BNZ)
@@ -72,6 +96,14 @@ class VectorQuantizer(nn.Module):
     def share_used(self, tokens_BN: Tensor) -> Tensor:
         """Return the share of the codes that a batch of tokens uses, a scalar in [0, 1]."""
         return torch.tensor(tokens_BN.unique().numel() / len(self.embedding.weight))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Load a codebook; a fit goes on from it, as if each code had been chosen once."""
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        if (loaded := state_dict.get(f"{prefix}embedding.weight")) is not None:
+            with torch.no_grad():
+                self.cluster_size_V.fill_(1.0)
+                self.cluster_sum_VZ.copy_(loaded)
 
     def _dead_below(self) -> Tensor:
         """Return the use below which a code counts as dead: a hundredth of the mean."""

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import attrs
 import pytest
 import torch
 from hypothesis import given
@@ -15,12 +16,18 @@ from rearkit.contracts import Tokenizer
 from rearkit.data.image_sets import ImageSet
 from rearkit.data.pixels import psnr, to_float
 from rearkit.errors import DivergedError, RearkitError
+from rearkit.fitting.fit import TokenizerFit, learning_rate
 from rearkit.model import build_tokenizer
-from rearkit.recipe.tables import FitTable, Recipe
+from rearkit.recipe.fit_table import AdversarialTable, FitTable
+from rearkit.recipe.tables import Recipe
 from rearkit.stages.tokenizer import fit_tokenizer
-from rearkit.tokenization.fit import TokenizerFit, learning_rate
+from rearkit.training.logs import TrainLog, read_log
 
 TABLE = FitTable(steps=12, batch=4, checkpoint_every=5, warmup_steps=2, lr=1e-2)
+WITH_ALL = attrs.evolve(
+    TABLE, flip=True, shift=1, ema_decay=0.9, precision="bf16",
+    adversarial=AdversarialTable(start=2, channels=8, layers=1, r1=0.1, lecam=0.1),
+)  # fmt: skip
 
 
 @given(st.integers(51, 200), st.integers(0, 50), st.floats(1e-5, 1))
@@ -62,10 +69,14 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_a_fit_that_was_cut_off_ends_as_the_uninterrupted_one(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
+@pytest.mark.parametrize("table", [TABLE, WITH_ALL], ids=["plain", "with-all"])
+def test_a_fit_that_was_cut_off_ends_as_the_uninterrupted_one(
+    table: FitTable, tiny: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
     whole = fresh(tiny)
-    whole_fit = TokenizerFit(whole, TABLE, seed=3)
-    whole_fit.run(batches())
+    TokenizerFit(whole, table, seed=3).run(batches(), TrainLog(tmp_path / "whole", 0))
 
     def dying() -> Iterator[tuple[Tensor, Tensor]]:
         yield from itertools.islice(batches(), 8)
@@ -73,15 +84,16 @@ def test_a_fit_that_was_cut_off_ends_as_the_uninterrupted_one(tiny: Callable[...
 
     path = tmp_path / "fit.pt"
     with pytest.raises(RuntimeError, match="killed"):
-        TokenizerFit(fresh(tiny), TABLE, 3, path).run(dying())
+        TokenizerFit(fresh(tiny), table, 3, path).run(dying(), TrainLog(tmp_path / "cut", 0))
     torch.rand(5)
     resumed = fresh(tiny)
-    fit = TokenizerFit(resumed, TABLE, 3, path)
+    fit = TokenizerFit(resumed, table, 3, path)
     assert fit.step == 5  # the last checkpoint
-    fit.run(batches(5))
+    fit.run(batches(5), TrainLog(tmp_path / "cut", fit.step))
     assert same(everything(resumed), everything(whole))
-    assert fit.history == whole_fit.history
-    assert [line["step"] for line in fit.history] == list(range(1, 13))
+    lines = read_log(tmp_path / "cut")
+    assert lines == read_log(tmp_path / "whole")
+    assert [line["step"] for line in lines] == list(range(1, 13))
     fit.finish()
     assert not path.exists()
 
