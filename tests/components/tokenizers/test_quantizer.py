@@ -114,3 +114,17 @@ def test_a_normalised_quantizer_is_fitted_on_the_unit_sphere() -> None:
     torch.testing.assert_close(by_first, torch.tensor([[-0.1104, 0.9939], [1.0, 0.0]]), rtol=0, atol=1e-4)
     codes[0, 0, 0].backward()
     assert x.grad[0, 0].abs().sum() > 0  # through the scaling, to the features
+
+
+def test_the_entropy_penalty_is_that_of_its_formula_and_least_where_codes_are_evenly_chosen() -> None:
+    torch.manual_seed(0)
+    quantizer = VectorQuantizer(4, 2)
+    with torch.no_grad():
+        quantizer.embedding.weight.copy_(torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1]]))
+    x = torch.randn(2, 5, 2)
+    p = (-torch.cdist(x.flatten(0, 1), quantizer.codebook()).square() / 0.5).softmax(1).double()
+    mean = p.mean(0)
+    expected = -(p * p.log()).sum(1).mean() + (mean * mean.log()).sum()
+    assert quantizer.entropy_penalty(x, 0.5).item() == pytest.approx(expected.item(), rel=1e-4)
+    evenly = quantizer.embedding.weight.detach()[None] * 2
+    assert quantizer.entropy_penalty(evenly, 0.1) < quantizer.entropy_penalty(evenly[:, :1].expand(1, 4, 2), 0.1) - 1
