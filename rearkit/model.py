@@ -26,6 +26,7 @@ from rearkit.contracts import (
 )
 from rearkit.errors import PluginError, RearkitError, RecipeError, WeightsError
 from rearkit.objective import Objective, fields_read
+from rearkit.partial_weights import fitting_part, load_part
 from rearkit.recipe.exported import check_source, exported_classes
 from rearkit.recipe.tables import BackboneTable, ComponentTable, Recipe, TokenizerTable
 from rearkit.registry import plugins
@@ -90,7 +91,8 @@ def build(recipe: Recipe, tokenizer: Tokenizer | None = None, classes: Classes |
     found = {}
     if recipe.backbone.weights is not None:
         component = plugins.find("backbone", recipe.backbone.name)
-        found = load_weights(backbone, recipe.backbone.weights, component, recipe.backbone.weights_key)
+        load = load_weights if recipe.backbone.weights_fit == "strict" else load_part
+        found = load(backbone, recipe.backbone.weights, component, recipe.backbone.weights_key)
     context = RegularizerContext(backbone.hidden_size, backbone.num_layers, tokenizer.codebook(), space, backbone)
     regularizers: dict[str, Regularizer] = {}
     for index, table in enumerate(recipe.regularizers):
@@ -183,7 +185,11 @@ def check_weights(recipe: Recipe) -> list[str]:
     problems = []
     for kind, (table, module) in modules.items():
         try:
-            matching_weights(module, str(table.weights), plugins.find(kind, table.name), table.weights_key)
+            component = plugins.find(kind, table.name)
+            if isinstance(module, Backbone) and recipe.backbone.weights_fit == "partial":
+                fitting_part(module, str(table.weights), component, table.weights_key)
+            else:
+                matching_weights(module, str(table.weights), component, table.weights_key)
         except WeightsError as error:
             problems.append(f"[{kind}] weights: {error}")
     return problems

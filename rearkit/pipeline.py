@@ -23,7 +23,7 @@ from rearkit.stages.course import change_course
 from rearkit.stages.flow import NAMES, STAGES
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.stage import check_stages_before, run_stage, save_resolved_recipe, set_aside
-from rearkit.stages.tokenizer import check_fit
+from rearkit.stages.tokenizer import check_fit, vgg_weights
 from rearkit.system import distributed
 from rearkit.system.console import say
 from rearkit.system.devices import resolve_device
@@ -212,6 +212,7 @@ def check_inputs(recipe: Recipe, ranks: int | None = None) -> None:
     listed = {need.path: need for need in recipe.needs}
     named = {
         "[tokenizer] weights": recipe.tokenizer.weights,
+        "[tokenizer.fit.perceptual] vgg_weights": vgg_weights(recipe),
         "[backbone] weights": recipe.backbone.weights,
         "[evaluate] feature_weights": recipe.evaluate.feature_weights,
         "[evaluate] reference": recipe.evaluate.reference,
@@ -238,14 +239,7 @@ def check_inputs(recipe: Recipe, ranks: int | None = None) -> None:
             problems.append(f"missing: {path}: {need.what}, {need.size}\n    from {need.source}")
             if need.prepare:
                 problems[-1] += f"\n    then {need.prepare}"
-    if recipe.tokenizer.weights is None and recipe.tokenizer.fit is None:
-        problems.append('[tokenizer]: give weights = "FILE", or a table [tokenizer.fit]')
-    problems += check_fit(recipe)
-    if recipe.train.steps == 0 and recipe.backbone.weights is None:
-        problems.append("[train] steps = 0 leaves the backbone untrained: give [backbone] weights")
-    for table in (recipe.tokenizer, recipe.backbone):
-        if table.weights_key is not None and table.weights is None:
-            problems.append(f"[{table.kind}] weights_key chooses within weights, and there are none")
+    problems += _weights_problems(recipe)
     # Only once all files are there: these build modules and open the files.
     problems = problems or [*check_weights(recipe), *check_inception_weights(recipe.evaluate)]
     if problems:
@@ -253,6 +247,21 @@ def check_inputs(recipe: Recipe, ranks: int | None = None) -> None:
     # Where one of the later stages is called alone, it builds its modules at once.
     if ranks is not None:
         check_parts(recipe)
+
+
+def _weights_problems(recipe: Recipe) -> list[str]:
+    """Return what is wrong with how a recipe gives, or fits, weights."""
+    problems = check_fit(recipe)
+    if recipe.tokenizer.weights is None and recipe.tokenizer.fit is None:
+        problems.append('[tokenizer]: give weights = "FILE", or a table [tokenizer.fit]')
+    if recipe.train.steps == 0 and recipe.backbone.weights is None:
+        problems.append("[train] steps = 0 leaves the backbone untrained: give [backbone] weights")
+    if recipe.train.steps == 0 and recipe.backbone.weights_fit != "strict":
+        problems.append('[backbone] weights_fit = "partial" leaves parts untrained; give [train] steps')
+    for table in (recipe.tokenizer, recipe.backbone):
+        if table.weights_key is not None and table.weights is None:
+            problems.append(f"[{table.kind}] weights_key chooses within weights, and there are none")
+    return problems
 
 
 def _is_there(path: Path) -> bool:

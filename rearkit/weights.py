@@ -95,23 +95,30 @@ def matching_weights(
         WeightsError: tensors are missing, surplus, of another shape or not finite; the message names the first few of
             each.
     """
-    state = read_state_dict(path, key)
-    layout = None if component is None else component.published
-    names = module.state_dict().keys()
-    # The names as they are come first, then those without prefixes; the nearest is what an error is about.
-    found = [_translated(layout, variant) for variant in _variants(state)]
-    best = max(found, key=lambda one: len(names & one.keys()))
-    aside = [name for name in best if name.startswith(ASIDE) and name not in names]
-    if aside:
-        say_once(f"{path}: {len(aside)} tensors passed over, such as {aside[0]}")
-    own = {name: value for name, value in best.items() if not name.startswith(EXTRA) and name not in aside}
+    best = translated_weights(module, path, component, key)
+    own = {name: value for name, value in best.items() if not name.startswith(EXTRA)}
     try:
         check_fit(module, own, str(path))
     except WeightsError as error:
         # With the settings that would fit: the usual cause is a recipe with other sizes.
-        raise WeightsError(f"{error}{_needed(layout, own)}") from None
+        raise WeightsError(f"{error}{_needed(component, own)}") from None
     check_finite(module, own, str(path))
     return own, {name.removeprefix(EXTRA): value for name, value in best.items() if name.startswith(EXTRA)}
+
+
+def translated_weights(
+    module: nn.Module, path: str | Path, component: Component | None = None, key: str | None = None
+) -> dict[str, Tensor]:
+    """Read a file's tensors, by a module's names as far as it has them; see `matching_weights`."""
+    state = read_state_dict(path, key)
+    layout = None if component is None else component.published
+    names = module.state_dict().keys()
+    # The names as they are come first, then those without prefixes; the nearest is what an error is about.
+    best = max((_translated(layout, variant) for variant in _variants(state)), key=lambda one: len(names & one.keys()))
+    aside = [name for name in best if name.startswith(ASIDE) and name not in names]
+    if aside:
+        say_once(f"{path}: {len(aside)} tensors passed over, such as {aside[0]}")
+    return {name: value for name, value in best.items() if name not in aside}
 
 
 def convert(
@@ -235,7 +242,7 @@ def check_fit(module: nn.Module, state: Mapping[str, Tensor], where: str) -> Non
         if key in state and own[key].shape != state[key].shape
     ]
     parts = [
-        f"{len(found)} {what} ({', '.join(found[:SHOWN])}{', …' if len(found) > SHOWN else ''})"
+        f"{len(found)} {what} ({listed(found)})"
         for what, found in (("missing", missing), ("surplus", surplus), ("of another shape", shapes))
         if found
     ]
@@ -259,9 +266,8 @@ def check_finite(module: nn.Module, state: Mapping[str, Tensor], where: str) -> 
         if value.is_floating_point() and not _all_finite(value) and (name in parameters or value.isnan().any())
     ]
     if bad:
-        named = ", ".join(bad[:SHOWN]) + (", …" if len(bad) > SHOWN else "")
         raise WeightsError(
-            f"{where}: {len(bad)} tensors are NaN or infinite ({named}); the file is damaged, or its training "
+            f"{where}: {len(bad)} tensors are NaN or infinite ({listed(bad)}); the file is damaged, or its training "
             "diverged: take an earlier checkpoint"
         )
 
@@ -271,8 +277,14 @@ def _all_finite(value: Tensor) -> bool:
     return bool(value.sum(dtype=torch.float64).isfinite()) or bool(value.double().isfinite().all())
 
 
-def _needed(layout: PublishedLayout | None, state: Mapping[str, Tensor]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Return the first few of some names, for a message."""
+    return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
+
+
+def _needed(component: Component | None, state: Mapping[str, Tensor]) -> str:
     """Return which settings a recipe needs for these weights, if their shapes show it."""
+    layout = None if component is None else component.published
     # Not recognised: the weights of another component, whose sizes this layout cannot read.
     if layout is None or not _is_ours(layout, state):
         return ""

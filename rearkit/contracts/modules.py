@@ -142,6 +142,17 @@ class Backbone(nn.Module):
         """Append one token, (B,) int64, to each row of the cache in place; return the next token's logits, (B, V)."""
         raise NotImplementedError
 
+    def adapted(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """Change a state dict of another number of classes, codes or positions to this backbone's, as far as it goes.
+
+        It serves ``weights_fit = "partial"``. Tensors whose shapes fit in the end are loaded, others not, so a backbone
+        without tables that mix rows of different kinds, or that belong to positions, needs none of its own.
+
+        Returns:
+            the state dict, and what was changed, a line each, for people.
+        """
+        return dict(state), []
+
 
 EXTRA = "extra."
 """Prefix for tensors in a weights file that the module does not have (spare rows, training-only heads)."""

@@ -50,11 +50,16 @@ class BackboneTable(ComponentTable):
         weights: path of initial weights, in rearkit's or the published layout; with ``train.steps = 0``, the weights to
             sample from.
         weights_key: which state dict of that file, where it has several, such as ``"ema"``.
+        weights_fit: ``"strict"``, or, to fine-tune at another number of classes, codes or positions, ``"partial"``:
+            what fits is taken, the rest is initialised and listed.
     """
 
     kind = "backbone"
     weights: str | None = None
     weights_key: str | None = attrs.field(default=None, metadata=NEW)
+    weights_fit: str = setting(
+        "whether weights must fit as they are", default="strict", choices=("strict", "partial"), since="0.2.0"
+    )
 
 
 @attrs.frozen

@@ -20,7 +20,7 @@ KINDS: tuple[str, ...] = ("dataset", "tokenizer", "backbone", "noise", "regulari
 RESERVED: dict[str, tuple[str, ...]] = {
     "dataset": ("name",),
     "tokenizer": ("name", "weights", "weights_key", "fit"),
-    "backbone": ("name", "weights", "weights_key"),
+    "backbone": ("name", "weights", "weights_key", "weights_fit"),
     "noise": ("name",),
     "regularizer": ("name",),
 }

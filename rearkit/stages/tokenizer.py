@@ -190,8 +190,14 @@ def fit_tokenizer(recipe: Recipe, images: ImageSet) -> Tokenizer:
 def tables(recipe: Recipe, folder: RunFolder | None) -> Mapping[str, Any]:
     """Return the tables that the tokenizer depends on, and a hash of the weights that they name."""
     told = {"tokenizer": recipe.tokenizer, "weights": hash_of(recipe.tokenizer.weights), "seed": recipe.seed}
+    vgg = vgg_weights(recipe)
+    return told if vgg is None else told | {"vgg": hash_of(vgg)}
+
+
+def vgg_weights(recipe: Recipe) -> str | None:
+    """Return the file of the perceptual distance's weights, if a recipe names one."""
     perceptual = None if recipe.tokenizer.fit is None else recipe.tokenizer.fit.perceptual
-    return told if perceptual is None else told | {"vgg": hash_of(perceptual.vgg_weights)}
+    return None if perceptual is None else perceptual.vgg_weights
 
 
 STAGE = Stage("tokenizer", ("data",), tables, run, all_ranks=True, uses=("tokenizer",))

@@ -26,7 +26,7 @@ BANDS = (
     ("fitting", "training", "sampling", "evaluation", "planning"),
     ("tokenization", "model", "components"),
     ("objective", "context_noise", "testing"),
-    ("recipe", "data"),
+    ("recipe", "data", "partial_weights"),
     ("registry", "layers", "weights", "system", "contracts", "errors"),
 )
 LEVEL = {room: level for level, band in enumerate(BANDS) for room in band}

@@ -7,7 +7,7 @@ Parameter names are those of the published checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,10 @@ from rearkit.components.backbones.dit_ar_blocks import PREFIX, Block, Condition,
 from rearkit.components.backbones.dit_ar_decoding import Decoder
 from rearkit.contracts import Backbone, TokenSpace
 from rearkit.layers.lean import LeanLinear
+from rearkit.layers.position_tables import resized_table
+
+# The tables with a row for each position.
+POSITIONS = ("pos_embed", "target_aware_pos_embed", "timesteps_embeddings")
 
 
 class DiTAR(Backbone):
@@ -94,6 +98,44 @@ class DiTAR(Backbone):
     def step(self, tokens_B: Tensor, cache: Decoder) -> Tensor:
         """Append a token; see `rearkit.contracts.Backbone.step`."""
         return cache.advance(self.embeddings(tokens_B))
+
+    @torch.no_grad()
+    def adapted(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """Take over rows of tokens, interpolate positions; see `rearkit.contracts.Backbone.adapted`."""
+        ours = self.state_dict()
+        adapted, told = dict(state), []
+        for name in POSITIONS:
+            table, places = state.get(name), ours[name].shape[1]
+            if table is None or table.ndim != 3 or table.shape[1] == places:
+                continue
+            resized = resized_table(table, places, PREFIX)
+            if resized is not None:
+                adapted[name] = resized
+                told.append(f"interpolated: {name}, from {table.shape[1] - PREFIX} to {places - PREFIX} tokens")
+        rows, head = state.get("embeddings.weight"), state.get("lm_head.weight")
+        if rows is not None and head is not None and rows.shape[1:] == ours["embeddings.weight"].shape[1:]:
+            adapted["embeddings.weight"] = self._token_rows(rows, len(head), told)
+        return adapted, told
+
+    def _token_rows(self, rows_RD: Tensor, codes: int, told: list[str]) -> Tensor:
+        """Put together a token table from one of another size: codes, mask, classes and "no label" are rows of one."""
+        ours_RD = self.embeddings.weight.detach().clone()
+        space = self.space
+        # One mask token, as in the published layout, and "no label" are the rows besides codes and classes.
+        classes = len(rows_RD) - codes - 2
+        if rows_RD.shape == ours_RD.shape and codes == space.codebook_size:
+            return rows_RD
+        if codes == space.codebook_size:
+            ours_RD[:codes] = rows_RD[:codes]
+        else:
+            told.append(f"initialised: the rows of {space.codebook_size} codes, where the file has {codes}")
+        ours_RD[space.codebook_size] = rows_RD[codes]
+        ours_RD[-1] = rows_RD[-1]
+        if classes == space.num_classes:
+            ours_RD[-1 - classes : -1] = rows_RD[-1 - classes : -1]
+        else:
+            told.append(f"initialised: the rows of {space.num_classes} classes, where the file has {classes}")
+        return ours_RD
 
     def target_table(self) -> Tensor:
         """Return (1, T, D): position 1 + i predicts token i and gets row 2 + i; the first and last predict nothing."""
