@@ -10,12 +10,14 @@ import torch
 from safetensors.torch import save_file
 
 from rearkit.components.backbones.dit_ar import DiTAR, DiTARSettings
-from rearkit.contracts import TokenSpace
+from rearkit.contracts import Backbone, TokenSpace
 from rearkit.errors import WeightsError
 from rearkit.layers.position_tables import resized_table
 from rearkit.model import build, check_weights
 from rearkit.partial_weights import fitting_part, load_part
 from rearkit.recipe.tables import Recipe
+from rearkit.stages.run_folder import RunFolder
+from rearkit.stages.train import export, load_model
 
 SETTINGS = DiTARSettings(hidden_size=16, num_layers=2, num_heads=2)
 SPACE = TokenSpace(num_tokens=16, codebook_size=12, num_classes=5)
@@ -116,3 +118,28 @@ def test_a_recipe_says_so(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
     assert check_weights(partial) == []
     taken = build(partial).backbone
     assert torch.equal(taken.lm_head.weight, model.backbone.lm_head.weight)
+
+
+def test_a_model_is_loaded_at_another_size(
+    tiny: Callable[..., Recipe],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = build(tiny())
+    folder = RunFolder(tmp_path)
+    folder.model.parent.mkdir(parents=True)
+    export(model, 4, folder)
+    tokenizer = folder.tokenizer
+    tokenizer.parent.mkdir()
+    save_file(model.tokenizer.state_dict(), tokenizer)
+    small, large = load_model(folder.model), load_model(folder.model, image_size=16)
+    assert (small.space.num_tokens, large.space.num_tokens) == (16, 64)
+    assert torch.equal(large.backbone.embeddings.weight, small.backbone.embeddings.weight)
+    assert "16 pixels: interpolated: pos_embed, from 16 to 64 tokens" in capsys.readouterr().out
+    with pytest.raises(WeightsError, match=r"image_size \(7\) must be a multiple of 2"):
+        load_model(folder.model, image_size=7)
+    # A backbone that cannot change its positions would have some that nobody has trained.
+    monkeypatch.setattr(DiTAR, "adapted", Backbone.adapted)
+    with pytest.raises(WeightsError, match=r'cannot take its pos_embed.* weights_fit = "partial"'):
+        load_model(folder.model, image_size=16)

@@ -34,6 +34,9 @@ sample mnist --image seven.png --keep top --class 7,1 --grid edits.png"""
     "--per-class", "-k", type=click.IntRange(1), default=8, show_default=True, help="Images of each of --classes."
 )
 @click.option("--temperature", type=click.FloatRange(0), help="Temperature of --classes; left out: the recipe's.")
+@click.option(
+    "--size", type=click.IntRange(1), help="Side in pixels other than trained, for --grid of an exported model."
+)
 @click.option("--image", type=FILE, help="Photo of which a part is kept and the rest drawn, into --grid.")
 @click.option("--mask", type=FILE, help="Image as large as --image, white where it is to be drawn anew.")
 @click.option(
@@ -53,6 +56,7 @@ def sample(
     grid: Path | None,
     per_class: int,
     temperature: float | None,
+    size: int | None,
     **photo: Any,
 ) -> None:
     """Sample images from the trained backbone: RECIPE's whole set, a few images of some classes, or parts of a photo.
@@ -61,6 +65,8 @@ def sample(
     needs no run.
     """
     wanted = _edit(grid, **photo)
+    if size is not None and grid is None:
+        raise click.UsageError("--size is for a picture, --grid")
     if to_folder is not None:
         if classes is not None or grid is not None:
             raise click.UsageError("--to-folder is for the recipe's set; --classes are a picture, --grid")
@@ -76,7 +82,7 @@ def sample(
     # --classes are a few images for a picture, which one process samples.
     if num_gpus not in (None, 1):
         raise click.UsageError("--num-gpus is for the recipe's set; --classes are sampled by one process")
-    model = _model(recipe, out, temperature)
+    model = _model(recipe, out, temperature, size)
     if wanted is None:
         from rearkit.sampling.picture import sample_picture
 
@@ -106,7 +112,7 @@ def _edit(grid: Path | None, image: Path | None, mask: Path | None, keep: str | 
     return Edit(image, mask, keep, fade)
 
 
-def _model(recipe: Any, out: Path | None, temperature: float | None) -> Any:
+def _model(recipe: Any, out: Path | None, temperature: float | None, size: int | None) -> Any:
     """Return the trained model of a recipe's run, or an exported one, with the sampling settings of the line."""
     import attrs
 
@@ -118,10 +124,14 @@ def _model(recipe: Any, out: Path | None, temperature: float | None) -> Any:
         recipe = attrs.evolve(recipe, sample=attrs.evolve(recipe.sample, temperature=temperature))
     source = click.get_current_context().params["recipe"]
     if find_file(source).suffix != ".safetensors":
+        if size is not None:
+            raise click.UsageError("--size: give the model instead, RUN/train/model.safetensors")
         return trained_model(recipe, trained_run(recipe, out))
     if out is not None:
         raise click.UsageError("--out: not with an exported model, which needs no run")
-    return attrs.evolve(load_model(source, trust=click.get_current_context().params["trust"]), recipe=recipe)
+    model = load_model(source, trust=click.get_current_context().params["trust"], image_size=size)
+    # Modules are the file's, and so are their settings; what the line may change is how they are sampled.
+    return attrs.evolve(model, recipe=attrs.evolve(recipe, tokenizer=model.recipe.tokenizer))
 
 
 def _sample_to_folder(arguments: list[str], recipe: Any, out: Path | None, num_gpus: int | None, target: Path) -> None:

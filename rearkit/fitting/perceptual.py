@@ -84,6 +84,6 @@ def check_lpips() -> None:
     """
     if importlib.util.find_spec("lpips") is None:
         raise RearkitError(
-            '[tokenizer.fit.perceptual] features = "lpips" needs the package lpips; run: pip install lpips, '
-            'or set features = "classifier"'
+            "[tokenizer.fit.perceptual] features = 'lpips' needs the package lpips; run: pip install 'rearkit[lpips]', "
+            "or set features = 'classifier'"
         )

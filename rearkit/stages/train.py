@@ -14,6 +14,7 @@ from torch import nn
 from rearkit.contracts import Classes, Tokenizer, num_parameters
 from rearkit.errors import WeightsError
 from rearkit.model import Model, build
+from rearkit.partial_weights import fitting_part
 from rearkit.planning.machine import Machine
 from rearkit.planning.micro_batch import with_micro_batch
 from rearkit.planning.step_memory import GIB
@@ -32,7 +33,7 @@ from rearkit.system.devices import resolve_device
 from rearkit.system.files import read_json, remove
 from rearkit.system.hub import hub_records
 from rearkit.training.loop import train_checked
-from rearkit.weights import load_weights, write_state_dict
+from rearkit.weights import listed, load_weights, write_state_dict
 
 
 def run(recipe: Recipe, folder: RunFolder) -> Outcome:
@@ -91,7 +92,9 @@ def trained_model(recipe: Recipe, folder: RunFolder) -> Model:
     return _with_weights(recipe, fitted_tokenizer(recipe, folder), run_classes(folder), folder.model)
 
 
-def load_model(path: str | Path, tokenizer: Tokenizer | None = None, trust: bool = False) -> Model:
+def load_model(
+    path: str | Path, tokenizer: Tokenizer | None = None, trust: bool = False, image_size: int | None = None
+) -> Model:
     """Load an exported model, ``RUN/train/model.safetensors``, which contains its recipe and its classes.
 
     Args:
@@ -100,16 +103,48 @@ def load_model(path: str | Path, tokenizer: Tokenizer | None = None, trust: bool
             beside the file, or the one whose weights the recipe names.
         trust: also take what the file's recipe names outside the file, such as weights on the hub and components of
             plugins that only training needs.
+        image_size: a side in pixels other than the one that it was trained at, where tokenizer and backbone allow it:
+            tables of positions are interpolated in two dimensions, and a line says so.
 
     Raises:
         RecipeError: the file contains no recipe, or one that does not fit what is installed now.
-        WeightsError: the tokenizer cannot be found, or weights are damaged.
+        WeightsError: the tokenizer cannot be found, weights are damaged, or cannot be changed to the size.
     """
     file = model_file(path)
     recipe = load_recipe(file, trust=trust)
+    if image_size is not None:
+        recipe = _resized(recipe, image_size)
     if tokenizer is None and (saved := tokenizer_file(path, recipe)) is not None:
         tokenizer = load_tokenizer(recipe, saved)
-    return _with_weights(recipe, tokenizer, _exported_classes(file, run_of(file)), file)
+    classes = _exported_classes(file, run_of(file))
+    if image_size is None:
+        return _with_weights(recipe, tokenizer, classes, file)
+    model = build(_without_weights(recipe), tokenizer, classes)
+    part = fitting_part(model.backbone, str(file))
+    fresh = [name for name in model.backbone.state_dict() if name not in part.taken]
+    if fresh:
+        raise WeightsError(
+            f"{file}: {recipe.backbone.name} cannot take its {listed(fresh)} over to {image_size} pixels; train at "
+            f'that size instead, from these weights: [backbone] weights = "{file}", weights_fit = "partial"'
+        )
+    model.backbone.load_state_dict(part.taken)
+    for line in part.told[1:]:
+        say(f"sample: {image_size} pixels: {line}")
+    model.backbone.eval()
+    return model
+
+
+def _resized(recipe: Recipe, image_size: int) -> Recipe:
+    """Return a recipe whose tokenizer has another size, if it is one that has."""
+    settings = recipe.tokenizer.settings
+    if not hasattr(settings, "image_size"):
+        raise WeightsError(f"[tokenizer] {recipe.tokenizer.name} has no image_size, and so one size only")
+    try:
+        changed = attrs.evolve(settings, image_size=image_size)
+    except ValueError as error:
+        raise WeightsError(f"[tokenizer] {recipe.tokenizer.name}: {error}") from None
+    evolved: Recipe = attrs.evolve(recipe, tokenizer=attrs.evolve(recipe.tokenizer, settings=changed))  # type: ignore[misc]
+    return evolved
 
 
 def _exported_classes(path: Path, folder: RunFolder) -> Classes | None:
@@ -125,12 +160,16 @@ def _exported_classes(path: Path, folder: RunFolder) -> Classes | None:
 
 
 def _with_weights(recipe: Recipe, tokenizer: Tokenizer | None, classes: Classes | None, path: Path) -> Model:
-    # Without the weights that training started from, which may no longer exist and would be overwritten anyway.
-    untrained: Recipe = attrs.evolve(recipe, backbone=attrs.evolve(recipe.backbone, weights=None))  # type: ignore[misc]
-    model = build(untrained, tokenizer, classes)
+    model = build(_without_weights(recipe), tokenizer, classes)
     load_weights(model.backbone, path)
     model.backbone.eval()
     return model
+
+
+def _without_weights(recipe: Recipe) -> Recipe:
+    """Leave out the weights that training started from, which may be gone and would be overwritten anyway."""
+    untrained: Recipe = attrs.evolve(recipe, backbone=attrs.evolve(recipe.backbone, weights=None))  # type: ignore[misc]
+    return untrained
 
 
 def tables(recipe: Recipe, folder: RunFolder | None) -> Mapping[str, Any]:

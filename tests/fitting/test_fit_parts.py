@@ -148,5 +148,5 @@ def test_what_a_tokenizer_or_recipe_cannot_give_is_told_before_the_fit(
     told = check_fit(with_fit(part="decoder"))
     assert "does not tell its decoder apart" in told[1]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(RearkitError, match="pip install lpips"):
+    with pytest.raises(RearkitError, match=r"pip install 'rearkit\[lpips\]'"):
         check_fit(with_fit(perceptual={"features": "lpips", "vgg_weights": "vgg.pth"}))
