@@ -86,7 +86,7 @@ def build(recipe: Recipe, tokenizer: Tokenizer | None = None, classes: Classes |
     # Again, so that the backbone's initial weights depend on neither the tokenizer's fit nor the noise.
     torch.manual_seed(recipe.train_seed)
     space = space_of(tokenizer, classes.number, extra_tokens(noise))
-    backbone = _build(recipe.backbone, recipe.name, space)
+    backbone = build_backbone(recipe, space)
     # Before the regularizers, since one that copies the backbone must copy these.
     found = {}
     if recipe.backbone.weights is not None:
@@ -165,6 +165,12 @@ def build_tokenizer(recipe: Recipe, load: bool = True) -> Tokenizer:
     return tokenizer
 
 
+def build_backbone(recipe: Recipe, space: TokenSpace) -> Backbone:
+    """Build the backbone of a recipe, with weights as they are initialised."""
+    backbone: Backbone = _build(recipe.backbone, recipe.name, space)
+    return backbone
+
+
 def check_weights(recipe: Recipe) -> list[str]:
     """Compare the weights that a recipe names with its modules' names and shapes, before hours go into other stages.
 
@@ -181,7 +187,7 @@ def check_weights(recipe: Recipe) -> list[str]:
         classes = _num_classes(recipe)
         if classes is not None:
             space = space_of(tokenizer, classes)
-            modules["backbone"] = (recipe.backbone, _cheaply(lambda: _build(recipe.backbone, recipe.name, space)))
+            modules["backbone"] = (recipe.backbone, _cheaply(lambda: build_backbone(recipe, space)))
     problems = []
     for kind, (table, module) in modules.items():
         try:

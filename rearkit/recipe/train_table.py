@@ -114,6 +114,9 @@ class TrainTable:
     keep_every: int = setting(
         "also keep the checkpoints at multiples of this many steps; 0 for none", default=0, ge=0, cosmetic=True
     )
+    pictures: int = setting(
+        "images drawn at each checkpoint, for the report; 0 for none", default=8, ge=0, cosmetic=True, since="0.2.0"
+    )
     trackers: TrackersTable = setting("where measurements go", default=TrackersTable(), cosmetic=True)
     guards: GuardsTable = setting("what training tolerates before it stops", default=GuardsTable())
     deepspeed: dict[str, Any] = setting(

@@ -17,7 +17,8 @@ from rearkit.recipe.loading import load_recipe, recipe_to_dict
 from rearkit.reports.charts import Chart, Series, drawn
 from rearkit.reports.diagnosis import charts as diagnosis_charts
 from rearkit.reports.diagnosis import summary
-from rearkit.reports.run_page import OUT_OF_DATE, page_template, sample_grid, stage_rows
+from rearkit.reports.galleries import sample_grid
+from rearkit.reports.run_page import OUT_OF_DATE, page_template, stage_rows
 from rearkit.stages.flow import STAGES
 from rearkit.stages.run_folder import RunFolder
 from rearkit.system.files import write_text

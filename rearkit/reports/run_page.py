@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import jinja2
 import tomli_w
-from PIL import Image
 
 from rearkit.analysis.diagnose import read_diagnosis
 from rearkit.errors import RearkitError
@@ -21,19 +17,16 @@ from rearkit.recipe.tables import Recipe, component_tables
 from rearkit.reports.charts import drawn, fit_charts, training_charts
 from rearkit.reports.diagnosis import charts as diagnosis_charts
 from rearkit.reports.diagnosis import summary as diagnosis_summary
+from rearkit.reports.galleries import copies, progress, reconstructions, sample_maps, sample_rows
 from rearkit.stages.course import course_line, read_courses
-from rearkit.stages.data import run_classes
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.stage import Stage, stage_key
 from rearkit.system.files import write_text
 from rearkit.system.versions import versions
-from rearkit.tokenization.quality import GRID_IMAGES
 from rearkit.training.logs import read_log
 
 DONE = "done"
 OUT_OF_DATE = "out of date"
-PADDING = 2  # pixels between the cells of a saved grid, as `save_grid` leaves them
-CELL = 130  # pixels; larger cells are scaled down, so that the page stays small
 
 Results = Mapping[str, Mapping[str, Any] | None]
 """Each stage's result by the stage's name; None if it has not finished."""
@@ -87,10 +80,12 @@ def gather(recipe: Recipe, folder: RunFolder, flow: Sequence[Stage]) -> dict[str
         "results": results,
         "score_cards": score_cards(results["evaluate"]),
         "score_notes": score_notes(results["evaluate"]),
-        "samples": _sample_rows(folder, results["sample"]),
-        "copies": _copies(folder, results["evaluate"]),
-        "reconstructions": _reconstructions(folder, results["tokens"]),
+        "samples": sample_rows(folder, results["sample"]),
+        "maps": sample_maps(folder, results["sample"]),
+        "copies": copies(folder, results["evaluate"]),
+        "reconstructions": reconstructions(folder, results["tokens"]),
         "training": drawn(training_charts(read_log(folder.stage("train")))),
+        "progress": progress(folder),
         "courses": [course_line(course) for course in read_courses(folder)],
         "fit": drawn(fit_charts(read_log(folder.fit_log.parent, folder.fit_log.name))),
         "diagnosis": [] if diagnosis is None else drawn(diagnosis_charts({"": [diagnosis]})),
@@ -210,83 +205,3 @@ def _state(stage: Stage, recipe: Recipe, folder: RunFolder, inputs_hold: bool) -
         # A file that the key depends on may be gone by now; the finished results are still good.
         holds = inputs_hold
     return DONE if holds else OUT_OF_DATE
-
-
-def _reconstructions(folder: RunFolder, result: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Return pictures of originals above their reconstructions, or of decoded tokens if there are no images."""
-    if result is None:
-        return []
-    high = 2 if "psnr" in result or result["train_views"] > GRID_IMAGES else 1
-    return [picture for row in _strips(folder.reconstructions, 1, high, columns=4) for picture in row]
-
-
-def _copies(folder: RunFolder, scores: Mapping[str, Any] | None) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Return pictures of samples above their nearest real images: the first samples, then the nearest of all."""
-    if scores is None or scores.get("nearest") is None:
-        return []
-    rows = _strips(folder.nearest, rows=2, high=2, columns=4)
-    return list(zip(("The first samples", "The samples nearest to a real image"), rows, strict=False))
-
-
-def _sample_rows(folder: RunFolder, result: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Return the rows of the sample grid: for each class its name and pictures."""
-    if result is None:
-        return []
-    count = result["grid_classes"]
-    pictures = _strips(folder.sample_grid, rows=count, high=1, columns=5)
-    # Not strict: the grid shows the first classes only.
-    return [{"label": label, "pictures": row} for label, row in zip(run_classes(folder).titles, pictures, strict=False)]
-
-
-def sample_grid(folder: RunFolder) -> dict[str, Any] | None:
-    """Return the whole sample grid of a run as one picture, a class a row; None if there is none."""
-    path = folder.sample_grid
-    done = folder.done("sample")
-    if done is None or not path.is_file():
-        return None
-    with Image.open(path) as opened:
-        grid = opened.convert("RGB")
-    return _picture(grid, (grid.height - PADDING) // done["result"]["grid_classes"])
-
-
-def _strips(path: Path, rows: int, high: int, columns: int) -> list[list[dict[str, Any]]]:
-    """Cut a saved grid into pictures that wrap on a narrow page.
-
-    Args:
-        path: of the grid's file, which may be missing.
-        rows: rows of pictures.
-        high: rows of the grid in each picture.
-        columns: most columns of the grid in each picture.
-    """
-    if not path.is_file():
-        return []
-    with Image.open(path) as opened:
-        grid = opened.convert("RGB")
-    # A pitch is a cell with its padding on one side; the grid has padding once more at the far edge.
-    pitch = (grid.height - PADDING) // (rows * high)
-    total = max(1, (grid.width - PADDING) // pitch)
-    return [
-        [
-            _picture(_cut(grid, pitch, row * high, high, left, min(left + columns, total)), pitch)
-            for left in range(0, total, columns)
-        ]
-        for row in range(rows)
-    ]
-
-
-def _cut(grid: Image.Image, pitch: int, row: int, high: int, left: int, right: int) -> Image.Image:
-    """Cut out ``high`` rows of cells from ``row`` on, columns ``left`` to ``right``, without the padding around."""
-    return grid.crop((PADDING + left * pitch, PADDING + row * pitch, right * pitch, (row + high) * pitch))
-
-
-def _picture(image: Image.Image, pitch: int) -> dict[str, Any]:
-    """Return an image as a data URI with its size in CSS pixels; larger cells become JPEG, others PNG."""
-    # JPEG would blur the pixels of small images, which are saved enlarged; PNG of photographs would be much larger.
-    form = "PNG"
-    if pitch > CELL:
-        form = "JPEG"
-        image = image.resize((round(image.width * CELL / pitch), round(image.height * CELL / pitch)))
-    buffer = io.BytesIO()
-    image.save(buffer, form, optimize=True, **({"quality": 90} if form == "JPEG" else {}))
-    content = base64.b64encode(buffer.getvalue()).decode()
-    return {"uri": f"data:image/{form.lower()};base64,{content}", "width": image.width, "height": image.height}

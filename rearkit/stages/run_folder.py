@@ -153,6 +153,11 @@ class RunFolder:
         return self.stage("sample") / "samples.png"
 
     @property
+    def sample_maps(self) -> Path:
+        """A picture of a few samples beside maps of where the model is unsure, and what it attends to."""
+        return self.stage("sample") / "maps.png"
+
+    @property
     def scores(self) -> Path:
         """The scores of the samples."""
         return self.stage("evaluate") / "scores.json"

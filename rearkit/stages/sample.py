@@ -11,8 +11,10 @@ import numpy as np
 import torch
 
 from rearkit.data.pixels import save_grid
+from rearkit.model import Model
 from rearkit.recipe.loading import recipe_to_dict
 from rearkit.recipe.tables import Recipe, component_tables
+from rearkit.sampling.attention_maps import sample_maps
 from rearkit.sampling.manifest import FORMAT, MEMBER, Manifest
 from rearkit.sampling.parts import Parts, count_samples, write_npz, write_part
 from rearkit.sampling.sampler import Sampler, balanced_classes
@@ -25,6 +27,9 @@ from rearkit.system.files import remove, sha256, write_json
 from rearkit.system.hub import hub_records
 from rearkit.system.versions import package_versions
 
+# Samples whose maps are drawn.
+MAPPED = 6
+
 
 def run(recipe: Recipe, folder: RunFolder) -> Outcome:
     """Sample on all ranks, one part of the set per batch; a run that was cut off makes only the missing parts."""
@@ -36,7 +41,7 @@ def run(recipe: Recipe, folder: RunFolder) -> Outcome:
     seconds = _make(Sampler(model), classes, missing, folder.parts)
     distributed.barrier()
     images_per_second = len(missing) / seconds if missing else None
-    return distributed.from_main(lambda: _collect(recipe, folder, classes, model.classes.number, images_per_second))
+    return distributed.from_main(lambda: _collect(model, folder, classes, images_per_second))
 
 
 def missing_samples(parts_folder: Path, classes: Sequence[int]) -> list[int]:
@@ -74,16 +79,16 @@ def _make(sampler: Sampler, classes: Sequence[int], missing: list[int], parts_fo
     return time.monotonic() - started
 
 
-def _collect(
-    recipe: Recipe, folder: RunFolder, classes: Sequence[int], num_classes: int, images_per_second: float | None
-) -> Outcome:
+def _collect(model: Model, folder: RunFolder, classes: Sequence[int], images_per_second: float | None) -> Outcome:
     """Write the parts to one file, and the first samples of each class to a picture."""
+    recipe = model.recipe
     parts = Parts(folder.parts)
-    manifest = write_manifest(folder.stage("sample"), recipe, folder, classes, num_classes)
+    manifest = write_manifest(folder.stage("sample"), recipe, folder, classes, model.classes.number)
     write_npz(folder.samples, parts, classes, manifest)
     chosen, columns = grid_numbers(classes, recipe.sample.grid_classes, recipe.sample.grid_per_class)
     images = np.concatenate([parts.read("images", number) for number in chosen])
     save_grid(folder.sample_grid, torch.from_numpy(images).permute(0, 3, 1, 2), columns)
+    maps = _draw_maps(model, folder, parts, classes) if model.tokenizer.raster else {}
     parts.close()
     # Only now, so that a run that is cut off before this need not sample again.
     for path in (folder.parts, manifest):
@@ -93,8 +98,19 @@ def _collect(
         "images": len(classes),
         "images_per_second": images_per_second,
         "grid_classes": len(chosen) // columns,
+        **maps,
     }
     return Outcome(result, (folder.samples.name, folder.sample_grid.name))
+
+
+def _draw_maps(model: Model, folder: RunFolder, parts: Parts, classes: Sequence[int]) -> dict[str, list[str]]:
+    """Draw where the model is unsure of a few samples of different classes; return the columns' names."""
+    numbers = [classes.index(label) for label in sorted(set(classes))[:MAPPED]]
+    images, tokens = (np.concatenate([parts.read(name, number) for number in numbers]) for name in ("images", "tokens"))
+    chosen = torch.tensor([classes[number] for number in numbers])
+    pictures, names = sample_maps(model, torch.from_numpy(images), torch.from_numpy(tokens).long(), chosen)
+    save_grid(folder.sample_maps, pictures, len(names))
+    return {"maps": names}
 
 
 def grid_numbers(classes: Sequence[int], grid_classes: int, per_class: int) -> tuple[list[int], int]:

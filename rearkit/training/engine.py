@@ -272,12 +272,12 @@ class Engine:
 
         The master weights or their averages: in 16 bits the module has only what is left of them after rounding.
         """
-        found: dict[int, nn.Parameter] = {}
-        for parameter in self.module.parameters():
-            key = AVERAGE if averaged and parameter.requires_grad else None
-            value = self.whole(parameter, key).float()
-            found[id(parameter)] = nn.Parameter(value, parameter.requires_grad)
-        return found
+        whole = ((parameter, self.trained_value(parameter, averaged)) for parameter in self.module.parameters())
+        return {id(parameter): nn.Parameter(value, parameter.requires_grad) for parameter, value in whole}
+
+    def trained_value(self, parameter: nn.Parameter, averaged: bool) -> Tensor:
+        """Return one whole parameter in float32, as `trained` does. All ranks must call this."""
+        return self.whole(parameter, AVERAGE if averaged and parameter.requires_grad else None).float()
 
 
 def scale_may_fall(optimizer: Any) -> bool:

@@ -27,6 +27,7 @@ from rearkit.training.engine import Engine
 from rearkit.training.guards import StepGuard, poisoned
 from rearkit.training.logs import TrainLog
 from rearkit.training.order import order_of
+from rearkit.training.pictures import Pictures
 from rearkit.training.prefetch import Feed
 from rearkit.training.schedule import learning_rate
 from rearkit.training.teachers import Taken
@@ -92,9 +93,11 @@ class Trainer:
         steps = range(self.done, self.table.steps)
         self.feed = Feed(self.source, steps, self.rank, self.world, guards.data_timeout, data.workers)
         self.log: TrainLog | None = None
+        self.pictures: Pictures | None = None
         # Values are averaged over the ranks before they are logged, so one log has them all.
         if folder is not None and self.rank == 0:
             self.log = TrainLog(folder, self.done, open_trackers(recipe, folder, self.done))
+            self.pictures = Pictures(model, folder, self.table.pictures)
         self.last: dict[str, float] = {} if self.log is None else self.log.last
         # Seconds spent in steps; validation and checkpoints would make the reported speed depend on their intervals.
         self._busy = 0.0
@@ -226,3 +229,19 @@ class Trainer:
         due = anyway or self.finished or self.done % self.table.checkpoint_every == 0
         if self.checkpoints is not None and due:
             self.checkpoints.save(self.done, lambda place: state.write(self.engine, place))
+            # Not of a run that was asked to stop, which is waited for.
+            if self.table.pictures and not anyway:
+                self._draw()
+
+    def _draw(self) -> None:
+        """Draw the samples of a checkpoint on the first rank, with the weights that would be exported."""
+        averaged = self.table.ema_decay > 0
+        backbone = self.model.backbone
+        weights = dict(backbone.named_buffers()) if self.pictures else {}
+        for name, parameter in backbone.named_parameters():
+            value = self.engine.trained_value(parameter, averaged)
+            # One at a time, so that a full GPU has room for them.
+            if self.pictures:
+                weights[name] = value.cpu()
+        if self.pictures and self.pictures.works:
+            self.pictures.draw(self.done, {name: weights[name] for name in backbone.state_dict()})
