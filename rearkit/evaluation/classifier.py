@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from rearkit.recipe.tables import ClassifierTable
 from rearkit.system.checksums import seal, unseal
 from rearkit.system.console import progress_bar, say
 from rearkit.system.devices import seed_everything
-from rearkit.system.weight_files import read_state_dict
+from rearkit.system.weight_files import digest_of, read_state_dict
 from rearkit.weights import fit_state_dict, write_state_dict
 
 FILE = "classifier.safetensors"
@@ -150,7 +149,7 @@ def find_classifier(
 def save_classifier(classifier: Classifier, path: Path, trained_on: str = "") -> None:
     """Save a classifier's weights, with its sizes and a digest of its images and settings."""
     # A single key: safetensors writes several keys in an order that differs from run to run.
-    told = {"sizes": classifier.sizes, "trained_on": trained_on, "weights": _digest(classifier.state_dict())}
+    told = {"sizes": classifier.sizes, "trained_on": trained_on, "weights": digest_of(classifier.state_dict())}
     write_state_dict(path, classifier.state_dict(), {"classifier": json.dumps(seal(told))})
 
 
@@ -163,22 +162,24 @@ def load_classifier(path: str | Path) -> Classifier:
     with safetensors.safe_open(path, "pt") as file:
         about = _about(file.metadata())
     state = read_state_dict(path)
-    if about is None or about.get("weights", digest := _digest(state)) != digest:
+    if about is None or about.get("weights", digest := digest_of(state)) != digest:
         raise WeightsError(f"{path}: damaged, its checksum differs; remove it, and the classifier is trained again")
     classifier = Classifier(**about["sizes"])
     fit_state_dict(classifier, state, str(path))
     return classifier.eval()
 
 
+def is_intact(path: Path) -> bool | None:
+    """Return whether a saved classifier is what was written; None if it has no checksum."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        load_classifier(path)
+        return True if "weights" in (_about(metadata) or {}) else None
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, WeightsError, safetensors.SafetensorError):
+        return False
+
+
 def _about(metadata: dict[str, str]) -> dict[str, Any] | None:
     """Return what a classifier's file tells of it; None if that is damaged."""
     return unseal(json.loads(metadata["classifier"])).content
-
-
-def _digest(state: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(state.items()):
-        digest.update(
-            f"{name} {tuple(value.shape)} {value.dtype}".encode() + value.cpu().contiguous().numpy().tobytes()
-        )
-    return digest.hexdigest()

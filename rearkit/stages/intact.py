@@ -9,7 +9,7 @@ from typing import Any
 
 from rearkit.errors import RearkitError
 from rearkit.stages.run_folder import RunFolder
-from rearkit.system.checksums import changed_since_noted, forget
+from rearkit.system.checksums import forget, is_as_noted, noted
 from rearkit.system.console import progress_bar, say
 from rearkit.system.files import sha256, write_text
 
@@ -84,9 +84,10 @@ def check_written(names: Iterable[str], folder: RunFolder) -> None:
 
 def drop_damaged_parts(folder: RunFolder, name: str) -> None:
     """Remove what is damaged of the files that a stage has written before it was cut off; it makes them again."""
-    for path in list(changed_since_noted(folder.stage(name))):
-        say(f"{name}: {path} is damaged; making it again")
-        forget(path)
+    for path in noted(folder.stage(name)):
+        if not is_as_noted(path):
+            say(f"{name}: {path} is damaged; making it again")
+            forget(path)
 
 
 def write_key(folder: RunFolder, name: str, key: str) -> None:

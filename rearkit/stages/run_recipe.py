@@ -8,7 +8,7 @@ from rearkit.errors import RearkitError
 from rearkit.recipe.loading import load_recipe, recipe_to_dict
 from rearkit.recipe.tables import Recipe
 from rearkit.stages.run_folder import RunFolder
-from rearkit.system.checksums import read_sealed, write_sealed
+from rearkit.system.checksums import check_sealed, read_sealed, write_sealed
 from rearkit.system.console import say
 from rearkit.system.files import sha256, write_text
 
@@ -32,7 +32,7 @@ def save_resolved_recipe(recipe: Recipe, folder: RunFolder) -> None:
 
 def recipe_differs(folder: RunFolder) -> bool | None:
     """Return whether the recipe is not the one that was written; None where nothing tells."""
-    written = (read_sealed(folder.owner) or {}).get(DIGEST)
+    written = (check_sealed(folder.owner).content or {}).get(DIGEST)
     return None if written is None or not folder.recipe.is_file() else sha256(folder.recipe) != written
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -105,19 +105,31 @@ def read_checked(path: Path) -> bytes:
     return content
 
 
+def has_checksum(path: Path) -> bool | None:
+    """Return whether a file ends in the checksum of its content; None if it ends in none."""
+    try:
+        return None if read_checked(path) == path.read_bytes() else True
+    except DamagedError:
+        return False
+
+
 def note_checksum(path: Path) -> None:
     """Keep the SHA-256 of a file just written beside it, until the stage's record has it (in `sha256sum`'s format)."""
     write_text(_note(path), f"{sha256(path)}  {path.name}\n")
 
 
-def changed_since_noted(folder: Path) -> Iterator[Path]:
-    """Yield the files under a folder that differ from what `note_checksum` noted of them."""
-    for note in sorted(folder.rglob(f"{SUMS}/*.{SEAL}")):
-        path = note.parent.parent / note.name.removesuffix(f".{SEAL}")
-        told = note.read_bytes().split()
-        # A damaged note counts as a damaged file: which of the two it is cannot be told.
-        if path.is_file() and (not told or told[0] != sha256(path).encode()):
-            yield path
+def is_as_noted(path: Path) -> bool:
+    """Return whether a file is what `note_checksum` noted of it."""
+    told = _note(path).read_bytes().split()
+    # A damaged note counts as a damaged file: which of the two it is cannot be told.
+    return bool(told) and told[0] == sha256(path).encode()
+
+
+def noted(folder: Path) -> list[Path]:
+    """Return the files under a folder of which `note_checksum` has noted a checksum."""
+    notes = sorted(folder.rglob(f"{SUMS}/*.{SEAL}"))
+    paths = [note.parent.parent / note.name.removesuffix(f".{SEAL}") for note in notes]
+    return [path for path in paths if path.is_file()]
 
 
 def forget(path: Path) -> None:

@@ -75,12 +75,19 @@ def read_log(folder: Path, name: str = JSONL) -> list[dict[str, float]]:
     path = folder / name
     if not path.is_file():
         return []
+    lines, damaged = read_lines(path)
+    if damaged:
+        say_once(f"{path}: {len(damaged)} damaged or foreign lines are passed over, such as line {damaged[0]}")
+    return lines
+
+
+def read_lines(path: Path) -> tuple[list[dict[str, float]], list[int]]:
+    """Read the lines of a log; return those that can be used, and the numbers of the others."""
     texts = path.read_text(encoding="utf-8", errors="replace").split("\n")
     found = [_measured(text) for text in texts]
     # The end of the last line is no line; what a crash has cut off at the end is nothing unusual.
-    if damaged := [number for number, line in enumerate(found[:-1], start=1) if line is None]:
-        say_once(f"{path}: {len(damaged)} damaged or foreign lines are passed over, such as line {damaged[0]}")
-    return [line for line in found if line is not None]
+    damaged = [number for number, line in enumerate(found[:-1], start=1) if line is None]
+    return [line for line in found if line is not None], damaged
 
 
 def _line(values: Mapping[str, float]) -> str:

@@ -1,0 +1,192 @@
+"""Single bits flipped, files cut and files emptied, of finished runs and of runs that were cut off.
+
+After each fault the same run is started again. It must name the file, or come to the same results: weights, samples
+and scores to the last bit. It must not end in a traceback, and not be closed to its recipe.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ledger import Ledger, Outcome
+
+from rearkit import pipeline
+from rearkit.errors import RearkitError
+from rearkit.recipe.tables import Recipe
+from rearkit.stages import intact
+from rearkit.stages import sample as sample_stage
+from rearkit.stages import tokens as tokens_stage
+from rearkit.system import console
+from rearkit.system.files import sha256
+from rearkit.tokenization.fit import TokenizerFit
+from rearkit.training.trainer import Trainer
+
+RESULTS = ("tokenizer/tokenizer.safetensors", "train/model.safetensors", "sample/samples.npz", "scores.json")
+# What no run reads: pages and pictures to look at, and TensorBoard's own files.
+UNREAD = (".html", ".png", ".lock", "tfevents")
+STAGES = ("data", "tokenizer", "tokens", "train", "sample", "evaluate")
+
+
+class CutOff(Exception):
+    """Stands for a killed process."""
+
+
+def cut_off(*_: Any, **__: Any) -> Any:
+    raise CutOff
+
+
+def after(function: Callable[..., Any], calls: int) -> Callable[..., Any]:
+    """Let a function be called a number of times, and cut the run off after the last."""
+    left = iter(range(calls - 1))
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        result = function(*arguments, **named)
+        if next(left, None) is None:
+            raise CutOff
+        return result
+
+    return counted
+
+
+# Where a run is cut off: what is replaced, and by what.
+CUTS: dict[str, tuple[Any, str, Callable[[Any], Any]]] = {
+    "while the tokenizer is fitted": (TokenizerFit, "_save", lambda save: after(save, 2)),
+    "before tokens are listed": (tokens_stage, "_finish", lambda _: cut_off),
+    "while it trains": (Trainer, "step", lambda step: after(step, 5)),
+    "before samples are put together": (sample_stage, "_collect", lambda _: cut_off),
+}
+
+
+class Runs:
+    """One tiny run, finished and cut off at several places, to be copied, damaged and started again."""
+
+    def __init__(self, recipe: Recipe, place: Path) -> None:
+        self.recipe, self.place = recipe, place
+        self.copies = {"finished": place / "finished"}
+        pipeline.run(recipe, self.copies["finished"])
+        self.results = self.digests(self.copies["finished"])
+        for cut, (owner, name, replace) in CUTS.items():
+            self.copies[cut] = place / cut.replace(" ", "-")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(owner, name, replace(getattr(owner, name)))
+                with pytest.raises(CutOff):
+                    pipeline.run(recipe, self.copies[cut])
+
+    def digests(self, folder: Path) -> dict[str, str]:
+        return {name: sha256(folder / name) for name in RESULTS if (folder / name).is_file()}
+
+    def files(self, copy: str) -> list[Path]:
+        """Return the files of a copy that a run reads, relative to it."""
+        folder = self.copies[copy]
+        found = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+        return [path for path in found if not any(word in path.name for word in UNREAD)]
+
+    def after_fault(self, copy: str, file: Path, fault: Callable[[bytes], bytes], out: Callable[[], str]) -> Outcome:
+        """Damage a file of a copy, start the run again, and judge what comes of it."""
+        folder = self.place / "damaged"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(self.copies[copy], folder)
+        (folder / file).write_bytes(fault((folder / file).read_bytes()))
+        console.say_once.cache_clear()  # type: ignore[attr-defined]
+        out()
+        try:
+            pipeline.run(self.recipe, folder)
+        except RearkitError as error:
+            return "held" if str(file) in str(error) or file.name in str(error) else "lost"
+        if self.digests(folder) == self.results:
+            return "held"
+        told = out()
+        named = {str(file), str(file.parent)} if file.parent != Path() else {str(file)}
+        return "held" if any(name in told for name in named) else "silent"
+
+
+@pytest.fixture(scope="module")
+def runs(tiny: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    recipe = tiny(
+        data={"source": {"name": "mnist-5k", "train_per_class": 2, "held_out_per_class": 1}, "shard_size": 10},
+        tokenizer={"fit": {"steps": 6, "batch": 4, "warmup_steps": 1, "checkpoint_every": 2, "min_psnr": 0}},
+        tokens={"min_psnr": 0, "min_codebook_use": 0, "check_images": 4},
+        train={"steps": 6, "checkpoint_every": 2, "validate_every": 2, "warmup_steps": 1, "log_every": 1},
+        sample={"num_images": 20, "batch": 10, "grid_per_class": 1},
+        evaluate={
+            "features": "classifier",
+            "nearest_k": 2,
+            "classifier": {"steps": 4, "channels": 4, "features": 16, "min_accuracy": 0},
+        },
+    )
+    yield Runs(recipe, tmp_path_factory.mktemp("runs"))
+
+
+def flip(bit: int) -> Callable[[bytes], bytes]:
+    def fault(content: bytes) -> bytes:
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        return bytes(changed)
+
+    return fault
+
+
+def try_faults(runs: Runs, copy: str, flips: int, seed: int, out: Callable[[], str], files: list[Path]) -> Ledger:
+    """Flip bits of files, cut them short and empty them."""
+    ledger = Ledger()
+    draw = random.Random(seed)
+    for file in files:
+        size = (runs.copies[copy] / file).stat().st_size
+        bits = sorted(draw.sample(range(8 * size), min(flips, 8 * size)))
+        # All of them also near the beginning, where formats have their headers.
+        bits += [draw.randrange(8 * min(size, 200)) for _ in range(flips // 2)] if size else []
+        faults: list[tuple[str, str, Callable[[bytes], bytes]]] = [
+            *(("flipped bit", f"bit {bit} of {file}", flip(bit)) for bit in bits),
+            ("cut", str(file), lambda content: content[: len(content) // 2]),
+            ("emptied", str(file), lambda content: b""),
+        ]
+        for kind, detail, fault in faults:
+            work = lambda file=file, fault=fault: runs.after_fault(copy, file, fault, out)  # noqa: E731
+            ledger.attempt(f"{kind}, {copy}", detail, work)
+    return ledger
+
+
+@pytest.fixture
+def out(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    return lambda: capsys.readouterr().out
+
+
+# One file of each kind; the slow tests have all.
+FEW = ("run.json", "recipe.toml", "train/stage.json", "data/shards.json", "tokens/shards.json", "tokenizer/key")
+
+
+def test_a_finished_run_that_is_damaged_says_so_or_is_as_it_was(runs: Runs, out: Callable[[], str]) -> None:
+    try_faults(runs, "finished", 0, 0, out, [Path(file) for file in FEW]).check()
+
+
+def test_a_training_that_is_resumed_passes_damage_over(runs: Runs, out: Callable[[], str]) -> None:
+    files = [file for file in runs.files("while it trains") if file.name in ("manifest.json", "log.jsonl")]
+    try_faults(runs, "while it trains", 1, 0, out, files).check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("copy", ["finished", *CUTS])
+def test_every_file_of_a_run(copy: str, runs: Runs, out: Callable[[], str]) -> None:
+    try_faults(runs, copy, 8, 1, out, runs.files(copy)).check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_what_a_stage_reads_is_hashed_though_no_start_does(
+    stage: str, runs: Runs, out: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is with files too large to be hashed at each start."""
+    copy = f"without {stage}"
+    runs.copies[copy] = runs.place / copy.replace(" ", "-")
+    shutil.copytree(runs.copies["finished"], runs.copies[copy], dirs_exist_ok=True)
+    for later in STAGES[STAGES.index(stage) :]:
+        shutil.rmtree(runs.copies[copy] / later)
+    monkeypatch.setattr(intact, "HASHED_AT_START", 0)
+    before = STAGES[: STAGES.index(stage)]
+    files = [file for file in runs.files(copy) if file.parts[0] in before and file.name not in ("key", "stage.json")]
+    try_faults(runs, copy, 4, 2, out, files).check()
