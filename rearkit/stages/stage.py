@@ -136,7 +136,6 @@ def run_stage(
     key = distributed.from_main(lambda: _begin(stage, recipe, folder, not before, damaged))
     if key is None:
         return False
-    # Only where there is work, so that a start with none hashes little.
     lost = distributed.from_main(lambda: damaged_inputs(stage.inputs, folder, stage.hashes))
     sources = [source for source in before if source.name in lost]
     if len(sources) < len(lost):
@@ -189,7 +188,7 @@ def _begin(stage: Stage, recipe: Recipe, folder: RunFolder, alone: bool, known: 
 
 
 def _check_source(stage: Stage, recipe: Recipe, damaged: Path) -> None:
-    """Check that a stage can run again, before its record is removed: a run whose data has moved away needs it."""
+    """Check that a stage can run again before its record, without which a run cannot be entered, is removed."""
     try:
         stage.tables(recipe, None)
     except RearkitError as error:
