@@ -7,20 +7,27 @@ and scores to the last bit. It must not end in a traceback, and not be closed to
 from __future__ import annotations
 
 import functools
+import json
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from ledger import Ledger, Outcome
 from PIL import Image
 
 from rearkit import pipeline
+from rearkit.analysis.verify import verify
+from rearkit.cli.main import cli
 from rearkit.errors import RearkitError
 from rearkit.recipe.tables import Recipe
+from rearkit.reports.ship import export_run
 from rearkit.stages import intact
 from rearkit.stages import sample as sample_stage
 from rearkit.stages import tokens as tokens_stage
@@ -190,6 +197,63 @@ def test_a_training_that_is_resumed_passes_damage_over(runs: Runs, out: Callable
         work = functools.partial(runs.after_fault, "while it trains", Path("train") / file, flip(bit), out)
         ledger.attempt("flipped bit", file, work)
     ledger.check()
+
+
+def test_verify_names_what_is_damaged_and_writes_nothing(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(runs.copy("finished"), tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+
+    def verify(code: int, *options: str) -> str:
+        result = CliRunner().invoke(cli, ["verify", "run", *options])
+        assert result.exit_code == code, result.output
+        return result.output
+
+    first, last = verify(0).splitlines()
+    assert first == "stages to trust: data, tokenizer, tokens, train, sample, evaluate"
+    assert last.startswith("run: ") and last.endswith(" sound, 0 unchecked, 0 damaged or missing")
+    for file in (*RESULTS, "train/log.jsonl", "train/checkpoints/step-00000006/manifest.json", "run.json"):
+        path = tmp_path / "run" / file
+        path.write_bytes(flip(8 * 60)(path.read_bytes()))
+    (tmp_path / "run/tokens/shards.json").unlink()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    told = verify(3)
+    again = "python -m rearkit tokens RECIPE --out run makes it again"
+    assert f"damaged: tokens/shards.json: missing; {again}\n" in told
+    assert "train/checkpoints/step-00000006: its manifest is damaged; the training is finished" in told
+    assert "scores.json: is no copy of evaluate/scores.json; `run` writes it again" in told
+    assert "stages to trust: data, evaluate\n" in told
+    found = json.loads(verify(3, "--json"))
+    assert found["trusted_stages"] == ["data", "evaluate"] and found["busy"] is None
+    assert sum(one["state"] == "damaged" for one in found["files"]) == len(RESULTS) + 4
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+
+def test_verify_takes_an_exported_model_and_nothing_else(runs: Runs, tmp_path: Path) -> None:
+    export_run(runs.copy("finished"), tmp_path / "model")
+    assert CliRunner().invoke(cli, ["verify", str(tmp_path / "model")]).exit_code == 0
+    path = tmp_path / "model" / "tokenizer.safetensors"
+    path.write_bytes(flip(8 * 5000)(path.read_bytes()))
+    result = CliRunner().invoke(cli, ["verify", str(tmp_path / "model")])
+    assert result.exit_code == 3
+    assert "damaged: tokenizer.safetensors: is not what manifest.json says (SHA-256)" in result.output
+    with pytest.raises(RearkitError, match="neither the folder of a run nor one that `export` wrote"):
+        verify(tmp_path)
+
+
+def test_verify_says_who_is_at_work(runs: Runs, tmp_path: Path) -> None:
+    shutil.copytree(runs.copy("finished"), tmp_path / "run")
+    script = (
+        "import sys; from pathlib import Path; from rearkit.system.locks import claimed\n"
+        "with claimed(Path(sys.argv[1]), 'it'): print(1, flush=1); input()"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "run" / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "1\n"
+        assert str(verify(tmp_path / "run").busy).startswith(f"process {process.pid} on ")
+        process.communicate("\n")
+    assert verify(tmp_path / "run").busy is None
 
 
 @pytest.mark.slow
