@@ -41,11 +41,9 @@ def test_any_flipped_bit_and_any_cut_of_sealed_json_is_noticed(tmp_path: Path) -
     assert read_sealed(path) == CONTENT
     whole = path.read_bytes()
     broken = [flipped(whole, bit) for bit in range(8 * len(whole))] + [whole[:end] for end in range(len(whole) - 1)]
-    for content in broken:
-        path.write_bytes(content)
-        # White space may change, and the case of an escape; nothing else.
-        assert check_sealed(path).content in (None, CONTENT)
-    assert sum(json_of(content) is not None for content in broken) > 500  # most would have been read
+    # White space may change, and the case of an escape; nothing else.
+    assert all(unseal(json_of(content)).content in (None, CONTENT) for content in broken)
+    assert sum(json_of(content) is not None for content in broken) > 500  # these would have been read
 
 
 def json_of(content: bytes) -> Any:
