@@ -173,8 +173,9 @@ def _of_training(folder: RunFolder) -> Iterator[Check]:
             "the training is finished, and needs it no more; remove it" if folder.record("train").is_file() else before
         )
         yield Check(checkpoint, functools.partial(damage, checkpoint, manifest), remedy)
-    if (place / JSONL).is_file():
-        yield Check(place / JSONL, functools.partial(_log, place / JSONL), "its other lines are used; delete these")
+    logs = [place / JSONL] if folder.record("tokenizer").is_file() else [place / JSONL, folder.fit_log]
+    for log in (log for log in logs if log.is_file()):
+        yield Check(log, functools.partial(_log, log), "its other lines are used; delete these")
 
 
 def _of_model(path: Path) -> Iterator[Check]:

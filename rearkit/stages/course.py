@@ -27,7 +27,7 @@ from rearkit.system.checksums import write_sealed
 from rearkit.system.console import say
 from rearkit.system.files import remove, replacing, storage_errors
 from rearkit.training.checkpoints import CHECKPOINTS, Checkpoints
-from rearkit.training.logs import JOIN, read_log, write_log
+from rearkit.training.logs import JOIN, JSONL, read_log, write_log
 from rearkit.training.schedule import learning_rate
 
 # What the order of the samples follows from: with others, some would be seen twice and some never.
@@ -143,4 +143,4 @@ def _mark(folder: RunFolder, step: int) -> None:
     if not lines or lines[-1]["step"] != step:
         lines.append({"step": step})
     lines[-1][JOIN] = 1
-    write_log(place, lines)
+    write_log(place / JSONL, lines)

@@ -39,7 +39,7 @@ class TrainLog:
         # A killed run may have logged steps after its last checkpoint; the resumed one logs them again.
         kept = [line for line in read_log(folder, name) if line["step"] <= step] if step else []
         self.last = {} if not kept else {name: value for name, value in kept[-1].items() if name != "step"}
-        write_log(folder, kept)
+        write_log(self.path, kept)
         self._file = self.path.open("a", encoding="utf-8")
         self._trackers = trackers
 
@@ -65,9 +65,9 @@ class TrainLog:
             tracker.close()
 
 
-def write_log(folder: Path, lines: Sequence[Mapping[str, float]]) -> None:
+def write_log(path: Path, lines: Sequence[Mapping[str, float]]) -> None:
     """Write a whole log."""
-    write_text(folder / JSONL, "".join(map(_line, lines)))
+    write_text(path, "".join(map(_line, lines)))
 
 
 def read_log(folder: Path, name: str = JSONL) -> list[dict[str, float]]:

@@ -21,6 +21,7 @@ import pytest
 from click.testing import CliRunner
 from ledger import Ledger, Outcome
 from PIL import Image
+from rearkit.tokenization.fit import TokenizerFit
 
 from rearkit import pipeline
 from rearkit.analysis.verify import verify
@@ -33,7 +34,6 @@ from rearkit.stages import sample as sample_stage
 from rearkit.stages import tokens as tokens_stage
 from rearkit.system import console
 from rearkit.system.files import sha256
-from rearkit.tokenization.fit import TokenizerFit
 from rearkit.training.trainer import Trainer
 
 RESULTS = ("tokenizer/tokenizer.safetensors", "train/model.safetensors", "sample/samples.npz", "scores.json")
