@@ -21,12 +21,12 @@ import pytest
 from click.testing import CliRunner
 from ledger import Ledger, Outcome
 from PIL import Image
-from rearkit.tokenization.fit import TokenizerFit
 
 from rearkit import pipeline
 from rearkit.analysis.verify import verify
 from rearkit.cli.main import cli
 from rearkit.errors import RearkitError
+from rearkit.fitting.fit import TokenizerFit
 from rearkit.recipe.tables import Recipe
 from rearkit.reports.ship import export_run
 from rearkit.stages import intact
