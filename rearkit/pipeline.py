@@ -19,10 +19,12 @@ from rearkit.registry.plugins import naming_plugins
 from rearkit.stages import sample as sampling
 from rearkit.stages import tokens
 from rearkit.stages import train as training
+from rearkit.stages.aside import set_aside
 from rearkit.stages.course import change_course
 from rearkit.stages.flow import NAMES, STAGES
 from rearkit.stages.run_folder import RunFolder
-from rearkit.stages.stage import check_stages_before, run_stage, save_resolved_recipe, set_aside
+from rearkit.stages.run_recipe import save_resolved_recipe
+from rearkit.stages.stage import check_stages_before, run_stage
 from rearkit.stages.tokenizer import check_fit, vgg_weights
 from rearkit.system import distributed
 from rearkit.system.console import say
@@ -76,7 +78,8 @@ def run(
         if only is None:
             say(f"to do, less what is finished already: {_work(recipe)}")
         # `sum` and not `any`, which would stop at the first stage that had work to do.
-        worked = sum(run_stage(stage, recipe, folder) for stage in stages) > 0
+        before = STAGES if only is None else ()
+        worked = sum(run_stage(stage, recipe, folder, before) for stage in stages) > 0
         distributed.from_main(lambda: _report(recipe, folder, worked, time.monotonic() - started))
         if only is None:
             distributed.from_main(lambda: remove(folder.again))
@@ -99,7 +102,7 @@ def check_stage(again: str | None, only: str | None = None) -> None:
 def _force(folder: RunFolder, again: str) -> None:
     """Move the results of a stage and of all after it aside, except if that was done in a run that was cut off."""
     # Or a run that is started anew by a scheduler, by the same command, would never come to its end.
-    if folder.again.is_file() and folder.again.read_text(encoding="utf-8").strip() == again:
+    if folder.again.is_file() and folder.again.read_text(encoding="utf-8", errors="replace").strip() == again:
         say(f"again from {again}: going on from where it was cut off")
         return
     set_aside(folder, NAMES[NAMES.index(again) :])
@@ -114,7 +117,7 @@ def trained_run(recipe: Recipe, out: str | Path | None = None) -> RunFolder:
     """
     check_source(recipe)
     folder = RunFolder(Path(out) if out is not None else DEFAULT_ROOT / recipe.name)
-    check_stages_before(sampling.STAGE, STAGES, recipe, folder, _command(out))
+    check_stages_before(sampling.STAGE, STAGES, recipe, folder, _command(out), thorough=True)
     return folder
 
 
@@ -128,7 +131,7 @@ def run_with_tokenizer(recipe: Recipe, out: str | Path | None = None) -> RunFold
     if recipe.tokenizer.weights is not None and not folder.tokenizer.is_file():
         return None
     reading = attrs.evolve(tokens.STAGE, name="reconstruct", inputs=("tokenizer",))
-    check_stages_before(reading, STAGES, recipe, folder, _command(out))
+    check_stages_before(reading, STAGES, recipe, folder, _command(out), thorough=True)
     return folder
 
 

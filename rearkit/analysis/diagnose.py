@@ -17,16 +17,18 @@ from rearkit.data.subsets import drawn
 from rearkit.data.token_shards import TokenData
 from rearkit.errors import RearkitError
 from rearkit.model import Model
-from rearkit.recipe.loading import load_recipe
 from rearkit.recipe.tables import Recipe
+from rearkit.stages.intact import check_written
 from rearkit.stages.run_folder import RunFolder
+from rearkit.stages.run_recipe import run_recipe
 from rearkit.stages.sample import STAGE as SAMPLE
 from rearkit.stages.stage import up_to_date
 from rearkit.stages.tokens import token_data, training_data
 from rearkit.stages.train import trained_model
+from rearkit.system.checksums import read_sealed, write_sealed
 from rearkit.system.console import say
 from rearkit.system.devices import resolve_device
-from rearkit.system.files import read_json, remove, write_json
+from rearkit.system.files import remove
 from rearkit.tokenization.on_the_fly import OnTheFly
 from rearkit.tokenization.quality import survival
 
@@ -85,11 +87,12 @@ def diagnose(folder: RunFolder, max_images: int = 1000) -> Diagnosis:
     if folder.done("train") is None:
         raise RearkitError(f"{folder.path}: no trained run; run: python -m rearkit run RECIPE --out {folder.path}")
     of = _of(folder) | {"max_images": max_images}
-    known = read_json(folder.diagnosis)
+    known = read_sealed(folder.diagnosis)
     if known is not None and known.get("of") == of:
         return from_plain(known["diagnosis"])
+    check_written(("tokenizer", "tokens", "train", "sample"), folder)
     say(f"{folder.path.name}: diagnosing")
-    recipe = load_recipe(folder.recipe)
+    recipe = run_recipe(folder)
     held_out = token_data(folder, "held-out")
     if held_out is None:
         raise RearkitError(
@@ -104,7 +107,7 @@ def diagnose(folder: RunFolder, max_images: int = 1000) -> Diagnosis:
     train = _training_tokens(recipe, folder, model, max_images, device)
     batches = _Batches(held_out, max_images, device), _Batches(train, max_images, device)
     found = measure(model, *batches, _sampled_tokens(recipe, folder, max_images))
-    write_json(folder.diagnosis, {"of": of, "diagnosis": attrs.asdict(found)})
+    write_sealed(folder.diagnosis, {"of": of, "diagnosis": attrs.asdict(found)})
     return found
 
 
@@ -133,7 +136,7 @@ def measure(model: Model, held_out: Batches, train: Batches, sampled_BN: Tensor 
 
 def read_diagnosis(folder: RunFolder) -> Diagnosis | None:
     """Read the diagnosis in a run's folder; None if there is none, or one of other tokens, weights or samples."""
-    known = read_json(folder.diagnosis)
+    known = read_sealed(folder.diagnosis)
     # A subset: the file also records max_images, and a diagnosis of any number of images will do.
     return from_plain(known["diagnosis"]) if known is not None and _of(folder).items() <= known["of"].items() else None
 

@@ -17,6 +17,7 @@ from rearkit.cli.runs import compare, diagnose, sweep
 from rearkit.cli.sample import sample
 from rearkit.cli.show import show
 from rearkit.cli.stages import data, run, tokenizer, tokens, train
+from rearkit.cli.verify import verify
 from rearkit.cli.version import version
 from rearkit.cli.weights import convert
 
@@ -33,6 +34,7 @@ COMMANDS: tuple[click.Command, ...] = (
     sweep,
     compare,
     diagnose,
+    verify,
     recipes,
     show,
     plan,

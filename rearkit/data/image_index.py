@@ -22,6 +22,7 @@ from rearkit.data.decoding import Decoding, decoded
 from rearkit.data.fetching import FetchError, ShardCache
 from rearkit.data.image_shards import find_samples
 from rearkit.errors import DataError
+from rearkit.system.checksums import forget, note_checksum
 from rearkit.system.console import progress_bar
 from rearkit.system.files import replacing
 
@@ -148,6 +149,7 @@ def write_index(
                 rows = _index(shard, expected, num_classes, bad, attrs.evolve(access, in_place=True))
                 with replacing(part) as temporary, temporary.open("wb") as file:
                     np.save(file, rows)
+                note_checksum(part)
             bar.advance(1)
     counts = [len(np.load(part, mmap_mode="r")) for part in parts]
     if not sum(counts):
@@ -158,7 +160,7 @@ def write_index(
             whole[end - count : end] = np.load(part)
         whole.flush()
     for part in parts:
-        part.unlink()
+        forget(part)
     return dict(zip(shards, counts, strict=True))
 
 

@@ -30,6 +30,7 @@ from rearkit.data.sample_keys import with_checked_keys
 from rearkit.data.shard_members import Contents, Fields, Member, Sample, is_packed, opened, read_contents
 from rearkit.data.streams import Ahead, ReadImage, shuffled
 from rearkit.errors import DataError
+from rearkit.system.checksums import note_checksum
 from rearkit.system.console import say
 from rearkit.system.files import replacing
 
@@ -56,6 +57,7 @@ def write_shards(
             with replacing(path) as temporary, webdataset.TarWriter(str(temporary), mtime=0) as writer:
                 for sample in chunk:
                     writer.write({"__key__": sample.key, **_encoded(sample), "cls": sample.label})
+            note_checksum(path)
         return str(path), len(chunk)
 
     for sample in with_checked_keys(samples, split):

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import attrs
 import safetensors
@@ -19,9 +20,10 @@ from torch import Tensor, nn
 from rearkit.data.pixels import to_float
 from rearkit.errors import DivergedError, WeightsError
 from rearkit.recipe.tables import ClassifierTable
-from rearkit.system.console import progress_bar
+from rearkit.system.checksums import seal, unseal
+from rearkit.system.console import progress_bar, say
 from rearkit.system.devices import seed_everything
-from rearkit.system.weight_files import read_state_dict
+from rearkit.system.weight_files import digest_of, read_state_dict
 from rearkit.weights import fit_state_dict, write_state_dict
 
 FILE = "classifier.safetensors"
@@ -131,12 +133,14 @@ def find_classifier(
     digest = hashlib.sha256(settings + images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
     try:
         with safetensors.safe_open(path, "pt") as file:
-            same = json.loads(file.metadata()["classifier"])["trained_on"] == digest
+            same = (_about(file.metadata()) or {"trained_on": digest})["trained_on"] == digest
         if same:
             return load_classifier(path).to(device)
-    except (OSError, KeyError, TypeError, ValueError, WeightsError, safetensors.SafetensorError):
-        # Missing, damaged or of another layout: the classifier can always be trained again.
+    except FileNotFoundError:
         pass
+    except (OSError, KeyError, TypeError, ValueError, WeightsError, safetensors.SafetensorError):
+        # Damaged or of another layout: the classifier can always be trained again.
+        say(f"evaluate: {path} is damaged; training the classifier again")
     classifier = train_classifier(images, labels, int(labels.max()) + 1, table, seed, device)
     save_classifier(classifier, path, digest)
     return classifier
@@ -145,18 +149,37 @@ def find_classifier(
 def save_classifier(classifier: Classifier, path: Path, trained_on: str = "") -> None:
     """Save a classifier's weights, with its sizes and a digest of its images and settings."""
     # A single key: safetensors writes several keys in an order that differs from run to run.
-    about = json.dumps({"sizes": classifier.sizes, "trained_on": trained_on})
-    write_state_dict(path, classifier.state_dict(), {"classifier": about})
+    told = {"sizes": classifier.sizes, "trained_on": trained_on, "weights": digest_of(classifier.state_dict())}
+    write_state_dict(path, classifier.state_dict(), {"classifier": json.dumps(seal(told))})
 
 
 def load_classifier(path: str | Path) -> Classifier:
     """Load a classifier saved by `save_classifier`, in eval mode.
 
     Raises:
-        WeightsError: the weights do not fit the sizes saved with them.
+        WeightsError: the file is damaged, or the weights do not fit the sizes saved with them.
     """
     with safetensors.safe_open(path, "pt") as file:
-        sizes = json.loads(file.metadata()["classifier"])["sizes"]
-    classifier = Classifier(**sizes)
-    fit_state_dict(classifier, read_state_dict(path), str(path))
+        about = _about(file.metadata())
+    state = read_state_dict(path)
+    if about is None or about.get("weights", digest := digest_of(state)) != digest:
+        raise WeightsError(f"{path}: damaged, its checksum differs; remove it, and the classifier is trained again")
+    classifier = Classifier(**about["sizes"])
+    fit_state_dict(classifier, state, str(path))
     return classifier.eval()
+
+
+def is_intact(path: Path) -> bool | None:
+    """Return whether a saved classifier is what was written; None if it has no checksum."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        load_classifier(path)
+        return True if "weights" in (_about(metadata) or {}) else None
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, WeightsError, safetensors.SafetensorError):
+        return False
+
+
+def _about(metadata: dict[str, str]) -> dict[str, Any] | None:
+    """Return what a classifier's file tells of it; None if that is damaged."""
+    return unseal(json.loads(metadata["classifier"])).content

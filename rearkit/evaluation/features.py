@@ -29,10 +29,12 @@ from rearkit.evaluation.image_streams import Images
 from rearkit.evaluation.shares import Rows
 from rearkit.system.console import say
 from rearkit.system.files import sha256
-from rearkit.weights import write_state_dict
+from rearkit.system.weight_files import digest_of
+from rearkit.weights import read_metadata, write_state_dict
 
 # Part of the key of cached features; to be raised whenever what is kept of a set changes.
 CACHE_FORMAT = 2
+DIGEST = "sha256"
 
 
 @attrs.frozen(eq=False)
@@ -186,7 +188,8 @@ class FeatureCache:
             return found
         found = make()
         try:
-            write_state_dict(path, _to_tensors(found))
+            tensors = _to_tensors(found)
+            write_state_dict(path, tensors, {DIGEST: digest_of(tensors)})
         except StorageError as error:
             # A full disk or a read-only home folder costs time on the next call, but is no reason to fail.
             say(f"evaluate: the features are not kept for another time ({error})")
@@ -213,8 +216,12 @@ def _read(path: Path, label: str) -> Features | None:
     if not path.is_file():
         return None
     try:
-        found = _from_tensors(load_file(path))
-    except (SafetensorError, OSError, KeyError):
+        tensors = load_file(path)
+        # Earlier versions kept no digest.
+        if read_metadata(path).get(DIGEST, digest := digest_of(tensors)) != digest:
+            raise ValueError(f"{path}: its checksum differs")
+        found = _from_tensors(tensors)
+    except (SafetensorError, OSError, KeyError, ValueError):
         say(f"evaluate: {path} is damaged; extracting the features again")
         return None
     say(f"evaluate: features of {len(found)} {label} taken from {path}")

@@ -5,6 +5,7 @@ To the tokenizer's own loss come, where the recipe has them, a perceptual distan
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from rearkit.fitting.shared_steps import take_step
 from rearkit.fitting.varied import varied
 from rearkit.recipe.fit_table import FitTable
 from rearkit.system import distributed
+from rearkit.system.checksums import append_checksum, read_checked
 from rearkit.system.console import progress_bar, say
 from rearkit.system.devices import seed_everything
 from rearkit.system.files import remove, replacing
@@ -188,12 +190,15 @@ class TokenizerFit:
         }
         with replacing(path) as temporary:
             torch.save(state, temporary)
+            # torch's reader passes over damaged tensors.
+            append_checksum(temporary)
 
     def _load(self, path: Path) -> None:
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            content = io.BytesIO(read_checked(path))
+            state = torch.load(content, map_location="cpu", weights_only=True)
         except Exception as error:
-            # Unpickling damaged bytes can raise any exception.
+            # Unpickling damaged bytes can raise any exception, where there is no checksum.
             say(f"tokenizer: {path} is damaged ({first_line(error)}); the fit starts anew")
             return
         with torch.no_grad():

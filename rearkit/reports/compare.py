@@ -8,11 +8,11 @@ from pathlib import Path
 from rearkit.analysis.diagnose import diagnose
 from rearkit.analysis.groups import find_groups, place_for_page, published_as
 from rearkit.analysis.table import Group
-from rearkit.recipe.loading import load_recipe
 from rearkit.reports.comparison_page import PAGE, write_page
 from rearkit.reports.diagnosis import screen_tables
 from rearkit.reports.run_page import write_report
 from rearkit.stages.flow import STAGES
+from rearkit.stages.run_recipe import run_recipe
 from rearkit.system.console import console, say
 
 
@@ -45,7 +45,7 @@ def diagnose_and_compare(paths: Sequence[Path], page: Path | None = None, max_im
     found = {group.name: [diagnose(folder, max_images) for folder in group.folders] for group in groups}
     for group in groups:
         for folder in group.folders:
-            write_report(load_recipe(folder.recipe), folder, STAGES)
+            write_report(run_recipe(folder), folder, STAGES)
     for table in screen_tables(found):
         console.print(table)
     _show(groups, paths, page)

@@ -13,7 +13,7 @@ import attrs
 from rearkit.analysis.diagnose import read_diagnosis
 from rearkit.analysis.differences import ABSENT, differing
 from rearkit.analysis.table import Group, Table, make_table
-from rearkit.recipe.loading import load_recipe, recipe_to_dict
+from rearkit.recipe.loading import recipe_to_dict
 from rearkit.reports.charts import Chart, Series, drawn
 from rearkit.reports.diagnosis import charts as diagnosis_charts
 from rearkit.reports.diagnosis import summary
@@ -21,6 +21,7 @@ from rearkit.reports.galleries import sample_grid
 from rearkit.reports.run_page import OUT_OF_DATE, page_template, stage_rows
 from rearkit.stages.flow import STAGES
 from rearkit.stages.run_folder import RunFolder
+from rearkit.stages.run_recipe import run_recipe
 from rearkit.system.files import write_text
 from rearkit.training.logs import read_log
 
@@ -75,7 +76,7 @@ def outdated(groups: Sequence[Group]) -> list[str]:
     """Return a note for each run with results of another recipe or other inputs, such as scores of earlier weights."""
     told = []
     for folder in (folder for group in groups for folder in group.folders):
-        rows = stage_rows(load_recipe(folder.recipe), folder, STAGES)
+        rows = stage_rows(run_recipe(folder), folder, STAGES)
         if names := [row["name"] for row in rows if row["state"] == OUT_OF_DATE]:
             told.append(
                 f"{folder.path}: out of date, made with another recipe or other inputs: {', '.join(names)}; "
@@ -88,7 +89,7 @@ def differences(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
     """Return the recipe keys that differ between groups, with each group's value; seeds and names are left out."""
     # Groups without a run have no recipe: they show dashes, but make no difference.
     firsts = [group.folders[0] if group.folders else None for group in groups]
-    found = differing([recipe_to_dict(load_recipe(one.recipe)) for one in firsts if one is not None])
+    found = differing([recipe_to_dict(run_recipe(one)) for one in firsts if one is not None])
     own = ("name", "train.seed", "sample.seed")
     rows = []
     for key, values in found:

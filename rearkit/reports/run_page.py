@@ -18,7 +18,7 @@ from rearkit.reports.charts import drawn, fit_charts, training_charts
 from rearkit.reports.diagnosis import charts as diagnosis_charts
 from rearkit.reports.diagnosis import summary as diagnosis_summary
 from rearkit.reports.galleries import copies, progress, reconstructions, sample_maps, sample_rows
-from rearkit.stages.course import course_line, read_courses
+from rearkit.stages.course import course_line
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.stage import Stage, stage_key
 from rearkit.system.files import write_text
@@ -86,7 +86,7 @@ def gather(recipe: Recipe, folder: RunFolder, flow: Sequence[Stage]) -> dict[str
         "reconstructions": reconstructions(folder, results["tokens"]),
         "training": drawn(training_charts(read_log(folder.stage("train")))),
         "progress": progress(folder),
-        "courses": [course_line(course) for course in read_courses(folder)],
+        "courses": [course_line(course) for course in folder.joins()],
         "fit": drawn(fit_charts(read_log(folder.fit_log.parent, folder.fit_log.name))),
         "diagnosis": [] if diagnosis is None else drawn(diagnosis_charts({"": [diagnosis]})),
         "diagnosis_rows": [] if diagnosis is None else diagnosis_summary({"": [diagnosis]}),

@@ -28,6 +28,7 @@ from rearkit.recipe.tables import Recipe
 from rearkit.reports.model_card import Card
 from rearkit.sampling.manifest import MEMBER, read_manifest
 from rearkit.sampling.sampler import Sampler, balanced_classes
+from rearkit.stages.intact import check_written
 from rearkit.stages.model_files import TOKENIZER
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.sample import sample_manifest
@@ -63,6 +64,7 @@ def export_run(run: Path, target: Path, licence: str | None = None) -> None:
     """
     folder = RunFolder(run)
     _check(folder, target)
+    check_written(("tokenizer", "train", "sample", "evaluate"), folder)
     recipe = _clean_recipe(load_recipe(folder.model, trust=True))  # our own file
     about = json.loads(read_metadata(folder.model)[EXPORTED])
     with storage_errors(target), replacing(target) as place:

@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rearkit.sampling.sampler import Samples
-from rearkit.system.files import remove, replacing, write_npy_member
+from rearkit.system.checksums import forget, note_checksum
+from rearkit.system.files import replacing, write_npy_member
 
 # Parts that are mapped at once, so that memory does not grow with their number.
 OPEN_PARTS = 32
@@ -30,8 +31,10 @@ def write_part(folder: Path, numbers: Sequence[int], samples: Samples) -> None:
         "numbers": np.array(numbers, np.int64),
     }
     # The first number makes the name unique. The count is in the name so that `count_samples` need not open the file.
-    with replacing(folder / f"{numbers[0]:09d}-{len(numbers)}.safetensors") as temporary:
+    path = folder / f"{numbers[0]:09d}-{len(numbers)}.safetensors"
+    with replacing(path) as temporary:
         save_file(tensors, temporary)
+    note_checksum(path)
 
 
 def count_samples(folder: Path) -> int:
@@ -49,7 +52,7 @@ class Parts:
                 with safe_open(path, "numpy") as part:
                     numbers = part.get_tensor("numbers").tolist()
             except (SafetensorError, OSError):
-                remove(path)
+                forget(path)
                 continue
             self.place |= {number: (path, row) for row, number in enumerate(numbers)}
         self._open = functools.lru_cache(OPEN_PARTS)(lambda path: safe_open(path, "numpy"))

@@ -18,13 +18,16 @@ from rearkit.recipe.loading import load_recipe
 from rearkit.recipe.tables import Recipe
 from rearkit.recipe.train_table import TrainTable
 from rearkit.stages.flow import NAMES, STAGES
+from rearkit.stages.intact import keys_of, write_key
 from rearkit.stages.run_folder import RunFolder
-from rearkit.stages.stage import key_of, stage_key, up_to_date
+from rearkit.stages.run_recipe import run_recipe
+from rearkit.stages.stage import stage_key, up_to_date
 from rearkit.stages.train import STAGE
+from rearkit.system.checksums import write_sealed
 from rearkit.system.console import say
-from rearkit.system.files import read_json, remove, replacing, storage_errors, write_json, write_text
-from rearkit.training.checkpoints import Checkpoints
-from rearkit.training.logs import JOIN, JSONL, read_log
+from rearkit.system.files import remove, replacing, storage_errors
+from rearkit.training.checkpoints import CHECKPOINTS, Checkpoints
+from rearkit.training.logs import JOIN, JSONL, read_log, write_log
 from rearkit.training.schedule import learning_rate
 
 # What the order of the samples follows from: with others, some would be seen twice and some never.
@@ -44,33 +47,31 @@ def change_course(recipe: Recipe, folder: RunFolder) -> None:
     Raises:
         RearkitError: there is nothing to go on from, or more has changed.
     """
-    key, begun = stage_key(STAGE, recipe, folder), key_of(folder, STAGE.name)
-    if begun == key:
+    checkpoints = Checkpoints(folder.stage(STAGE.name) / CHECKPOINTS, recipe.train.keep_checkpoints)
+    key = stage_key(STAGE, recipe, folder)
+    # Where the file is damaged, the checkpoints tell; several if one of them is damaged.
+    begun = keys_of(folder, STAGE.name) or checkpoints.owners()
+    if key in begun:
         return
-    if begun is None:
+    if not begun:
         raise RearkitError(f"--continue: {folder.path} has no training to go on with; leave --continue out")
     before = _before(recipe, folder, begun)
     changes = _changes(before, recipe.train)
-    step = _step(recipe, folder)
+    step = _step(recipe, folder, checkpoints)
     place = folder.stage(STAGE.name)
     with storage_errors(place):
         if folder.record(STAGE.name).is_file():
             _keep(folder)
         # Of a join that was cut off before the key below was written.
-        earlier = [course for course in read_courses(folder) if course["step"] < step]
-        write_json(folder.courses, [*earlier, {"step": step, "changed": changes}])
+        earlier = [course for course in folder.joins() if course["step"] < step]
+        write_sealed(folder.courses, {"courses": [*earlier, {"step": step, "changed": changes}]})
         _mark(folder, step)
-        # The key first: from now on the stage counts as one that was cut off, and is resumed.
-        write_text(folder.key(STAGE.name), key + "\n")
+        checkpoints.adopt(key)
+        # Before the record goes: from now on the stage counts as one that was cut off, and is resumed.
+        write_key(folder, STAGE.name, key)
         remove(folder.record(STAGE.name))
     told = f"{learning_rate(before, step - 1):.3g} to {learning_rate(recipe.train, step):.3g}"
-    say(f"train: goes on {course_line(read_courses(folder)[-1])}; the learning rate goes from {told}")
-
-
-def read_courses(folder: RunFolder) -> list[dict[str, Any]]:
-    """Return the joins of a run's training: for each its ``step``, and ``changed``, two values by the key's name."""
-    courses: list[dict[str, Any]] = read_json(folder.courses) or []
-    return courses
+    say(f"train: goes on {course_line(folder.joins()[-1])}; the learning rate goes from {told}")
 
 
 def course_line(course: Mapping[str, Any]) -> str:
@@ -81,17 +82,17 @@ def course_line(course: Mapping[str, Any]) -> str:
     return f"from step {course['step']:,} with [train] {changed}"
 
 
-def _before(recipe: Recipe, folder: RunFolder, begun: str) -> TrainTable:
+def _before(recipe: Recipe, folder: RunFolder, begun: list[str]) -> TrainTable:
     """Return the ``[train]`` that the training was begun with, after checking that nothing else has changed."""
     earlier = STAGES[: NAMES.index(STAGE.name)]
     for stage in earlier:
         if not up_to_date([stage], recipe, folder):
             raise RearkitError(f"--continue: stage '{stage.name}' has changed, and training follows it; leave it out")
     # A finished training has its recipe in its model; of one that was cut off, it is the recipe last run.
-    files = [file for file in (folder.model, folder.recipe) if file.is_file()]
-    recipes = [load_recipe(file) for file in files]
+    recipes = [load_recipe(folder.model)] if folder.model.is_file() else []
+    recipes += [run_recipe(folder)] if folder.recipe.is_file() else []
     for one in recipes:
-        if stage_key(STAGE, attrs.evolve(recipe, train=one.train), folder) == begun:  # type: ignore[misc]
+        if stage_key(STAGE, attrs.evolve(recipe, train=one.train), folder) in begun:  # type: ignore[misc]
             before: TrainTable = one.train
             return before
     changed = [f"[{name}]" for name in TABLES if any(getattr(one, name) != getattr(recipe, name) for one in recipes)]
@@ -113,9 +114,9 @@ def _changes(before: TrainTable, after: TrainTable) -> dict[str, list[Any]]:
     return {name: [attrs.asdict(one) if attrs.has(type(one)) else one for one in pair] for name, pair in plain.items()}
 
 
-def _step(recipe: Recipe, folder: RunFolder) -> int:
+def _step(recipe: Recipe, folder: RunFolder, checkpoints: Checkpoints) -> int:
     """Return the step of the last intact checkpoint."""
-    found = Checkpoints(folder.stage(STAGE.name) / "checkpoints", recipe.train.keep_checkpoints).find()
+    found = checkpoints.find()
     if found is None:
         raise RearkitError(f"--continue: {folder.stage(STAGE.name)} has no intact checkpoint; leave --continue out")
     if found.step >= recipe.train.steps:
@@ -142,4 +143,4 @@ def _mark(folder: RunFolder, step: int) -> None:
     if not lines or lines[-1]["step"] != step:
         lines.append({"step": step})
     lines[-1][JOIN] = 1
-    write_text(place / JSONL, "".join(json.dumps(line) + "\n" for line in lines))
+    write_log(place / JSONL, lines)

@@ -24,6 +24,7 @@ from rearkit.recipe.tables import Recipe
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.stage import Outcome, Stage
 from rearkit.system import distributed
+from rearkit.system.checksums import read_sealed, write_sealed
 from rearkit.system.console import progress_bar, say
 from rearkit.system.devices import resolve_device
 from rearkit.system.files import read_json, write_json
@@ -120,7 +121,7 @@ def open_split(recipe: Recipe, folder: RunFolder, name: str, decoding: Decoding 
         access=Access(
             _retry(recipe),
             Fields(**listing.get("fields", {})),
-            counts=read_json(folder.counts) or {},
+            counts=read_sealed(folder.counts) or {},
             threads=_decoding_threads(recipe),
         ),
         seed=recipe.seed,
@@ -131,7 +132,7 @@ def open_split(recipe: Recipe, folder: RunFolder, name: str, decoding: Decoding 
 def keep_counts(folder: RunFolder, images: Split) -> None:
     """Keep how many images the remote shards of a split have, so that no later stage fetches them to count them."""
     if images.access.counts:
-        write_json(folder.counts, {**(read_json(folder.counts) or {}), **images.access.counts})
+        write_sealed(folder.counts, {**(read_sealed(folder.counts) or {}), **images.access.counts})
 
 
 def run_classes(folder: RunFolder) -> Classes:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import attrs
 
 from rearkit.errors import RearkitError, StorageError
-from rearkit.system.files import read_json, write_json
+from rearkit.system.checksums import read_sealed, write_sealed
+from rearkit.system.console import say
+from rearkit.system.files import read_json
 
 # Holds the name of the recipe to which the folder belongs.
 OWNER = "run.json"
+OWN_NAME = re.compile(r'name = "([\w.+-]+)"\n')
 
 
 @attrs.frozen
@@ -47,6 +52,11 @@ class RunFolder:
     def lock(self) -> Path:
         """The file that is locked by the process that works in the folder."""
         return self.path / ".lock"
+
+    @property
+    def owner(self) -> Path:
+        """The name of the recipe to which the folder belongs, and the checksum of the recipe as it was last run."""
+        return self.path / OWNER
 
     @property
     def again(self) -> Path:
@@ -174,8 +184,16 @@ class RunFolder:
 
     def done(self, stage: str) -> dict[str, Any] | None:
         """Return the record of a finished stage, or None."""
-        done: dict[str, Any] | None = read_json(self.record(stage))
-        return done
+        done = read_sealed(self.record(stage))
+        return done if is_record(done) else None
+
+    def joins(self) -> list[dict[str, Any]]:
+        """Return the joins of the training: for each its ``step``, and ``changed``, two values by the key's name."""
+        # A plain list in earlier versions.
+        if isinstance(found := read_json(self.courses), list):
+            return found
+        joins: list[dict[str, Any]] = (read_sealed(self.courses) or {}).get("courses", [])
+        return joins
 
     def result(self, stage: str) -> dict[str, Any]:
         """Return a finished stage's result.
@@ -201,23 +219,49 @@ class RunFolder:
             if self.path.exists() and not self.path.is_dir():
                 raise RearkitError(f"{self.path}: not a folder; choose another folder with --out")
             self.path.mkdir(parents=True, exist_ok=True)
-            owner = read_json(self.path / OWNER)
+            owner = read_sealed(self.owner)
             # A run that was killed while it claimed the folder may have left the owner's temporary file.
             foreign = [path.name for path in self.path.iterdir() if not path.name.startswith(f".{OWNER}")]
         except OSError as error:
             raise StorageError(
                 f"{self.path}: cannot be used as the folder of a run ({error.strerror}); choose another with --out"
             ) from error
-        # Not in a folder with other content: a stage moves or removes an older folder of its name.
-        if not isinstance(owner, Mapping):
-            if foreign:
+        if owner is None or not isinstance(owner.get("recipe"), str):
+            name = self._owner_of(foreign)
+            if foreign and name is None:
+                # Not in a folder with other content: a stage moves or removes an older folder of its name.
                 raise RearkitError(
                     f"{self.path}: not empty and not a run of rearkit (it holds {foreign[0]}); "
                     "choose another folder with --out"
                 )
-            write_json(self.path / OWNER, {"recipe": recipe_name})
-        elif owner.get("recipe") != recipe_name:
+            owner = {"recipe": name or recipe_name}
+            if name in ("", recipe_name):
+                say(f"{self.owner} is missing or damaged; it is made again of what is there")
+            if name in (None, "", recipe_name):
+                write_sealed(self.owner, owner)
+        if owner["recipe"] != recipe_name:
             raise RearkitError(
-                f"{self.path}: holds the run of another recipe, {owner.get('recipe')!r}; "
+                f"{self.path}: holds the run of another recipe, {owner['recipe']!r}; "
                 f"choose another folder with --out, or remove this one"
             )
+
+    def _owner_of(self, names: Iterable[str]) -> str | None:
+        """Return the name of the recipe of a run without a record of it; empty if only stages tell that it is a run."""
+        with contextlib.suppress(OSError):
+            # The first key of the file; without TOML's reader, which a damaged file would stop.
+            if found := OWN_NAME.match(self.recipe.read_text(encoding="utf-8", errors="replace")):
+                return found[1]
+        # Keys of their own tell stages of another recipe apart, which are then moved aside, and not lost.
+        stages = [name for name in names if self.record(name).is_file() or self.key(name).is_file()]
+        return "" if stages else None
+
+
+def is_record(found: Any) -> bool:
+    """Return whether something that was read has the form of a stage's record."""
+    if not isinstance(found, dict):
+        return False
+    outputs, kinds = found.get("outputs"), {"key": str, "digest": str, "result": dict, "outputs": dict}
+    return all(isinstance(found.get(name), kind) for name, kind in kinds.items()) and all(
+        isinstance(one, dict) and {"bytes", "sha256"} <= one.keys()
+        for one in outputs.values()  # type: ignore[union-attr]
+    )

@@ -12,22 +12,24 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 
 from rearkit.errors import RearkitError
-from rearkit.recipe.loading import recipe_to_dict
 from rearkit.recipe.tables import ComponentTable, Recipe, component_tables
 from rearkit.registry import plugins
 from rearkit.registry.provenance import BUILT_IN, code_of, is_built_in
 from rearkit.registry.setting_types import plain
+from rearkit.stages.aside import move_aside
+from rearkit.stages.intact import damaged_inputs, damaged_outputs, drop_damaged_parts, keys_of, write_key
 from rearkit.stages.run_folder import RunFolder
 from rearkit.system import distributed
+from rearkit.system.checksums import SUMS, write_sealed
 from rearkit.system.console import say
-from rearkit.system.files import remove, remove_leftovers, sha256, storage_errors, write_json, write_text
+from rearkit.system.files import remove, remove_leftovers, sha256, storage_errors
 from rearkit.system.hub import local_file
 
 
@@ -56,6 +58,8 @@ class Stage:
         run: does the work, and returns the outcome.
         all_ranks: whether all ranks take part in the work; otherwise the first does it while the others wait.
         uses: the kinds of components whose code it runs.
+        hashes: a pattern of names of inputs that it compares with their SHA-256 itself.
+        owns: tells whether what lies in its folder was begun with a key, where the file ``key`` no longer says it.
     """
 
     name: str
@@ -64,6 +68,8 @@ class Stage:
     run: Callable[[Recipe, RunFolder], Outcome]
     all_ranks: bool = False
     uses: tuple[str, ...] = ()
+    hashes: str | None = None
+    owns: Callable[[RunFolder, str], bool] = lambda folder, key: False
 
 
 def stage_key(stage: Stage, recipe: Recipe, folder: RunFolder) -> str:
@@ -102,20 +108,44 @@ def up_to_date(stages: Iterable[Stage], recipe: Recipe, folder: RunFolder) -> bo
     """Return whether all stages are up to date."""
     for stage in stages:
         done = folder.done(stage.name)
-        if done is None or done["key"] != stage_key(stage, recipe, folder) or _damaged(done, folder.stage(stage.name)):
+        if done is None or done["key"] != stage_key(stage, recipe, folder):
+            return False
+        if damaged_outputs(done, folder.stage(stage.name)):
             return False
     return True
 
 
-def run_stage(stage: Stage, recipe: Recipe, folder: RunFolder) -> bool:
+def run_stage(
+    stage: Stage, recipe: Recipe, folder: RunFolder, before: Sequence[Stage] = (), damaged: Sequence[Path] = ()
+) -> bool:
     """Bring a stage up to date. All ranks must call this.
+
+    Args:
+        stage: the stage.
+        recipe: the recipe.
+        folder: the run.
+        before: the stages that make what it reads, to run again if that is damaged; none where it is run alone.
+        damaged: its files that were found damaged.
 
     Returns:
         whether there was anything to do.
+
+    Raises:
+        RearkitError: what it reads is damaged, and ``before`` has not what makes it.
     """
-    key = distributed.from_main(lambda: _begin(stage, recipe, folder))
+    key = distributed.from_main(lambda: _begin(stage, recipe, folder, not before, damaged))
     if key is None:
         return False
+    lost = distributed.from_main(lambda: damaged_inputs(stage.inputs, folder, stage.hashes))
+    sources = [source for source in before if source.name in lost]
+    if len(sources) < len(lost):
+        name, (first, *_) = next(iter(lost.items()))
+        raise RearkitError(f"{stage.name}: {first} is damaged (SHA-256); run: python -m rearkit {name} RECIPE")
+    for source in sources:
+        run_stage(source, recipe, folder, before, lost[source.name])
+    if sources:
+        # Its key is another one if what was made again differs.
+        return run_stage(stage, recipe, folder, before)
     place = folder.stage(stage.name)
     started = time.monotonic()
     with storage_errors(place):
@@ -127,31 +157,53 @@ def run_stage(stage: Stage, recipe: Recipe, folder: RunFolder) -> bool:
     return True
 
 
-def _begin(stage: Stage, recipe: Recipe, folder: RunFolder) -> str | None:
+def _begin(stage: Stage, recipe: Recipe, folder: RunFolder, alone: bool, known: Sequence[Path]) -> str | None:
     """Prepare a stage's folder and return the stage's key, or None if the stage is up to date."""
     key = stage_key(stage, recipe, folder)
     place = folder.stage(stage.name)
     done = folder.done(stage.name)
     same = done is not None and done["key"] == key
-    if done is not None and same and not (damaged := _damaged(done, place)):
+    # All of them where a stage is run alone: an error may have said to.
+    if done is not None and same and not (damaged := [*known, *damaged_outputs(done, place, alone)]):
         say(f"{stage.name}: up to date")
         return None
     with storage_errors(place):
         if done is not None and same:
+            _check_source(stage, recipe, damaged[0])
             say(f"{stage.name}: {damaged[0]} is missing or has changed since it was written; running it again")
             # Everything else is used again: intact shards, the last checkpoint.
-            for path in (folder.record(stage.name), *damaged):
+            for path in (folder.record(stage.name), *damaged_outputs(done, place, thorough=True)):
                 remove(path)
-        elif key_of(folder, stage.name) == key:
+        elif _was_begun(stage, folder, key):
             say(f"{stage.name}: going on from where it was cut off")
+            drop_damaged_parts(folder, stage.name)
         elif place.exists():
-            _move_aside(folder, stage.name)
+            move_aside(folder, stage.name)
         # Of a killed process. No other process can be writing now, since the run's folder is locked.
         remove_leftovers(place)
         place.mkdir(parents=True, exist_ok=True)
         # Before the work begins, so that a stage that is cut off is known by it and resumed.
-        write_text(folder.key(stage.name), key + "\n")
+        write_key(folder, stage.name, key)
     return key
+
+
+def _check_source(stage: Stage, recipe: Recipe, damaged: Path) -> None:
+    """Check that a stage can run again before its record, without which a run cannot be entered, is removed."""
+    try:
+        stage.tables(recipe, None)
+    except RearkitError as error:
+        raise RearkitError(f"{damaged}: damaged, and cannot be made again: {error}") from None
+
+
+def _was_begun(stage: Stage, folder: RunFolder, key: str) -> bool:
+    """Return whether what lies in a stage's folder was begun with a key."""
+    begun = keys_of(folder, stage.name)
+    if key in begun:
+        return True
+    if len(begun) == 1 or not stage.owns(folder, key):
+        return False
+    say(f"{stage.name}: {folder.key(stage.name)} is damaged; what else lies there tells that it is this recipe's")
+    return True
 
 
 def _finish(folder: RunFolder, name: str, key: str, outcome: Outcome, seconds: float) -> None:
@@ -161,7 +213,7 @@ def _finish(folder: RunFolder, name: str, key: str, outcome: Outcome, seconds: f
     # Later stages have this in their keys, so they run again if any output changes.
     digest = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
     sizes = {name: (place / name).stat().st_size for name in outcome.outputs}
-    write_json(
+    write_sealed(
         folder.record(name),
         {
             "key": key,
@@ -171,9 +223,14 @@ def _finish(folder: RunFolder, name: str, key: str, outcome: Outcome, seconds: f
             "result": outcome.result,
         },
     )
+    # The record has them now.
+    for sums in list(place.rglob(SUMS)):
+        remove(sums)
 
 
-def check_stages_before(stage: Stage, stages: Iterable[Stage], recipe: Recipe, folder: RunFolder, command: str) -> None:
+def check_stages_before(
+    stage: Stage, stages: Iterable[Stage], recipe: Recipe, folder: RunFolder, command: str, thorough: bool = False
+) -> None:
     """Check, for a stage that is run alone, that the stages whose outputs it reads are up to date.
 
     Args:
@@ -182,6 +239,7 @@ def check_stages_before(stage: Stage, stages: Iterable[Stage], recipe: Recipe, f
         recipe: the recipe.
         folder: the run.
         command: how to run a stage, with ``{}`` for its name.
+        thorough: whether to hash all outputs, not only the smallest.
 
     Raises:
         RearkitError: an input is missing, damaged or of another recipe; the message has the command that makes it.
@@ -194,54 +252,11 @@ def check_stages_before(stage: Stage, stages: Iterable[Stage], recipe: Recipe, f
             trouble = "has not run to its end"
         elif done["key"] != stage_key(source, recipe, folder):
             trouble = "was last run with another recipe, other inputs or other plugins"
-        elif damaged := _damaged(done, folder.stage(source.name)):
+        elif damaged := damaged_outputs(done, folder.stage(source.name), thorough):
             trouble = f"has lost or changed a file, {damaged[0]}"
         else:
             continue
         raise RearkitError(f"{stage.name}: needs stage '{source.name}', which {trouble}; {command.format(source.name)}")
-
-
-def _damaged(done: Mapping[str, Any], place: Path) -> list[Path]:
-    """Return a finished stage's files that are missing, or whose size has changed since they were written."""
-    # By size, since hashing all shards at each start could take minutes.
-    return [
-        place / name
-        for name, recorded in done["outputs"].items()
-        if not (place / name).is_file() or (place / name).stat().st_size != recorded["bytes"]
-    ]
-
-
-def key_of(folder: RunFolder, name: str) -> str | None:
-    """Return the key that a stage was begun with, or None."""
-    try:
-        return folder.key(name).read_text(encoding="utf-8").strip()
-    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
-        return None
-
-
-def set_aside(folder: RunFolder, names: Iterable[str]) -> None:
-    """Move the results of stages aside, so that these run again from their beginning."""
-    for name in names:
-        if folder.stage(name).exists():
-            with storage_errors(folder.stage(name)):
-                _move_aside(folder, name, "to be run again")
-
-
-def _move_aside(folder: RunFolder, name: str, why: str = "the recipe, an input or a plugin changed") -> None:
-    """Move a stage's result for an earlier recipe to another folder, since it may have taken days to make.
-
-    Only one result is kept, and an unfinished one does not replace a finished one.
-    """
-    place = folder.stage(name)
-    target = folder.previous(name)
-    if not folder.record(name).is_file() and (target / folder.record(name).name).is_file():
-        say(f"{name}: {why}; the unfinished result is removed, {target} is kept")
-        remove(place)
-        return
-    remove(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    place.rename(target)
-    say(f"{name}: {why}; the earlier result is kept in {target}")
 
 
 def hash_of(file: str | None) -> str | None:
@@ -283,12 +298,3 @@ def _as_formerly(value: Any, field: attrs.Attribute[Any]) -> Any:
 def _provider(value: Any) -> dict[str, str]:
     """Return, of a component's table, what its provider is in a key: the same for every version of rearkit."""
     return {"provider": BUILT_IN} if isinstance(value, ComponentTable) and is_built_in(value.provider) else {}
-
-
-def save_resolved_recipe(recipe: Recipe, folder: RunFolder) -> None:
-    """Write the recipe, with all defaults, to the run's folder."""
-    import tomli_w
-
-    text = tomli_w.dumps(recipe_to_dict(recipe))
-    if not folder.recipe.is_file() or folder.recipe.read_text(encoding="utf-8") != text:
-        write_text(folder.recipe, text)

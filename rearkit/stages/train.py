@@ -22,6 +22,7 @@ from rearkit.recipe.exported import EXPORTED, read_about
 from rearkit.recipe.loading import load_recipe, recipe_to_dict
 from rearkit.recipe.tables import Recipe
 from rearkit.stages.data import run_classes
+from rearkit.stages.intact import check_written, keys_of
 from rearkit.stages.model_files import model_file, run_of, tokenizer_file
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.stage import Outcome, Stage, hash_of
@@ -30,8 +31,9 @@ from rearkit.stages.tokens import token_data, training_data
 from rearkit.system import distributed
 from rearkit.system.console import say
 from rearkit.system.devices import resolve_device
-from rearkit.system.files import read_json, remove
+from rearkit.system.files import remove
 from rearkit.system.hub import hub_records
+from rearkit.training.checkpoints import CHECKPOINTS, Checkpoints
 from rearkit.training.loop import train_checked
 from rearkit.weights import listed, load_weights, write_state_dict
 
@@ -41,7 +43,9 @@ def run(recipe: Recipe, folder: RunFolder) -> Outcome:
     recipe = fitting(recipe)
     model = build(recipe, fitted_tokenizer(recipe, folder), run_classes(folder))
     data = training_data(recipe, folder, model.tokenizer)
-    result = train_checked(model, data, token_data(folder, "held-out"), folder.stage("train"))
+    # The stage has just written its key; of all files, the checkpoints alone could be those of another recipe.
+    (owner,) = keys_of(folder, "train")[:1] or ("",)
+    result = train_checked(model, data, token_data(folder, "held-out"), folder.stage("train"), owner)
     say(f"train: {result.summary()}")
     # After training, all ranks have whole weights; one of them writes, and only its outcome is recorded.
     names: tuple[str, ...] = ()
@@ -49,7 +53,7 @@ def run(recipe: Recipe, folder: RunFolder) -> Outcome:
         names = export(model, result.steps, folder)
         remove(folder.copies("train"))
     # Weights that changed course are no others' with this recipe, so the record says so.
-    courses = read_json(folder.courses)
+    courses = folder.joins()
     told = {"courses": courses} if courses else {}
     return Outcome(attrs.asdict(result) | hub_records(recipe.backbone.weights) | told, names)
 
@@ -111,12 +115,17 @@ def load_model(
         WeightsError: the tokenizer cannot be found, weights are damaged, or cannot be changed to the size.
     """
     file = model_file(path)
+    run = run_of(file)
+    if file.absolute() == run.model:
+        check_written(("train",), run)
     recipe = load_recipe(file, trust=trust)
     if image_size is not None:
         recipe = _resized(recipe, image_size)
     if tokenizer is None and (saved := tokenizer_file(path, recipe)) is not None:
+        if saved == run.tokenizer:
+            check_written(("tokenizer",), run)
         tokenizer = load_tokenizer(recipe, saved)
-    classes = _exported_classes(file, run_of(file))
+    classes = _exported_classes(file, run)
     if image_size is None:
         return _with_weights(recipe, tokenizer, classes, file)
     model = build(_without_weights(recipe), tokenizer, classes)
@@ -184,5 +193,11 @@ def tables(recipe: Recipe, folder: RunFolder | None) -> Mapping[str, Any]:
     }
 
 
+def owns(folder: RunFolder, key: str) -> bool:
+    """Return whether a checkpoint tells that it is of the training with this key."""
+    return key in Checkpoints(folder.stage("train") / CHECKPOINTS, 1).owners()
+
+
 USES = ("tokenizer", "backbone", "noise", "regularizer")
-STAGE = Stage("train", ("tokenizer", "tokens"), tables, run, all_ranks=True, uses=USES)
+# Token shards are compared by `training_data`, which may do without some.
+STAGE = Stage("train", ("tokenizer", "tokens"), tables, run, all_ranks=True, uses=USES, hashes="train-*.tar", owns=owns)

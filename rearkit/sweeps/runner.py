@@ -16,7 +16,8 @@ from rearkit.errors import RearkitError
 from rearkit.recipe.tables import Recipe
 from rearkit.stages.flow import STAGES
 from rearkit.stages.run_folder import RunFolder
-from rearkit.stages.stage import expected_keys, save_resolved_recipe, up_to_date
+from rearkit.stages.run_recipe import save_resolved_recipe
+from rearkit.stages.stage import expected_keys, up_to_date
 from rearkit.sweeps.sharing import COMMON, link, prepare_common
 from rearkit.sweeps.sweep import PlannedRun, Sweep
 from rearkit.system.console import say

@@ -18,7 +18,8 @@ from rearkit.recipe.tables import Recipe
 from rearkit.stages.evaluate import prepare_classifier
 from rearkit.stages.flow import STAGES
 from rearkit.stages.run_folder import RunFolder
-from rearkit.stages.stage import expected_keys, run_stage, save_resolved_recipe
+from rearkit.stages.run_recipe import save_resolved_recipe
+from rearkit.stages.stage import expected_keys, run_stage
 from rearkit.system.files import replacing
 from rearkit.system.locks import locked
 
@@ -55,7 +56,7 @@ def _prepare(recipe: Recipe, folder: RunFolder, others: list[RunFolder]) -> None
     save_resolved_recipe(recipe, folder)
     for stage in STAGES:
         if stage.name in COMMON:
-            run_stage(stage, recipe, folder)
+            run_stage(stage, recipe, folder, STAGES)
     # Scores compare in one feature space only, so the first folder's classifier is reused. If images or settings differ
     # after all, `prepare_classifier` trains a new one.
     if others and not folder.classifier.exists():

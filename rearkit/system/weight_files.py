@@ -5,6 +5,7 @@ The first bytes tell the format, not the suffix. Files are mapped into memory, s
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import re
 import warnings
@@ -67,6 +68,15 @@ def read_state_dict(path: str | Path, key: str | None = None) -> dict[str, Tenso
     else:
         content = _read_torch(path, key)
     return _chosen(path, content, key)
+
+
+def digest_of(state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of tensors, with their names, shapes and dtypes."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def conversion(path: Path, key: str | None = None) -> str:

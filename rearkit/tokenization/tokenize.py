@@ -13,6 +13,7 @@ from rearkit.data.bad_samples import BadSamples
 from rearkit.data.image_sets import ImageSet, Split
 from rearkit.data.pixels import to_float
 from rearkit.data.token_shards import TokenData, write_token_shard
+from rearkit.system.checksums import note_checksum
 from rearkit.tokenization.quality import module_device
 from rearkit.tokenization.views import views
 
@@ -68,3 +69,4 @@ def tokenize_shard(tokenizer: Tokenizer, images: Split, augment: str, batch: int
     (source,) = images.shards
     meta = {"source": Path(source).name, "augment": augment, "skipped": dict(bad.reasons - before)}
     write_token_shard(path, array, np.array(classes), meta)
+    note_checksum(path)

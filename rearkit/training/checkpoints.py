@@ -1,7 +1,8 @@
 """Checkpoints: written to a temporary folder, hashed, flushed, renamed. A run resumes from the latest intact one.
 
 A checkpoint is a folder ``step-00000100/`` with the ranks' files and ``manifest.json``, which holds the step and the
-hash of every file. A folder without a manifest, or with other hashes, is skipped with a warning.
+hash of every file, and one of itself. A folder without a manifest, with other hashes, or of another recipe, is skipped
+with a warning.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from typing import Any
 import attrs
 
 from rearkit.system import distributed
+from rearkit.system.checksums import check_sealed, write_sealed
 from rearkit.system.console import say
-from rearkit.system.files import TEMPORARY, open_to_others, read_json, remove, sha256, storage_errors, sync, write_json
+from rearkit.system.files import TEMPORARY, open_to_others, remove, sha256, storage_errors, sync
 
 MANIFEST = "manifest.json"
+CHECKPOINTS = "checkpoints"  # the folder of all, in that of a training
 FORMAT = 1
 Write = Callable[[Path], tuple[Path, dict[str, Any]]]
 
@@ -37,12 +40,14 @@ class Checkpoints:
         folder: the folder of all checkpoints.
         keep: number of latest checkpoints to keep.
         keep_every: also keep those at multiples of this many steps; 0 for none.
+        owner: tells the training that they are of; those of another one are skipped. Empty: all are taken.
     """
 
-    def __init__(self, folder: Path, keep: int, keep_every: int = 0) -> None:
+    def __init__(self, folder: Path, keep: int, keep_every: int = 0, owner: str = "") -> None:
         self.folder = folder
         self.keep = keep
         self.keep_every = keep_every
+        self.owner = owner
         # Steps of unusable checkpoints. They do not count as kept: otherwise a usable one would be removed for them.
         self._passed_over: set[int] = set()
 
@@ -86,7 +91,8 @@ class Checkpoints:
         hashes = {name: digest for _, files in written for name, digest in files.items()}
         with storage_errors(final):
             # The manifest comes last: where it is, all files are complete.
-            write_json(temporary / MANIFEST, {"format": FORMAT, "step": step, "facts": written[0][0], "files": hashes})
+            told = {"format": FORMAT, "step": step, "facts": written[0][0], "files": hashes}
+            write_sealed(temporary / MANIFEST, told | ({"owners": [self.owner]} if self.owner else {}))
             # An unusable checkpoint of the same step may be in the way.
             remove(final)
             temporary.rename(final)
@@ -105,12 +111,39 @@ class Checkpoints:
         """Return the latest intact checkpoint, or None, where one process alone asks."""
         for step in reversed(self._steps()):
             folder = self.folder / f"step-{step:08d}"
-            manifest = read_json(folder / MANIFEST)
-            if (reason := _damage(folder, manifest)) is None:
+            manifest = check_sealed(folder / MANIFEST).content
+            # Before its files are hashed, which may take minutes.
+            reason = self._foreign(manifest, step) or damage(folder, manifest)
+            if reason is None and manifest is not None:
                 return Found(step, folder, manifest["facts"])
             say(f"train: {folder} is skipped: {reason}")
             self._passed_over.add(step)
         return None
+
+    def _foreign(self, manifest: dict[str, Any] | None, step: int) -> str | None:
+        """Return why a checkpoint is not one of this training at this step; None of one that may be."""
+        if manifest is None:
+            return None
+        if manifest.get("step") != step:
+            return f"it is of step {manifest.get('step')}"
+        owners = manifest.get("owners")
+        return "it is of another recipe" if self.owner and owners and self.owner not in owners else None
+
+    def owners(self) -> list[str]:
+        """Return which trainings the checkpoints are of, as far as their manifests can be read."""
+        found = [owner for _, manifest in self.manifests() for owner in (manifest or {}).get("owners", ())]
+        return list(dict.fromkeys(found))
+
+    def adopt(self, owner: str) -> None:
+        """Give the checkpoints to another training too, which goes on with them."""
+        for folder, manifest in self.manifests():
+            if manifest is not None and owner not in (owners := manifest.get("owners", [owner])):
+                write_sealed(folder / MANIFEST, {**manifest, "owners": [*owners, owner]})
+
+    def manifests(self) -> list[tuple[Path, dict[str, Any] | None]]:
+        """Return the folder of each checkpoint and its manifest, or None for a damaged one; the earliest first."""
+        folders = [self.folder / f"step-{step:08d}" for step in self._steps()]
+        return [(folder, check_sealed(folder / MANIFEST).content) for folder in folders]
 
     def _steps(self) -> list[int]:
         names = (path.name.removeprefix("step-") for path in self.folder.glob("step-*"))
@@ -126,16 +159,27 @@ def _written(final: Path, temporary: Path, write: Write) -> tuple[dict[str, Any]
         return facts, {path.name: sha256(path)}
 
 
-def _damage(folder: Path, manifest: Any) -> str | None:
-    """Return why a checkpoint cannot be used, or None if it is intact."""
+def damage(folder: Path, manifest: dict[str, Any] | None) -> str | None:
+    """Return why a checkpoint cannot be used, or None if it is intact.
+
+    Args:
+        folder: the checkpoint's.
+        manifest: what its manifest holds; None if that is missing or damaged.
+    """
     if manifest is None:
-        return "it has no manifest"
+        return "its manifest is damaged" if (folder / MANIFEST).is_file() else "it has no manifest"
     if manifest.get("format") != FORMAT:
         return "it is in the format of another version of rearkit"
-    for name, expected in manifest["files"].items():
+    files = manifest.get("files")
+    # Of no version: a manifest without a checksum of its own that is damaged.
+    if not isinstance(files, dict) or not files or not isinstance(manifest.get("facts"), dict):
+        return "its manifest is damaged"
+    for name, expected in files.items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
         if sha256(path) != expected:
             return f"{name} is damaged"
-    return None
+    # All files of states in the folder would be read.
+    surplus = {path.name for path in folder.iterdir()} - files.keys() - {MANIFEST}
+    return f"{min(surplus)} is none of its files" if surplus else None

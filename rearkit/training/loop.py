@@ -80,9 +80,9 @@ def train(
 
 
 def train_checked(
-    model: Model, data: TrainingData, held_out: TokenData | None, folder: str | Path | None
+    model: Model, data: TrainingData, held_out: TokenData | None, folder: str | Path | None, owner: str = ""
 ) -> TrainResult:
-    """Train as `train` does, by a recipe that was checked when its run began."""
+    """Train as `train` does, by a recipe that was checked when its run began; checkpoints are the ``owner``'s."""
     steps = model.recipe.train.steps
     device = distributed.local_device(resolve_device(model.recipe.device))
     _check_tokens(model, data)
@@ -90,7 +90,7 @@ def train_checked(
     if steps == 0:
         model.backbone.to(device).eval()
         return _result(model, 0.0, {} if held_out is None else validate(model, held_out, device))
-    trainer = Trainer(model, data, held_out, None if folder is None else Path(folder))
+    trainer = Trainer(model, data, held_out, None if folder is None else Path(folder), owner)
     started = time.monotonic()
     with trainer, StopRequest() as stop, progress_bar("train", steps, trainer.done) as bar:
         while not trainer.finished:

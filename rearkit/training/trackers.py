@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import re
 import threading
 import uuid
 from pathlib import Path
@@ -17,6 +18,7 @@ from rearkit.system.files import storage_errors, write_text
 
 TENSORBOARD = "tensorboard"
 WANDB_RUN = "wandb-run.txt"
+WANDB_ID = re.compile(r"[0-9a-f]{32}\n")
 
 
 class Tracker(Protocol):
@@ -115,7 +117,7 @@ class WeightsAndBiases:
         table = recipe.train.trackers
         note = folder / WANDB_RUN
         # Written before the run starts, so that a run that is killed at once is found again.
-        if not (step and note.is_file()):
+        if not (step and note.is_file() and WANDB_ID.fullmatch(note.read_text(encoding="utf-8", errors="replace"))):
             write_text(note, uuid.uuid4().hex + "\n")
         options: dict[str, Any] = {"mode": "offline"} if table.wandb_offline else {}
         try:

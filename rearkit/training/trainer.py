@@ -22,7 +22,7 @@ from rearkit.system.memory import freed_memory_kept
 from rearkit.training import state
 from rearkit.training.batches import BatchSource, Ready
 from rearkit.training.blocks import prepared_blocks
-from rearkit.training.checkpoints import Checkpoints, Found
+from rearkit.training.checkpoints import CHECKPOINTS, Checkpoints, Found
 from rearkit.training.engine import Engine
 from rearkit.training.guards import StepGuard, poisoned
 from rearkit.training.logs import TrainLog
@@ -45,6 +45,7 @@ class Trainer:
         data: the training data.
         held_out: tokens to validate on, or None.
         folder: folder for checkpoints and logs; an earlier run is resumed from it. None for neither.
+        owner: of the checkpoints; see `Checkpoints`.
 
     Attributes:
         table: the recipe's ``[train]``.
@@ -58,7 +59,9 @@ class Trainer:
         last: the numbers that were logged last.
     """
 
-    def __init__(self, model: Model, data: TrainingData, held_out: TokenData | None, folder: Path | None) -> None:
+    def __init__(
+        self, model: Model, data: TrainingData, held_out: TokenData | None, folder: Path | None, owner: str = ""
+    ) -> None:
         recipe = model.recipe
         self.model = model
         self.held_out = held_out
@@ -69,7 +72,8 @@ class Trainer:
         self.world = distributed.world_size()
         self.checkpoints: Checkpoints | None = None
         if folder is not None:
-            self.checkpoints = Checkpoints(folder / "checkpoints", self.table.keep_checkpoints, self.table.keep_every)
+            keep = self.table.keep_checkpoints, self.table.keep_every
+            self.checkpoints = Checkpoints(folder / CHECKPOINTS, *keep, owner)
         # Before anything is built, since the order of what follows depends on whether there is a checkpoint.
         found = None if self.checkpoints is None else self.checkpoints.latest()
         self.done = 0 if found is None else found.step

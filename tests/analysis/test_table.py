@@ -29,7 +29,7 @@ SCORES = {
 def run(path: Path, **scores: object) -> RunFolder:
     stage = path / "evaluate"
     stage.mkdir(parents=True)
-    (stage / DONE).write_text(json.dumps({"result": SCORES | scores}))
+    (stage / DONE).write_text(json.dumps({"key": "", "digest": "", "outputs": {}, "result": SCORES | scores}))
     return RunFolder(path)
 
 

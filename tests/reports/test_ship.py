@@ -45,7 +45,7 @@ def run(tiny: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory) -
     folder.tokenizer.parent.mkdir(parents=True)
     write_state_dict(folder.tokenizer, model.tokenizer.state_dict())
     export(model, 4, folder)
-    write_json(folder.record("train"), {"key": "x"})
+    write_json(folder.record("train"), {"key": "x", "digest": "", "outputs": {}, "result": {}})
     # What a run has besides, and is not to leave it.
     folder.nearest.parent.mkdir()
     Image.new("RGB", (8, 8)).save(folder.nearest)

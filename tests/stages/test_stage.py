@@ -15,6 +15,7 @@ from rearkit.recipe.settings import setting, settings
 from rearkit.recipe.tables import ComponentTable, Recipe, component_tables
 from rearkit.stages.flow import STAGES
 from rearkit.stages.run_folder import RunFolder
+from rearkit.stages.run_recipe import run_recipe, save_resolved_recipe
 from rearkit.stages.stage import (
     Outcome,
     Stage,
@@ -22,7 +23,6 @@ from rearkit.stages.stage import (
     check_stages_before,
     expected_keys,
     run_stage,
-    save_resolved_recipe,
     stage_key,
 )
 
@@ -353,8 +353,91 @@ def test_a_record_has_the_hash_and_size_of_every_output(
     assert done is not None
     assert set(done["outputs"]) == {"out", "more"}
     assert done["outputs"]["out"]["bytes"] == 4
-    assert done["key"] == (folder.stage("b") / KEY).read_text().strip() == stage_key(works.b, tiny(), folder)
+    assert (folder.stage("b") / KEY).read_text().split() == [done["key"]] * 2
+    assert done["key"] == stage_key(works.b, tiny(), folder)
     assert done["seconds"] >= 0
+
+
+@pytest.mark.parametrize("bit", [0, 5, 700])
+def test_a_damaged_key_does_not_turn_a_stage_away_that_was_cut_off(
+    bit: int, tiny: Callable[..., Recipe], works: Works, folder: RunFolder
+) -> None:
+    works.fail_in = "a"
+    with pytest.raises(KeyboardInterrupt):
+        works.bring_up_to_date(tiny(), folder)
+    key = folder.key("a")
+    content = bytearray(key.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    key.write_bytes(content)
+    works.fail_in = None
+    works.bring_up_to_date(tiny(), folder)
+    assert (folder.stage("a") / "part").read_text() == ".."  # it went on with what it had
+
+
+def test_a_stage_without_a_key_is_known_by_what_lies_in_its_folder(
+    tiny: Callable[..., Recipe], works: Works, folder: RunFolder
+) -> None:
+    stage = attrs.evolve(works.a, owns=lambda folder, key: True)
+    works.fail_in = "a"
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run_stage(stage, tiny(), folder)
+        folder.key("a").write_text("")
+    assert (folder.stage("a") / "part").read_text() == ".."
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(works.a, tiny(), folder)
+    assert (folder.previous("a") / "part").read_text() == ".."  # nobody knows it: kept, and begun anew
+
+
+def test_a_damaged_input_is_made_again_before_it_is_read(
+    tiny: Callable[..., Recipe],
+    works: Works,
+    folder: RunFolder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rearkit.stages.intact.HASHED_AT_START", 0)  # as for large files
+    works.bring_up_to_date(tiny(), folder)
+    out = folder.stage("a") / "out"
+    written = out.read_text()
+    out.write_text("x" * len(written))
+    everything = (works.a, works.b, works.c)
+    assert not any(run_stage(stage, tiny(), folder, everything) for stage in everything)  # nobody reads it
+    works.runs.clear()
+    changed = tiny(sample={"top_k": 3})
+    with pytest.raises(RearkitError, match=r"b: .*/a/out is damaged \(SHA-256\); run: python -m rearkit a RECIPE"):
+        run_stage(works.b, changed, folder)
+    assert run_stage(works.b, changed, folder, everything)
+    assert works.runs == ["a", "b"] and out.read_text() == written
+
+
+def test_the_advice_to_run_a_stage_alone_works(
+    tiny: Callable[..., Recipe], works: Works, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rearkit.stages.intact.HASHED_AT_START", 0)
+    works.bring_up_to_date(tiny(), folder)
+    out = folder.stage("a") / "out"
+    out.write_text("x" * out.stat().st_size)
+    with pytest.raises(RearkitError, match="lost or changed a file"):
+        check_stages_before(works.b, (works.a, works.b), tiny(), folder, "run: command {}", thorough=True)
+    assert run_stage(works.a, tiny(), folder)
+    check_stages_before(works.b, (works.a, works.b), tiny(), folder, "run: command {}", thorough=True)
+
+
+def test_a_file_that_cannot_be_made_again_leaves_the_record(
+    tiny: Callable[..., Recipe], works: Works, folder: RunFolder
+) -> None:
+    """A run whose images have moved away goes on being one."""
+    works.bring_up_to_date(tiny(), folder)
+
+    def gone(recipe: Recipe, folder: RunFolder | None) -> dict[str, Any]:
+        if folder is None:
+            raise RearkitError("no such folder of images")
+        return {"train": recipe.train}
+
+    (folder.stage("a") / "out").write_text("damaged")
+    with pytest.raises(RearkitError, match=r"out: damaged, and cannot be made again: no such folder of images"):
+        run_stage(attrs.evolve(works.a, tables=gone), tiny(), folder)
+    assert folder.done("a") is not None
 
 
 # A stage run alone
@@ -413,6 +496,34 @@ def test_an_empty_folder_is_taken_and_a_file_is_not(tiny: Callable[..., Recipe],
         RunFolder(tmp_path / "file").claim(tiny().name)
     with pytest.raises(StorageError):
         RunFolder(tmp_path / "file" / "below").claim(tiny().name)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"recipe": "tiny", "sha256": "0"}', b"\xff"])
+def test_the_record_of_whose_folder_it_is_is_made_again(
+    content: bytes, tiny: Callable[..., Recipe], folder: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder.claim("tiny")
+    save_resolved_recipe(tiny(), folder)
+    folder.owner.write_bytes(content)
+    with pytest.raises(RearkitError, match="holds the run of another recipe, 'tiny'"):
+        folder.claim("other")
+    folder.claim("tiny")
+    assert f"{folder.owner} is missing or damaged; it is made again" in capsys.readouterr().out
+    folder.claim("tiny")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_recipe_that_was_damaged_or_edited_is_not_taken_for_the_runs(
+    tiny: Callable[..., Recipe], folder: RunFolder
+) -> None:
+    folder.claim("tiny")
+    save_resolved_recipe(tiny(), folder)
+    assert run_recipe(folder) == tiny()
+    folder.recipe.write_bytes(folder.recipe.read_bytes().replace(b"steps = 4", b"steps = 5") + b"# \xff")
+    with pytest.raises(RearkitError, match=r"recipe\.toml: damaged, or edited since the run"):
+        run_recipe(folder)
+    save_resolved_recipe(tiny(), folder)
+    assert run_recipe(folder) == tiny()
 
 
 def test_the_recipe_is_saved_with_every_default_and_can_be_run_again(

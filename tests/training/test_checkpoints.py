@@ -182,3 +182,47 @@ def test_one_that_cannot_be_used_does_not_count_as_kept(tmp_path: Path) -> None:
     checkpoints.save(8, writer(8))
     assert names(tmp_path) == [f"step-{step:08d}" for step in (5, 6, 8)]
     assert found(checkpoints) == 8
+
+
+def test_no_flipped_bit_of_a_manifest_gives_another_checkpoint(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 1, 2)
+    manifest = tmp_path / "step-00000002" / MANIFEST
+    whole = manifest.read_bytes()
+    for bit in range(0, 8 * len(whole), 3):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        manifest.write_bytes(changed)
+        latest = checkpoints.find()
+        assert latest is not None
+        assert (latest.step, latest.facts) in [(1, {"value": 1}), (2, {"value": 2})]
+
+
+def test_a_checkpoint_of_another_recipe_or_step_or_with_foreign_files_is_skipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = Checkpoints(tmp_path, 9, owner="mine")
+    mine.save(1, writer(1))
+    mine.save(2, writer(2))
+    Checkpoints(tmp_path, 9, owner="theirs").save(3, writer(3))
+    (tmp_path / "step-00000002").rename(tmp_path / "step-00000004")
+    assert found(mine) == 1
+    told = capsys.readouterr().out
+    assert "step-00000003 is skipped: it is of another recipe" in told
+    assert "step-00000004 is skipped: it is of step 2" in told
+    (tmp_path / "step-00000001" / "state-9.safetensors").write_text("x")
+    assert found(mine) is None
+    assert "state-9.safetensors is none of its files" in capsys.readouterr().out
+
+
+def test_a_training_that_goes_on_adopts_checkpoints_and_leaves_them_to_the_first(tmp_path: Path) -> None:
+    mine, other = (Checkpoints(tmp_path, 9, owner=name) for name in ("mine", "other"))
+    mine.save(1, writer(1))
+    assert found(other) is None
+    mine.adopt("other")
+    assert found(other) == found(mine) == 1
+    assert mine.owners() == ["mine", "other"]
+
+
+def test_checkpoints_of_earlier_versions_have_no_owner_and_are_anybodys(tmp_path: Path) -> None:
+    saved(tmp_path, 1)
+    assert found(Checkpoints(tmp_path, 9, owner="mine")) == 1

@@ -72,3 +72,33 @@ def test_a_log_cut_off_anywhere_reads_as_its_whole_lines(tmp_path_factory: pytes
 def test_no_log_reads_as_no_lines(tmp_path: Path) -> None:
     assert read_log(tmp_path) == []
     assert read_log(tmp_path, "fit.jsonl") == []
+
+
+def test_no_flipped_bit_gives_another_line(tmp_path: Path) -> None:
+    path = tmp_path / JSONL
+    log = TrainLog(tmp_path, 0)
+    for step in (1, 2, 3):
+        log.write(step, {"loss": 1.5, "lr": 1e-4})
+    log.close()
+    lines, whole = read_log(tmp_path), path.read_bytes()
+    for bit in range(0, 8 * len(whole), 3):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        found = read_log(tmp_path)
+        assert len(found) >= 1 and all(line in lines for line in found)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["[]", "7", "null", '{"loss": 1}', '{"step": "9"}', '{"step": -1}', '{"step": 1.5}', '{"step": NaN}', "\x00"],
+)
+def test_a_line_of_another_kind_is_passed_over_and_told(
+    line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / JSONL).write_text(f'{{"step": 1, "loss": 2.0}}\n{line}\n{{"step": 2, "loss": 1.0}}\n')
+    assert [values["step"] for values in read_log(tmp_path)] == [1, 2]
+    assert "1 damaged or foreign lines are passed over, such as line 2" in capsys.readouterr().out
+    log = TrainLog(tmp_path, 2)
+    assert log.last == {"loss": 1.0}
+    log.close()

@@ -1,0 +1,34 @@
+"""Results of stages for an earlier recipe, moved aside, since they may have taken days to make."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rearkit.stages.run_folder import RunFolder
+from rearkit.system.console import say
+from rearkit.system.files import remove, storage_errors
+
+
+def set_aside(folder: RunFolder, names: Iterable[str]) -> None:
+    """Move the results of stages aside, so that these run again from their beginning."""
+    for name in names:
+        if folder.stage(name).exists():
+            with storage_errors(folder.stage(name)):
+                move_aside(folder, name, "to be run again")
+
+
+def move_aside(folder: RunFolder, name: str, why: str = "the recipe, an input or a plugin changed") -> None:
+    """Move a stage's result for an earlier recipe to another folder.
+
+    Only one result is kept, and an unfinished one does not replace a finished one.
+    """
+    place = folder.stage(name)
+    target = folder.previous(name)
+    if not folder.record(name).is_file() and (target / folder.record(name).name).is_file():
+        say(f"{name}: {why}; the unfinished result is removed, {target} is kept")
+        remove(place)
+        return
+    remove(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    place.rename(target)
+    say(f"{name}: {why}; the earlier result is kept in {target}")
