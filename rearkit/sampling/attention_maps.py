@@ -75,7 +75,8 @@ def sample_maps(model: Model, images_BRR3: Tensor, tokens_BN: Tensor, classes_B:
     watched = [prefix + index - 1 for index in (count // 2 + math.isqrt(count) // 2, count - 1)]
     with AttentionWatch(watched, prefix + count) as watch:
         logits_BNV, _ = backbone(tokens_BN.to(device), classes_B.to(device))
-    p_BNV = logits_BNV.float().softmax(-1)
+    # The last position predicts nothing.
+    p_BNV = logits_BNV[:, :count].float().softmax(-1)
     sorted_BNV = p_BNV.sort(-1, descending=True).values
     needed_BN = (sorted_BNV.cumsum(-1) < MOST).sum(-1) + 1
     maps = [sorted_BNV[..., 0], needed_BN.log() / math.log(p_BNV.shape[-1])]
