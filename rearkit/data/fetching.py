@@ -13,6 +13,7 @@ import hashlib
 import http.client
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -167,11 +168,7 @@ class ShardCache:
 
 def _copy(shard: str, file: IO[bytes]) -> None:
     if shard.startswith("pipe:"):
-        done = subprocess.run(shard.removeprefix("pipe:"), shell=True, stdout=file, stderr=subprocess.PIPE)
-        if done.returncode:
-            # The last line, where most programs say what is wrong.
-            said = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-            raise OSError(": ".join([f"exit {done.returncode}", *said]))
+        _copy_output(shard.removeprefix("pipe:"), file)
         return
     stream: Any
     with contextlib.closing(_open(shard)) as stream:
@@ -180,6 +177,31 @@ def _copy(shard: str, file: IO[bytes]) -> None:
         missing = getattr(stream, "length", None)
         if missing:
             raise ConnectionError(f"broke off {missing} bytes before its end")
+
+
+def _copy_output(command: str, file: IO[bytes]) -> None:
+    """Copy what a shell's command prints.
+
+    Through a pipe of this process: a command that outlives it would else go on with its download.
+    """
+    with (
+        tempfile.TemporaryFile() as told,
+        subprocess.Popen(command, shell=True, stdout=subprocess.PIPE, stderr=told, start_new_session=True) as process,
+    ):
+        assert process.stdout is not None
+        try:
+            shutil.copyfileobj(process.stdout, file, 1 << 20)
+            process.wait()
+        except BaseException:
+            # All that the shell has started too: in a session of its own, Ctrl-C does not reach them.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+        if process.returncode:
+            told.seek(0)
+            # The last line, where most programs say what is wrong.
+            said = told.read().decode(errors="replace").strip().splitlines()[-1:]
+            raise OSError(": ".join([f"exit {process.returncode}", *said]))
 
 
 def _open(shard: str) -> Any:

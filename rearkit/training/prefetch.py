@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from rearkit.errors import DataError, RearkitError
+from rearkit.system.processes import end_with_parent
 from rearkit.training.batches import BatchSource, Ready
 
 # Steps that each reader is ahead: one is ready while the next is read. Each takes the memory of a step's samples.
@@ -69,6 +70,7 @@ class Feed:
                 prefetch_factor=AHEAD,
                 timeout=self.timeout,
                 pin_memory=self.source.pins,
+                worker_init_fn=_end_with_parent,
             )
             others = multiprocessing.active_children()
             # Launchers, Slurm and a terminal send a signal to all processes of a rank. The readers, which inherit the
@@ -154,6 +156,11 @@ class Feed:
         """Name the shard that is being read for a step; readers take the steps in turn."""
         at = int(self._at[(step - self.steps.start) % len(self._at)])
         return self.source.data.names[at] if at != IDLE else "no shard: it waits for the machine"
+
+
+def _end_with_parent(worker: int) -> None:
+    """End a reader with its training process: torch's readers look after that only between two samples."""
+    end_with_parent()
 
 
 class _Shares(Dataset[Ready]):
