@@ -15,7 +15,7 @@ import click
 from rearkit import errors
 from rearkit.cli import COMMANDS
 from rearkit.cli.examples import Group, example_lines, program
-from rearkit.system.console import is_main_process, stderr
+from rearkit.system.console import is_main_process, number_in_environment, stderr
 from rearkit.system.signals import GUARD, STOPPED, exit_code
 
 # Seconds that other ranks wait before they report an error: enough for the launcher to stop them after the first has.
@@ -75,6 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(arguments: Sequence[str], ranks_arguments: Sequence[str], debug: bool) -> int:
     """Run a command; report an error that is the user's, and return the exit code."""
     try:
+        if "REARKIT_PARENT_FD" in os.environ:
+            from rearkit.system.launch import end_with_launcher
+
+            end_with_launcher()
         # Before anything asks for the rank: srun sets SLURM's variables, not those that torch reads.
         if "SLURM_STEP_ID" in os.environ:
             from rearkit.system.distributed import adopt_slurm
@@ -143,7 +147,7 @@ def _tells_of_a_lost_rank(error: Exception) -> bool:
     phrases = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "failed to recv")
     if not isinstance(error, RuntimeError):
         return False
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(phrase in str(error) for phrase in phrases)
+    return number_in_environment("WORLD_SIZE", 1) > 1 and any(phrase in str(error) for phrase in phrases)
 
 
 def _fail(message: str, code: int, debug: bool) -> int:
