@@ -8,7 +8,6 @@ being seen twice. Python itself reads ``http(s)``, ``ftp`` and ``file`` URLs; ``
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import http.client
 import os
@@ -29,6 +28,7 @@ import webdataset
 from rearkit.errors import StorageError, first_line
 from rearkit.system.console import say
 from rearkit.system.files import replacing
+from rearkit.system.locks import flocked, opened_lock
 
 OURS = ("http://", "https://", "ftp://", "file://")
 # Seconds without a byte from a server after which a transfer has failed.
@@ -138,9 +138,10 @@ class ShardCache:
         # A URL may have characters that a file name cannot have.
         copy = self.folder / f"{hashlib.sha256(shard.encode()).hexdigest()[:20]}.tar"
         self.folder.mkdir(parents=True, exist_ok=True)
-        with copy.with_suffix(".lock").open("w") as lock:
+        lock = copy.with_suffix(".lock")
+        with os.fdopen(opened_lock(lock), "w") as file:
             # One process fetches the shard; the others wait for it.
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            flocked(file.fileno(), lock)
             fresh = not copy.is_file()
             if fresh:
                 try:
