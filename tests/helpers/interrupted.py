@@ -37,7 +37,7 @@ class Outcome:
 
 
 def stopped(arguments: list[str], number: signal.Signals, after: float, folder: Path | None = None) -> Outcome:
-    """Send a signal to ``python -m rearkit ARGUMENTS``, so many seconds after it can handle one; say what came of it."""
+    """Send a signal to ``python -m rearkit ARGUMENTS`` so long after it can handle one, and judge what it did."""
     process = subprocess.Popen(
         [sys.executable, "-m", "rearkit", *arguments],
         env=ENVIRONMENT, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
