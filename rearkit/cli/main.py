@@ -24,6 +24,8 @@ EXAMPLES = """run mnist
 recipes
 show mnist --set train.lr=1e-3
 run --help"""
+# Errors of a file that are no bug wherever they come up: no permission, a disk that fails, a server that is gone.
+UNREACHABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE)
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -69,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if GUARD.number is None and not isinstance(error, KeyboardInterrupt):
                 raise
             GUARD.code = _fail(STOPPED, exit_code(), debug)
+            GUARD.end()
         sys.exit(GUARD.code)
 
 
@@ -115,10 +118,13 @@ def _report(error: Exception, debug: bool) -> int:
         return errors.EXIT_OK
     if isinstance(error, OSError) and error.filename is None and error.errno in (errno.ENOSPC, errno.EIO):
         return _fail(f"output cannot be written: {error.strerror}", errors.EXIT_STORAGE, debug)
-    if _tells_of_a_lost_rank(error):
-        return _fail("lost contact with another rank; see that rank's error message", errors.EXIT_INTERNAL, debug)
     if message := _tells_of_a_plugin(error):
         return _fail(message, errors.EXIT_PLUGIN, debug)
+    if isinstance(error, OSError) and error.filename is not None and error.errno in UNREACHABLE:
+        message = f"{error.filename}: {error.strerror}; fix that, or choose another folder"
+        return _fail(message, errors.EXIT_STORAGE, debug)
+    if _tells_of_a_lost_rank(error):
+        return _fail("lost contact with another rank; see that rank's error message", errors.EXIT_INTERNAL, debug)
     raise error
 
 

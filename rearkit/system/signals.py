@@ -156,6 +156,17 @@ class Guard:
         assert ident is not None
         signal.pthread_kill(ident, number)
 
+    def end(self) -> None:
+        """Where this process is the command line's alone, end it without taking down torch, which takes seconds."""
+        if self._depth > 1:
+            import contextlib
+
+            for stream in (sys.stdout, sys.stderr):
+                # Nobody may be there to read it.
+                with contextlib.suppress(Exception):
+                    stream.flush()
+            self.leave()
+
     def leave(self) -> None:
         """End the process now, with its line if it has said none, and with the processes that it started."""
         if self.code is None and os.environ.get("RANK", "0") == "0":

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from interrupted import ENVIRONMENT, alive, results
-from rank_runs import SMOKE, TINY, descendants, finish, rearkit
+from rank_runs import SMOKE, TINY, children, descendants, finish, rearkit
 
 from rearkit.stages.flow import NAMES
 from rearkit.system import rendezvous
@@ -157,15 +157,18 @@ def killed(out: Path, stage: str, victim: str, after: float) -> bool:
 
     def begun() -> bool:
         assert process.poll() is None, process.communicate()[0]
+        # Of this run: one that was killed leaves its file behind.
         lock = out / ".lock"
-        return lock.is_file() and all((out / name / "stage.json").is_file() for name in before)
+        holder = lock.read_text().split()[1:2] if lock.is_file() else []
+        claimed = holder in [[str(pid)] for pid in children(process.pid)]
+        return claimed and all((out / name / "stage.json").is_file() for name in before)
 
     until(begun, 300)
     time.sleep(after)
-    everybody = [process.pid, *descendants(process.pid)]
-    if process.poll() is not None:
+    everybody, ranks = [process.pid, *descendants(process.pid)], sorted(children(process.pid))
+    if process.poll() is not None or len(ranks) < 2:
+        process.communicate(timeout=STOPPED_S)
         return False
-    ranks = sorted(pid for pid in everybody if str(process.pid) in parent(pid))
     doomed = {"launcher": process.pid, "rank 0": ranks[0], "rank 1": ranks[-1]}[victim]
     os.kill(doomed, signal.SIGKILL)
     until(
@@ -175,10 +178,3 @@ def killed(out: Path, stage: str, victim: str, after: float) -> bool:
     output, _ = process.communicate(timeout=STOPPED_S)
     assert "Traceback" not in output and "at work there" not in output, output
     return True
-
-
-def parent(pid: int) -> list[str]:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1:2]
-    except OSError:
-        return []
