@@ -7,7 +7,9 @@ that uses it loads only what it needs.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+
+# As typing's, which takes milliseconds to import, in which a signal could not be handled yet.
+TYPE_CHECKING = False
 
 __version__ = "0.1.0"
 
@@ -49,6 +51,8 @@ _HOME = {
 
 # The same names once more, since type checkers and editors do not follow `__getattr__`.
 if TYPE_CHECKING:
+    from typing import Any
+
     from rearkit.components.tokenizers.maskgit_vqgan import MaskGITVQGANDecoder
     from rearkit.components.tokenizers.quantizer import VectorQuantizer
     from rearkit.context_noise import corrupt

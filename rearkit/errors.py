@@ -6,9 +6,11 @@ wrong, where, and what to do about it.
 
 from __future__ import annotations
 
-import difflib
 import signal
-from collections.abc import Iterable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 EXIT_OK = 0
 EXIT_INTERNAL = 1
@@ -100,6 +102,8 @@ def first_line(error: BaseException) -> str:
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the nearest of ``names``, or an empty string if none is near."""
+    import difflib
+
     # 0.5 finds swapped and missing letters, and offers nothing for unrelated words.
     near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f" (did you mean {near[0]!r}?)" if near else ""

@@ -15,8 +15,8 @@ import click
 from rearkit import errors
 from rearkit.cli import COMMANDS
 from rearkit.cli.examples import Group, example_lines, program
-from rearkit.system.console import is_main_process, stderr
-from rearkit.system.signals import Terminations
+from rearkit.system.console import is_main_process, number_in_environment, stderr
+from rearkit.system.signals import GUARD, STOPPED, exit_code
 
 # Seconds that other ranks wait before they report an error: enough for the launcher to stop them after the first has.
 RANK_DELAY_S = 3.0
@@ -24,6 +24,8 @@ EXAMPLES = """run mnist
 recipes
 show mnist --set train.lr=1e-3
 run --help"""
+# Errors of a file that are no bug wherever they come up: no permission, a disk that fails, a server that is gone.
+UNREACHABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE)
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -61,43 +63,69 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # A terminal of another language cannot show all letters; a stream may also be closed, or a test's.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    with Terminations() as terminations:
+    with GUARD:
         try:
-            # Before anything asks for the rank: srun sets SLURM's variables, not those that torch reads.
-            if "SLURM_STEP_ID" in os.environ:
-                from rearkit.system.distributed import adopt_slurm
+            GUARD.code = _run(arguments, ranks_arguments, debug)
+        except BaseException as error:
+            # Whatever was made of the interrupt on its way up here.
+            if GUARD.number is None and not isinstance(error, KeyboardInterrupt):
+                raise
+            GUARD.code = _fail(STOPPED, exit_code(), debug)
+            GUARD.end()
+        sys.exit(GUARD.code)
 
-                adopt_slurm()
-            # Without its standalone mode, click returns the code of an Exit.
-            code = cli.main(arguments, prog_name=program(), standalone_mode=False, obj=ranks_arguments)
-            sys.exit(code if isinstance(code, int) else errors.EXIT_OK)
-        except click.exceptions.Exit as error:
-            sys.exit(error.exit_code)
-        except click.ClickException as error:
-            error.show()
-            _show_example(error)
-            sys.exit(errors.EXIT_USAGE)
-        except (click.Abort, KeyboardInterrupt):
-            code = errors.EXIT_PREEMPTED if terminations.came else errors.EXIT_INTERRUPTED
-            _fail("stopped; what is finished is kept, run the same command to go on", code, debug)
-        except errors.RearkitError as error:
-            _fail(str(error), error.exit_code, debug)
-        except BrokenPipeError:
-            # The reader of a pipe, such as head, has seen enough.
-            sys.exit(errors.EXIT_OK)
-        except Exception as error:
-            if isinstance(error, OSError) and error.filename is None and error.errno in (errno.ENOSPC, errno.EIO):
-                _fail(f"output cannot be written: {error.strerror}", errors.EXIT_STORAGE, debug)
-            if _tells_of_a_lost_rank(error):
-                message = "lost contact with another rank; see that rank's error message"
-                _fail(message, errors.EXIT_INTERNAL, debug)
-            if message := _tells_of_a_plugin(error):
-                _fail(message, errors.EXIT_PLUGIN, debug)
+
+def _run(arguments: Sequence[str], ranks_arguments: Sequence[str], debug: bool) -> int:
+    """Run a command; report an error that is the user's, and return the exit code."""
+    try:
+        if "REARKIT_PARENT_FD" in os.environ:
+            from rearkit.system.launch import end_with_launcher
+
+            end_with_launcher()
+        # Before anything asks for the rank: srun sets SLURM's variables, not those that torch reads.
+        if "SLURM_STEP_ID" in os.environ:
+            from rearkit.system.distributed import adopt_slurm
+
+            adopt_slurm()
+        # Without its standalone mode, click returns the code of an Exit.
+        code = cli.main(arguments, prog_name=program(), standalone_mode=False, obj=ranks_arguments)
+        return code if isinstance(code, int) else errors.EXIT_OK
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except Exception as error:
+        # Another exception may come of the interrupt; `main` tells of that. So does click's, for Ctrl-C.
+        if GUARD.number is not None:
             raise
-        finally:
-            # Not imported here: that would import torch, for commands that need none of it.
-            if "rearkit.system.distributed" in sys.modules:
-                sys.modules["rearkit.system.distributed"].leave()
+        return _report(error, debug)
+    finally:
+        # Not imported here: that would import torch, for commands that need none of it.
+        if "rearkit.system.distributed" in sys.modules:
+            sys.modules["rearkit.system.distributed"].leave()
+
+
+def _report(error: Exception, debug: bool) -> int:
+    """Print an error that is the user's, and return its exit code; raise any other."""
+    if isinstance(error, click.Abort):
+        return _fail(STOPPED, errors.EXIT_INTERRUPTED, debug)
+    if isinstance(error, click.ClickException):
+        error.show()
+        _show_example(error)
+        return errors.EXIT_USAGE
+    if isinstance(error, errors.RearkitError):
+        return _fail(str(error), error.exit_code, debug)
+    # The reader of a pipe, such as head, has seen enough.
+    if isinstance(error, BrokenPipeError):
+        return errors.EXIT_OK
+    if isinstance(error, OSError) and error.filename is None and error.errno in (errno.ENOSPC, errno.EIO):
+        return _fail(f"output cannot be written: {error.strerror}", errors.EXIT_STORAGE, debug)
+    if message := _tells_of_a_plugin(error):
+        return _fail(message, errors.EXIT_PLUGIN, debug)
+    if isinstance(error, OSError) and error.filename is not None and error.errno in UNREACHABLE:
+        message = f"{error.filename}: {error.strerror}; fix that, or choose another folder"
+        return _fail(message, errors.EXIT_STORAGE, debug)
+    if _tells_of_a_lost_rank(error):
+        return _fail("lost contact with another rank; see that rank's error message", errors.EXIT_INTERNAL, debug)
+    raise error
 
 
 def _show_example(error: click.ClickException) -> None:
@@ -125,12 +153,15 @@ def _tells_of_a_lost_rank(error: Exception) -> bool:
     phrases = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "failed to recv")
     if not isinstance(error, RuntimeError):
         return False
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(phrase in str(error) for phrase in phrases)
+    return number_in_environment("WORLD_SIZE", 1) > 1 and any(phrase in str(error) for phrase in phrases)
 
 
-def _fail(message: str, code: int, debug: bool) -> None:
-    """Print an error, each line of it in red, and exit with a code."""
+def _fail(message: str, code: int, debug: bool) -> int:
+    """Print an error, each line of it in red, and return the exit code."""
     if not is_main_process():
+        # All ranks are stopped together, which the first one says.
+        if code in (errors.EXIT_INTERRUPTED, errors.EXIT_PREEMPTED):
+            return code
         # An error of all ranks is reported by the first; the launcher stops the others before they repeat it.
         time.sleep(RANK_DELAY_S)
         message = f"rank {os.environ['RANK']}: {message}"
@@ -140,4 +171,4 @@ def _fail(message: str, code: int, debug: bool) -> None:
     # the error above them.
     for line in map(errors.shortened, message.splitlines()):
         stderr.print(line if line.startswith(" ") else f"error: {line}", style="red", markup=False)
-    sys.exit(code)
+    return code

@@ -8,11 +8,11 @@ being seen twice. Python itself reads ``http(s)``, ``ftp`` and ``file`` URLs; ``
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import http.client
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -28,6 +28,7 @@ import webdataset
 from rearkit.errors import StorageError, first_line
 from rearkit.system.console import say
 from rearkit.system.files import replacing
+from rearkit.system.locks import flocked, opened_lock
 
 OURS = ("http://", "https://", "ftp://", "file://")
 # Seconds without a byte from a server after which a transfer has failed.
@@ -137,9 +138,10 @@ class ShardCache:
         # A URL may have characters that a file name cannot have.
         copy = self.folder / f"{hashlib.sha256(shard.encode()).hexdigest()[:20]}.tar"
         self.folder.mkdir(parents=True, exist_ok=True)
-        with copy.with_suffix(".lock").open("w") as lock:
+        lock = copy.with_suffix(".lock")
+        with os.fdopen(opened_lock(lock), "w") as file:
             # One process fetches the shard; the others wait for it.
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            flocked(file.fileno(), lock)
             fresh = not copy.is_file()
             if fresh:
                 try:
@@ -167,11 +169,7 @@ class ShardCache:
 
 def _copy(shard: str, file: IO[bytes]) -> None:
     if shard.startswith("pipe:"):
-        done = subprocess.run(shard.removeprefix("pipe:"), shell=True, stdout=file, stderr=subprocess.PIPE)
-        if done.returncode:
-            # The last line, where most programs say what is wrong.
-            said = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-            raise OSError(": ".join([f"exit {done.returncode}", *said]))
+        _copy_output(shard.removeprefix("pipe:"), file)
         return
     stream: Any
     with contextlib.closing(_open(shard)) as stream:
@@ -180,6 +178,31 @@ def _copy(shard: str, file: IO[bytes]) -> None:
         missing = getattr(stream, "length", None)
         if missing:
             raise ConnectionError(f"broke off {missing} bytes before its end")
+
+
+def _copy_output(command: str, file: IO[bytes]) -> None:
+    """Copy what a shell's command prints.
+
+    Through a pipe of this process: a command that outlives it would else go on with its download.
+    """
+    with (
+        tempfile.TemporaryFile() as told,
+        subprocess.Popen(command, shell=True, stdout=subprocess.PIPE, stderr=told, start_new_session=True) as process,
+    ):
+        assert process.stdout is not None
+        try:
+            shutil.copyfileobj(process.stdout, file, 1 << 20)
+            process.wait()
+        except BaseException:
+            # All that the shell has started too: in a session of its own, Ctrl-C does not reach them.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+        if process.returncode:
+            told.seek(0)
+            # The last line, where most programs say what is wrong.
+            said = told.read().decode(errors="replace").strip().splitlines()[-1:]
+            raise OSError(": ".join([f"exit {process.returncode}", *said]))
 
 
 def _open(shard: str) -> Any:

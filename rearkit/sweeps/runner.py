@@ -23,6 +23,7 @@ from rearkit.sweeps.sweep import PlannedRun, Sweep
 from rearkit.system.console import say
 from rearkit.system.files import read_json, write_json
 from rearkit.system.locks import try_lock
+from rearkit.system.signals import GUARD
 
 LOG = "run.log"
 # Seconds between looks at the processes: short beside any run, long enough to cost no processor time.
@@ -154,10 +155,11 @@ def _work(jobs: list[Job], root: Path, width: int, gpus: list[str]) -> None:
     finally:
         # All are told to stop before any is waited for, so that they save their checkpoints at the same time.
         working = [job.process for job in jobs if job.process is not None and job.process.poll() is None]
-        for process in working:
-            process.terminate()  # it saves a checkpoint
-        for process in working:
-            process.wait()
+        with GUARD.patient():
+            for process in working:
+                process.terminate()  # it saves a checkpoint
+            for process in working:
+                process.wait()
 
 
 def _start_next(jobs: list[Job], root: Path, width: int, gpu: str | None) -> Job | None:

@@ -46,8 +46,15 @@ stderr = _Printing(stderr=True, highlight=False, soft_wrap=True)
 
 def is_main_process() -> bool:
     """Return whether this is rank 0, the only rank that prints."""
-    # Read from the environment, since messages are also printed before the process group exists.
-    return int(os.environ.get("RANK", "0")) == 0
+    # Read from the environment, since messages are also printed before the process group exists. A shell may keep RANK
+    # from another job.
+    return number_in_environment("RANK", 0) == 0 or number_in_environment("WORLD_SIZE", 1) == 1
+
+
+def number_in_environment(name: str, default: int) -> int:
+    """Return a variable that a launcher sets; what is no number was set by something else."""
+    given = os.environ.get(name, "")
+    return int(given) if given.isdecimal() else default
 
 
 def say(text: str) -> None:

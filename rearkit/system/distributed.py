@@ -7,6 +7,7 @@ are derived from Slurm's variables. From there on, all launchers take the same c
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -17,8 +18,12 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import Store  # type: ignore[attr-defined]
 
 from rearkit.errors import EXIT_INTERNAL, RearkitError
+from rearkit.system.console import number_in_environment
+from rearkit.system.rendezvous import looks, meet
+from rearkit.system.signals import exit_code
 
 T = TypeVar("T")
 # Other ranks wait while rank 0 prepares data, which may take hours, so torch's default of minutes is too short.
@@ -27,6 +32,8 @@ PATIENCE = timedelta(days=2)
 # Of tensors exchanged by NCCL within a step, for which no rank waits long: one that hangs is stopped. Longer than
 # `[train.guards] data_timeout`, whose message names the shard.
 STEP_PATIENCE = timedelta(minutes=20)
+# Of all ranks, where `start` has made one; with the numbers of the calls of `from_main`.
+_stores: list[tuple[Store, Iterator[int]]] = []
 # On CUDA, objects and waits go through gloo: waiting in NCCL keeps a GPU busy, and meets its time-out.
 _waiting: list[dist.ProcessGroup] = []
 # A context variable, since quantizers sum over a batch deep inside a tokenizer's loss.
@@ -64,12 +71,13 @@ def adopt_slurm() -> None:
 
 def world_size() -> int:
     """Return the number of ranks that the launcher started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return number_in_environment("WORLD_SIZE", 1)
 
 
 def rank() -> int:
     """Return this process's rank."""
-    return int(os.environ.get("RANK", "0"))
+    # A shell may keep RANK from another job.
+    return number_in_environment("RANK", 0) if world_size() > 1 else 0
 
 
 def local_device(device: torch.device) -> torch.device:
@@ -90,13 +98,16 @@ def start(device: torch.device) -> None:
     backend = "nccl" if device.type == "cuda" else "gloo"
     if world_size() == 1:
         # DeepSpeed reads these variables and needs a process group, even for one process.
-        for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+        os.environ["RANK"] = "0"
+        for name, value in (("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
             os.environ.setdefault(name, value)
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
-    elif backend == "gloo":
-        dist.init_process_group(backend, timeout=PATIENCE)
-    else:
-        dist.init_process_group(backend, timeout=STEP_PATIENCE)
+        return
+    store = meet(rank(), world_size(), PATIENCE)
+    _stores.append((store, itertools.count(1)))
+    patience = PATIENCE if backend == "gloo" else STEP_PATIENCE
+    dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), timeout=patience)
+    if backend == "nccl":
         group = dist.new_group(backend="gloo", timeout=PATIENCE)
         # Every rank is a member of it, and so gets no mark of one that is not.
         assert isinstance(group, dist.ProcessGroup)
@@ -114,6 +125,7 @@ def leave() -> None:
         # gloo's threads may abort the interpreter if they still run when it exits.
         dist.destroy_process_group()
         _waiting.clear()
+        _stores.clear()
 
 
 def several() -> bool:
@@ -130,10 +142,18 @@ def barrier() -> None:
 def from_main(work: Callable[[], T]) -> T:
     """Run ``work`` on rank 0 and return its result on all ranks.
 
-    If it fails, rank 0 raises the error, and the other ranks exit with its code: one message is enough.
+    If it fails, rank 0 raises the error, and the other ranks exit with its code: one message is enough. The work may
+    take any time: the others look for its end again and again, so that no group's time-out applies and a signal ends
+    them.
     """
     if not several():
         return work()
+    for store, calls in _stores:
+        call = next(calls)
+        # The waiting is in Python.
+        for _ in looks() if rank() else ():
+            if store.add("from_main", 0) >= call:
+                break
     # Sent as it is if rank 0 meets an error other than a RearkitError.
     result: list[tuple[bool, T | int]] = [(False, EXIT_INTERNAL)]
     try:
@@ -142,7 +162,12 @@ def from_main(work: Callable[[], T]) -> T:
     except RearkitError as error:
         result = [(False, error.exit_code)]
         raise
+    except KeyboardInterrupt:
+        result = [(False, exit_code())]
+        raise
     finally:
+        for store, _ in _stores if rank() == 0 else ():
+            store.add("from_main", 1)
         # In any case, an error included: the other ranks wait in this call, and would wait for days.
         dist.broadcast_object_list(result, group=_patient())
     worked, value = result[0]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -13,6 +16,9 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from rearkit.errors import RearkitError
+
+# Of Linux's <sys/prctl.h>: which signal a process gets when its parent dies.
+PR_SET_PDEATHSIG = 1
 
 
 def in_processes(work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], workers: int | None) -> Iterator[Any]:
@@ -29,6 +35,7 @@ def in_processes(work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], work
     if not jobs:
         return
     count = min(workers or os.cpu_count() or 1, len(jobs))
+    others = multiprocessing.active_children()
     with ProcessPoolExecutor(count, initializer=_prepare) as pool:
         try:
             yield from pool.map(work, *zip(*jobs, strict=True))
@@ -37,6 +44,12 @@ def in_processes(work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], work
                 f"one of {count} processes was killed, perhaps for lack of memory; what is finished is kept: "
                 "run the same command again, with fewer --workers"
             ) from None
+        except KeyboardInterrupt:
+            # The pool waits for running jobs, which may take minutes. Its list of processes is private.
+            for child in multiprocessing.active_children():
+                if child not in others:
+                    child.kill()
+            raise
 
 
 def _prepare() -> None:
@@ -45,12 +58,28 @@ def _prepare() -> None:
         # A shell starts what runs in the background with SIGINT ignored.
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
-def _end_with_parent() -> None:
-    """End this process when its parent does: it would wait for work forever, and write where others now write."""
+def end_with_parent(pipe: int | None = None) -> None:
+    """End this process when its parent does: it would wait for work forever, and write where others now write.
+
+    Args:
+        pipe: what only the parent can write to, and so has an end when the parent has; None for a process that
+            `multiprocessing` started, which has such a pipe already.
+    """
     parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
+    if pipe is None and parent is not None:
+        pipe = int(parent.sentinel)
+    assert pipe is not None
+    # The kernel also ends a process that is stopped, or hangs in code that keeps all threads from running. A fork
+    # server would be another parent than the process that waits.
+    if sys.platform == "linux" and (parent is None or parent.pid == os.getppid()):
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    threading.Thread(target=_end_with, args=(pipe,), name="rearkit-parent", daemon=True).start()
+
+
+def _end_with(pipe: int) -> None:
+    wait([pipe])
     os._exit(1)

@@ -94,7 +94,10 @@ def train_checked(
     started = time.monotonic()
     with trainer, StopRequest() as stop, progress_bar("train", steps, trainer.done) as bar:
         while not trainer.finished:
-            values = trainer.step(trainer.next_samples())
+            stop.waiting = True
+            samples = trainer.next_samples()
+            stop.waiting = False
+            values = trainer.step(samples)
             # A function, since reading the loss of each step would make a GPU wait.
             bar.advance(1, functools.partial(_loss_text, values))
             trainer.report(values)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -67,3 +69,32 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     descriptor = try_lock(path)
     assert descriptor is not None
     os.close(descriptor)
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
+def test_a_lock_that_is_no_file_is_refused(kind: str, tmp_path: Path) -> None:
+    path, other = tmp_path / ".lock", tmp_path / "other"
+    other.write_text("precious")
+    {"link": lambda: path.symlink_to(other), "fifo": lambda: os.mkfifo(path), "folder": path.mkdir}[kind]()
+    for lock in (lambda: claimed(path, "runs/x"), lambda: locked(path)):
+        with pytest.raises(RearkitError, match=r"\.lock: is a link, a folder or a device"), lock():
+            pass
+    assert other.read_text() == "precious"
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
+def test_where_locks_do_not_work_one_warning_says_so(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*given: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    folder = tmp_path / str(number)
+    folder.mkdir()
+    for _ in range(2):
+        with claimed(folder / ".lock", "runs/x"), locked(folder / "x.lock"):
+            pass
+    said = capsys.readouterr().out
+    assert said.count("warning:") == 1 and f"{folder}: locks don't work there ({os.strerror(number)})" in said

@@ -163,3 +163,20 @@ def test_a_reader_killed_while_a_step_computes_is_told(shards: list[Path]) -> No
         feed.next(0)
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
         time.sleep(30)  # cut short by torch, which learns of it by a signal
+
+
+def test_frozen_readers_meet_the_time_limit(shards: list[Path]) -> None:
+    started = time.monotonic()
+    with (
+        pytest.raises(DataError, match=r"no samples for step \d+ in 1 s"),
+        Feed(source(TokenData.from_shards(shards)), range(99), 0, 1, 1, workers=1) as feed,
+    ):
+        feed.next(0)
+        time.sleep(0.5)  # until the reader is ahead: what it has read then needs it once more to be taken over
+        for child in multiprocessing.active_children():
+            assert child.pid is not None
+            os.kill(child.pid, signal.SIGSTOP)
+        for step in range(1, 99):
+            feed.next(step)
+    assert time.monotonic() - started < 10
+    assert not multiprocessing.active_children()
