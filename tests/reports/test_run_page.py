@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rearkit.reports import charts
+from rearkit.reports import charts, galleries
 from rearkit.reports import run_page as report
 from rearkit.reports.charts import POINTS, draw, fit_charts, training_charts
 from rearkit.reports.run_page import score_cards, score_notes, stage_rows, write_report
@@ -229,11 +229,31 @@ def test_tokens_made_elsewhere_have_no_originals(whole: RunFolder, tiny: Any) ->
 
 def test_strips_are_cut_between_the_cells(tmp_path: Path) -> None:
     save_grid(tmp_path / "grid.png", rows=2, columns=7)
-    strips = report._strips(tmp_path / "grid.png", rows=2, high=1, columns=5)
+    strips = galleries._strips(tmp_path / "grid.png", rows=2, high=1, columns=5)
     assert [[picture["width"] for picture in row] for row in strips] == [[48, 18], [48, 18]]
-    image = report._cut(Image.open(tmp_path / "grid.png"), 10, row=1, high=1, left=5, right=7)
+    image = galleries._cut(Image.open(tmp_path / "grid.png"), 10, row=1, high=1, left=5, right=7)
     cells = np.asarray(image)[:, :, 0]
     assert (cells[:, :8] == 15).all() and (cells[:, 10:] == 16).all()
+
+
+def test_samples_over_training_are_shown_for_some_checkpoints(whole: RunFolder, tiny: Any) -> None:
+    place = whole.stage("train") / "pictures"
+    place.mkdir()
+    for step in range(1, 31):
+        save_grid(place / f"{step * 100:08d}.png", rows=1, columns=3)
+    write_report(tiny(), whole, STAGES)
+    shown = [a["alt"] for a in Page(whole.path / "report.html").all("img") if a["alt"].startswith("Samples after")]
+    assert len(shown) == 10 and shown[0] == "Samples after 100 steps" and shown[-1] == "Samples after 3000 steps"
+
+
+def test_maps_of_samples_are_shown_with_what_they_are(whole: RunFolder, tiny: Any) -> None:
+    save_grid(whole.sample_maps, rows=2, columns=3)
+    record = json.loads(whole.record("sample").read_text())
+    write_json(whole.record("sample"), record | {"result": record["result"] | {"maps": ["one", "two", "three"]}})
+    write_report(tiny(), whole, STAGES)
+    page = Page(whole.path / "report.html")
+    assert "Samples beside maps: one, two, three" in [a["alt"] for a in page.all("img")]
+    assert "one; two; three" in page.words
 
 
 def test_what_the_user_wrote_is_escaped(whole: RunFolder, tiny: Any) -> None:
