@@ -10,7 +10,7 @@ from pathlib import Path
 
 import attrs
 
-from rearkit.errors import RearkitError, did_you_mean
+from rearkit.errors import Interrupted, RearkitError, did_you_mean
 from rearkit.evaluation.inception_weights import check_inception_weights
 from rearkit.model import check_parts, check_weights
 from rearkit.recipe.exported import check_source
@@ -79,7 +79,14 @@ def run(
             say(f"to do, less what is finished already: {_work(recipe)}")
         # `sum` and not `any`, which would stop at the first stage that had work to do.
         before = STAGES if only is None else ()
-        worked = sum(run_stage(stage, recipe, folder, before) for stage in stages) > 0
+        try:
+            worked = sum(run_stage(stage, recipe, folder, before) for stage in stages) > 0
+        except Interrupted:
+            raise
+        except RearkitError:
+            if distributed.rank() == 0:
+                _show_so_far(recipe, folder)
+            raise
         distributed.from_main(lambda: _report(recipe, folder, worked, time.monotonic() - started))
         if only is None:
             distributed.from_main(lambda: remove(folder.again))
@@ -180,6 +187,17 @@ def _report(recipe: Recipe, folder: RunFolder, worked: bool, seconds: float) -> 
 
         write_report(recipe, folder, STAGES)
     say(f"{'finished' if worked else 'nothing to do'} in {seconds:.0f} s; report: {folder.report}")
+
+
+def _show_so_far(recipe: Recipe, folder: RunFolder) -> None:
+    """Write the page of a run that has failed, which shows best why; the error itself is told after it."""
+    # Of a full disk, say, for which there would be a second error.
+    with contextlib.suppress(Exception):
+        from rearkit.reports.run_page import write_report
+
+        show_results(folder)
+        write_report(recipe, folder, STAGES)
+        say(f"what there is so far: {folder.report}")
 
 
 def _is_older(folder: RunFolder) -> bool:
