@@ -18,7 +18,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -444,7 +443,7 @@ def sample(report: Report) -> None:
             sampler: Sampler = sampler, batch: int = batch, scales: Any = scales, classes: Any = classes
         ) -> Any:
             began = time.perf_counter()
-            tokens = sampler._generate(classes, range(batch), scales, threading.Event())
+            tokens = sampler.tokens(sampler.rows(classes, range(batch), scales), lambda tokens_B: None)
             torch.cuda.synchronize()
             return tokens, time.perf_counter() - began
 

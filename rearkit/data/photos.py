@@ -24,10 +24,19 @@ def read_photo(path: Path, how: Decoding) -> Tensor:
         RearkitError: there is no such file.
         DataError: it cannot be used as an image.
     """
+    return photo_of(_content(path, "image"), how, path)
+
+
+def photo_of(content: bytes, how: Decoding, name: str | Path) -> Tensor:
+    """Decode the content of an image file as `read_photo` does.
+
+    Raises:
+        DataError: it cannot be used as an image; the message begins with ``name``.
+    """
     try:
-        return decoded(_content(path, "image"), attrs.evolve(how, orientation="exif"))
+        return decoded(content, attrs.evolve(how, orientation="exif"))
     except Unusable as error:
-        raise DataError(f"{path}: {error}; give another file") from None
+        raise DataError(f"{name}: {error}; give another file") from None
 
 
 def read_mask(path: Path, photo: Path, how: Decoding) -> Tensor:
@@ -47,9 +56,17 @@ def read_mask(path: Path, photo: Path, how: Decoding) -> Tensor:
         raise RearkitError(
             f"{path}: mask of {found[0]} × {found[1]} pixels, and {photo} {wanted[0]} × {wanted[1]}; make them alike"
         )
+    return mask_of(_content(path, "image"), how, path)
+
+
+def mask_of(content: bytes, how: Decoding, name: str | Path) -> Tensor:
+    """Decode the content of a mask, as large as its photo or R × R, as `read_mask` does.
+
+    Raises:
+        DataError: it cannot be used as an image; the message begins with ``name``.
+    """
     # Transparent means the same as black: what nobody painted is kept.
-    values = read_photo(path, attrs.evolve(how, background="black")).float().mean(0)
-    return values < 128
+    return photo_of(content, attrs.evolve(how, background="black"), name).float().mean(0) < 128
 
 
 def keep_part(text: str, side: int) -> Tensor:

@@ -71,13 +71,26 @@ def edit(
     Raises:
         RearkitError: see `known_tokens`.
     """
-    known_N = known_tokens(sampler.model, kept_RR)
-    tokenizer = sampler.model.tokenizer
-    given_N = tokenizer.encode(to_float(photo[None]).to(sampler.device))[0].cpu()
+    given_N, known_N = given_tokens(sampler, photo, kept_RR)
     parts = [part.images for part in sampler.stream(classes, 0, numbers, None, given_N, known_N)]
-    if fade is None:
-        fade = int(FADE * tokenizer.image_size / math.isqrt(tokenizer.num_tokens))
-    return blend(np.concatenate(parts), photo, kept_RR, fade)
+    return blend(np.concatenate(parts), photo, kept_RR, default_fade(sampler.model) if fade is None else fade)
+
+
+@torch.no_grad()
+def given_tokens(sampler: Sampler, photo: Tensor, kept_RR: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a photo's tokens, (N,) int64, and which of them are known, (N,) bool.
+
+    Raises:
+        RearkitError: see `known_tokens`.
+    """
+    known_N = known_tokens(sampler.model, kept_RR)
+    tokens_1N = sampler.model.tokenizer.encode(to_float(photo[None]).to(sampler.device))
+    return tokens_1N[0].cpu(), known_N
+
+
+def default_fade(model: Model) -> int:
+    """Return over how many pixels kept ones fade into drawn ones, unless it is said: a quarter of a patch."""
+    return int(FADE * model.tokenizer.image_size / math.isqrt(model.tokenizer.num_tokens))
 
 
 def blend(images: np.ndarray, photo: Tensor, kept_RR: Tensor, fade: int) -> np.ndarray:

@@ -52,8 +52,13 @@ def sample_picture(model: Model, wanted: str, path: Path, per_class: int) -> Non
     say(f"{path}: {len(classes)} images, {rate:.2f} images/s")
 
 
-def find_class(text: str, names: Sequence[str]) -> int:
+def find_class(text: str, names: Sequence[str], where: str = "--classes") -> int:
     """Find a class by its number, its name, or the beginning of its name if only one name begins so.
+
+    Args:
+        text: what the user wrote.
+        names: of all classes.
+        where: the option or the key, for messages.
 
     Raises:
         RearkitError: there is no such class, or more than one.
@@ -63,7 +68,7 @@ def find_class(text: str, names: Sequence[str]) -> int:
         number = int(text)
         if text in names and names[number] != text:
             raise RearkitError(
-                f"--classes: {text!r} is the number of class {names[number]!r} and the name of class number "
+                f"{where}: {text!r} is the number of class {names[number]!r} and the name of class number "
                 f"{names.index(text)}; give another number or name of the class that you mean"
             )
         return number
@@ -78,7 +83,7 @@ def find_class(text: str, names: Sequence[str]) -> int:
         return found[0]
     if found:
         listed = ", ".join(f"{i} {names[i]}" for i in found[:5])
-        raise RearkitError(f"--classes: {text!r} may be any of {len(found)} classes ({listed}); give the number")
+        raise RearkitError(f"{where}: {text!r} may be any of {len(found)} classes ({listed}); give the number")
     near = difflib.get_close_matches(text.lower(), lowered, 1)
     hint = f"; did you mean {names[lowered.index(near[0])]!r}?" if near else ""
-    raise RearkitError(f"--classes: no class {text!r}; there are numbers 0 to {len(names) - 1}, and names{hint}")
+    raise RearkitError(f"{where}: no class {text!r}; there are numbers 0 to {len(names) - 1}, and names{hint}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -28,7 +28,7 @@ from rearkit.sampling.drawing import draw, guidance_scales
 from rearkit.sampling.finite_logits import check_logits
 from rearkit.sampling.graphs import GraphedBackbone
 from rearkit.sampling.pixel_decoder import PixelDecoder
-from rearkit.sampling.stepping import Decoder, Forced, Stoppable, fixed_tokens
+from rearkit.sampling.stepping import Decoder, Forced, Rows, Watched, fixed_tokens
 from rearkit.system import distributed
 from rearkit.system.devices import derive_seed, resolve_device
 
@@ -165,11 +165,17 @@ class Sampler:
         fixed = fixed_tokens(given, known, (count, space.num_tokens), space.codebook_size)
         parts = [slice(start, start + self.table.batch) for start in range(0, count, self.table.batch)]
         stop = threading.Event()
+
+        def watch(tokens_B: Tensor) -> None:
+            if stop.is_set():
+                raise InterruptedError
+
         with ThreadPoolExecutor(1, "generation", distributed.local_device, (self.device,)) as thread:
 
             def begin(part: slice) -> Future[Tensor]:
                 some = None if fixed is None else fixed[part]
-                return thread.submit(self._generate, classes[part], numbers[part], scales[part], stop, some)
+                rows = self.rows(classes[part], numbers[part], scales[part], some)
+                return thread.submit(self.tokens, rows, watch)
 
             try:
                 # Two batches, so that the thread does not wait for this one between them.
@@ -185,34 +191,44 @@ class Sampler:
                 # If the caller stops early, leaving the pool would otherwise wait for a whole batch.
                 stop.set()
 
-    def _generate(
+    def rows(
         self,
         classes: Sequence[int],
         numbers: Sequence[int],
         scales: Sequence[float],
-        stop: threading.Event,
         fixed_BN: Tensor | None = None,
-    ) -> Tensor:
-        """Return the tokens of a batch, (B, N), on the CPU."""
-        count = len(classes)
-        space = self.model.space
+        seed: int | None = None,
+    ) -> Rows:
+        """Return what the images of a batch are drawn from; ``seed`` instead of the sampler's own, if it is given."""
+        seed = self.seed if seed is None else seed
+        uniforms = [sample_uniforms(seed, number, self.model.space.num_tokens) for number in numbers]
+        return Rows(
+            torch.tensor(classes, dtype=torch.int64),
+            torch.from_numpy(np.stack(uniforms)),
+            torch.tensor(scales, dtype=torch.float64),
+            fixed_BN,
+        )
+
+    def tokens(self, rows: Rows, watch: Callable[[Tensor], None], table: SampleTable | None = None) -> Tensor:
+        """Draw the tokens of a batch; return (B, N), on the CPU.
+
+        Args:
+            rows: at most ``table.batch`` of them on a GPU.
+            watch: gets the tokens of each step, on the device: B and maybe more; it may raise InterruptedError.
+            table: another table than the sampler's, with the same precision.
+        """
+        count = len(rows.classes_B)
         # A last, smaller batch is filled up, so that its size needs no graphs of its own.
-        if self.device.type == "cuda" and count < self.table.batch:
-            short = self.table.batch - count
-            classes, numbers, scales = ([*some, *[some[-1]] * short] for some in (classes, numbers, scales))
-            fixed_BN = None if fixed_BN is None else torch.cat([fixed_BN, fixed_BN[-1:].expand(short, -1)])
-        uniform_BN = torch.from_numpy(np.stack([sample_uniforms(self.seed, n, space.num_tokens) for n in numbers]))
-        classes_B = torch.tensor(classes, dtype=torch.int64)
-        scale_B = torch.tensor(scales, dtype=torch.float64)
-        decoder = Stoppable(self.decoder, stop)
-        forced = None if fixed_BN is None else Forced(decoder, fixed_BN.to(self.device))
+        rows = rows.filled(self.table.batch) if self.device.type == "cuda" else rows
+        decoder = Watched(self.decoder, watch)
+        forced = None if rows.fixed_BN is None else Forced(decoder, rows.fixed_BN.to(self.device))
         tokens_BN = sample_tokens(
             forced or decoder,
-            classes_B.to(self.device),
-            uniform_BN.to(self.device),
-            space.num_classes,
-            self.table,
-            scale_B,
+            rows.classes_B.to(self.device),
+            rows.uniform_BN.to(self.device),
+            self.model.space.num_classes,
+            table or self.table,
+            rows.scale_B,
         )
         if forced is not None:
             tokens_BN = forced.whole(tokens_BN)

@@ -1,11 +1,11 @@
-"""What stands between the sampler and a backbone's steps: tokens that are given, and a request to stop.
+"""What stands between the sampler and a backbone's steps: rows, given tokens, and who watches or stops them.
 
 Shapes: B samples, N tokens, V codes; a step has B rows, or 2B with guidance, whose second half is unconditional.
 """
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import attrs
@@ -29,12 +29,35 @@ class Decoder(Protocol):
         ...
 
 
+@attrs.frozen(eq=False)
+class Rows:
+    """What the images of a batch are drawn from; all on the CPU.
+
+    Attributes:
+        classes_B: (B,) int64 in [0, C).
+        uniform_BN: (B, N) float64 in [0, 1), the random number of each token.
+        scale_B: (B,) float64, the guidance scale of each image.
+        fixed_BN: (B, N) int64, given tokens, and `DRAWN` where one is to be drawn; None if all are.
+    """
+
+    classes_B: Tensor
+    uniform_BN: Tensor
+    scale_B: Tensor
+    fixed_BN: Tensor | None = None
+
+    def filled(self, size: int) -> Rows:
+        """Return as many rows as ``size``, at least: the last one again and again."""
+        row = torch.arange(max(size, len(self.classes_B))).clamp(max=len(self.classes_B) - 1)
+        fixed_BN = None if self.fixed_BN is None else self.fixed_BN[row]
+        return Rows(self.classes_B[row], self.uniform_BN[row], self.scale_B[row], fixed_BN)
+
+
 @attrs.frozen
-class Stoppable:
-    """A decoder whose `step` raises InterruptedError once another thread has set an event."""
+class Watched:
+    """A decoder that shows the tokens of each `step` to a function first, which may raise InterruptedError."""
 
     decoder: Decoder
-    stop: threading.Event
+    watch: Callable[[Tensor], None]
 
     def start(self, classes_B: Tensor) -> tuple[Tensor, Any]:
         """Begin decoding for the given classes."""
@@ -42,8 +65,7 @@ class Stoppable:
 
     def step(self, tokens_B: Tensor, cache: Any) -> Tensor:
         """Append a token, unless it is to stop."""
-        if self.stop.is_set():
-            raise InterruptedError
+        self.watch(tokens_B)
         return self.decoder.step(tokens_B, cache)
 
 
