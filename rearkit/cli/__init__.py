@@ -15,6 +15,7 @@ from rearkit.cli.recipes import recipes
 from rearkit.cli.reconstruct import reconstruct
 from rearkit.cli.runs import compare, diagnose, sweep
 from rearkit.cli.sample import sample
+from rearkit.cli.serve import serve
 from rearkit.cli.show import show
 from rearkit.cli.stages import data, run, tokenizer, tokens, train
 from rearkit.cli.verify import verify
@@ -31,6 +32,7 @@ COMMANDS: tuple[click.Command, ...] = (
     sample,
     evaluate,
     reconstruct,
+    serve,
     sweep,
     compare,
     diagnose,

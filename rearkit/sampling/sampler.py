@@ -197,11 +197,12 @@ class Sampler:
         numbers: Sequence[int],
         scales: Sequence[float],
         fixed_BN: Tensor | None = None,
-        seed: int | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> Rows:
-        """Return what the images of a batch are drawn from; ``seed`` instead of the sampler's own, if it is given."""
-        seed = self.seed if seed is None else seed
-        uniforms = [sample_uniforms(seed, number, self.model.space.num_tokens) for number in numbers]
+        """Return what the images of a batch are drawn from; ``seeds`` of each instead of the sampler's, if given."""
+        seeds = [self.seed] * len(numbers) if seeds is None else seeds
+        num_tokens = self.model.space.num_tokens
+        uniforms = [sample_uniforms(seed, n, num_tokens) for seed, n in zip(seeds, numbers, strict=True)]
         return Rows(
             torch.tensor(classes, dtype=torch.int64),
             torch.from_numpy(np.stack(uniforms)),

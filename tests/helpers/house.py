@@ -21,7 +21,7 @@ LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS = 300, 60, 6
 BANDS = (
     ("cli", "sweeps"),
     ("pipeline",),
-    ("reports", "analysis"),
+    ("reports", "analysis", "serving"),
     ("stages",),
     ("fitting", "training", "sampling", "evaluation", "planning"),
     ("tokenization", "model", "components"),

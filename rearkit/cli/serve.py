@@ -1,0 +1,91 @@
+"""``serve``: a page to sample from, and an HTTP interface."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rearkit.cli.examples import Command
+from rearkit.cli.options import OUT, recipe_options
+
+EXAMPLE = """serve mnist
+serve my-model --port 8001
+serve model.safetensors --host 0.0.0.0 --allow-host images.example.org"""
+
+
+@click.command(cls=Command, example=EXAMPLE)
+@recipe_options
+@OUT
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: all.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port to listen on; 0: a free one."
+)
+@click.option("--allow-host", "names", multiple=True, help="Another name by which it may be asked; repeatable.")
+@click.option("--batch", type=click.IntRange(1), help="Images drawn at once on a CPU; left out: 16.")
+@click.option("--most-images", type=click.IntRange(1), default=16, show_default=True, help="Images of one request.")
+@click.option("--most-waiting", type=click.IntRange(1), default=64, show_default=True, help="Requests that may wait.")
+def serve(
+    recipe: Any,
+    out: Path | None,
+    host: str,
+    port: int,
+    names: Sequence[str],
+    batch: int | None,
+    most_images: int,
+    most_waiting: int,
+) -> None:
+    """Serve RECIPE's trained model: a page to sample from in a browser, and an HTTP interface.
+
+    RECIPE may be an exported model (model.safetensors, or its folder), which needs no run.
+    """
+    from rearkit.errors import RearkitError
+    from rearkit.system.console import say
+
+    try:
+        from rearkit.serving.server import Server, serve
+    except ModuleNotFoundError as error:
+        if error.name not in ("fastapi", "uvicorn", "starlette", "pydantic"):
+            raise
+        raise RearkitError(f"serve needs the package {error.name}; run: pip install 'rearkit[serve]'") from None
+    from rearkit.serving.limits import Limits
+    from rearkit.serving.origins import is_loopback
+    from rearkit.serving.served import Served
+
+    served = Served.of(*_model(recipe, out), batch)
+
+    def ready(server: Server, number: int) -> None:
+        shown = f"[{host}]" if ":" in host else host
+        say(f"{recipe.name}: open http://{shown}:{number} in a browser; its interface is described at /docs")
+        if not is_loopback(host):
+            say("anybody who reaches this address can draw; there are neither accounts nor encryption")
+
+    # Uvicorn ends in order, and then raises the signal again.
+    with contextlib.suppress(KeyboardInterrupt):
+        serve(served, Limits(images=most_images, waiting=most_waiting), (host, port), names, ready)
+    say("stopped")
+
+
+def _model(recipe: Any, out: Path | None) -> tuple[Any, dict[str, Path]]:
+    """Return a trained model, and the files of its weights."""
+    import attrs
+
+    from rearkit.pipeline import trained_run
+    from rearkit.recipe.recipe_files import find_file
+    from rearkit.stages.model_files import model_file, tokenizer_file
+    from rearkit.stages.train import load_model, trained_model
+    from rearkit.system.hub import local_file
+
+    parameters = click.get_current_context().params
+    source = parameters["recipe"]
+    if find_file(source).suffix != ".safetensors":
+        run = trained_run(recipe, out)
+        return trained_model(recipe, run), {"backbone": run.model, "tokenizer": run.tokenizer}
+    if out is not None:
+        raise click.UsageError("--out: not with an exported model, which needs no run")
+    model = attrs.evolve(load_model(source, trust=parameters["trust"]), recipe=recipe)
+    tokenizer = tokenizer_file(source, recipe) or local_file(recipe.tokenizer.weights or "")
+    return model, {"backbone": model_file(source), "tokenizer": tokenizer}

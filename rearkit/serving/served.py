@@ -1,0 +1,78 @@
+"""The model that a server draws from, and what it says of it."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from rearkit.evaluation.rebuilt import code_colours
+from rearkit.model import Model
+from rearkit.recipe.cleaning import without_places
+from rearkit.recipe.loading import recipe_to_dict
+from rearkit.sampling.manifest import Manifest
+from rearkit.sampling.sampler import Sampler
+from rearkit.stages.sample import sample_manifest
+
+DEFAULTS = ("guidance_scale", "guidance_power", "guidance_schedule", "temperature", "top_k", "top_p")
+
+
+@attrs.frozen(eq=False)
+class Served:
+    """A trained model in a server.
+
+    Attributes:
+        model: the model.
+        sampler: the one that draws all; used by one thread at a time.
+        manifest: of no images: weights, versions, recipe.
+        batch: images drawn at once.
+    """
+
+    model: Model
+    sampler: Sampler
+    manifest: Manifest
+    batch: int
+
+    @classmethod
+    def of(cls, model: Model, files: Mapping[str, Path], batch: int | None = None) -> Served:
+        """Prepare a model.
+
+        Args:
+            model: the model.
+            files: of the weights of ``backbone`` and ``tokenizer``.
+            batch: images drawn at once; None for 16 on a CPU, and for the recipe's on a GPU, where it decides rounding.
+        """
+        sampler = Sampler(model)
+        manifest = sample_manifest(model.recipe, files, [], model.num_classes)
+        # A server tells nothing of its machine.
+        manifest["recipe"] = without_places(recipe_to_dict(model.recipe))
+        if sampler.device.type == "cuda":
+            return cls(model, sampler, manifest, sampler.table.batch)
+        return cls(model, sampler, manifest, batch or 16)
+
+    @property
+    def side(self) -> int | None:
+        """Tokens in a row of the raster; None if they have no places in the image."""
+        side = math.isqrt(self.model.tokenizer.num_tokens)
+        return side if self.model.tokenizer.raster and side**2 == self.model.tokenizer.num_tokens else None
+
+    def about(self) -> dict[str, Any]:
+        """Say what the model is, for whoever draws from it."""
+        space, table = self.model.space, self.sampler.table
+        colours = code_colours(self.model.tokenizer.codebook().detach().float().cpu())
+        return {
+            "name": self.model.recipe.name,
+            "classes": list(self.model.classes.titles),
+            "image_size": self.model.tokenizer.image_size,
+            "tokens": space.num_tokens,
+            "side": self.side,
+            "codes": space.codebook_size,
+            "device": self.sampler.device.type,
+            "defaults": {"seed": self.model.recipe.sample_seed, **{name: getattr(table, name) for name in DEFAULTS}},
+            # Three bytes a code: its place along the codebook's main directions, so that like codes look alike.
+            "colours": base64.b64encode(colours.contiguous().numpy().tobytes()).decode(),
+        }

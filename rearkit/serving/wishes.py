@@ -1,0 +1,144 @@
+"""Requests, checked and complete: what is to be drawn, or rebuilt, whatever the model's defaults become."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlencode
+
+import attrs
+from torch import Tensor
+
+from rearkit.data.photos import keep_part
+from rearkit.errors import RearkitError
+from rearkit.recipe.tables import SampleTable
+from rearkit.sampling.editing import default_fade, known_tokens
+from rearkit.sampling.picture import find_class
+from rearkit.serving.limits import Limits
+from rearkit.serving.schema import ImageRequest
+from rearkit.serving.served import Served
+from rearkit.serving.uploads import Mask, Photos
+
+SETTINGS = ("guidance_scale", "guidance_power", "guidance_schedule", "temperature", "top_k", "top_p")
+
+
+@attrs.frozen(eq=False)
+class Edit:
+    """A photo (3, R, R) uint8 of which a part is kept."""
+
+    photo: Tensor
+    name: str
+    mask: Mask
+    fade: int
+
+
+@attrs.frozen(eq=False)
+class Rebuilding:
+    """A photo that is encoded and decoded."""
+
+    photo: Tensor
+    name: str
+    size: int = 4  # pictures that come of it
+    key: None = None
+
+    def content(self) -> dict[str, Any]:
+        """The request in full."""
+        return {"photo": self.name}
+
+
+@attrs.frozen(eq=False)
+class Drawing:
+    """Images to draw.
+
+    Attributes:
+        classes: those that were asked for.
+        count: images of each.
+        seed: seed of what is drawn.
+        first: number of the first image of each class.
+        table: guidance, temperature, top-k and top-p.
+        edit: the photo of which a part is drawn anew, if any.
+    """
+
+    classes: tuple[int, ...]
+    count: int
+    seed: int
+    first: int
+    table: SampleTable
+    edit: Edit | None = None
+
+    @property
+    def size(self) -> int:
+        """Images in all."""
+        return len(self.classes) * self.count
+
+    @property
+    def images(self) -> list[tuple[int, int]]:
+        """Class and number of each image; numbers count up within a class, as those of ``sample --classes`` do."""
+        return [(label, self.first + k) for label in self.classes for k in range(self.count)]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Drawings of one key can be made in one batch: guidance scales and seeds are each image's own."""
+        table = self.table
+        # Whether there is guidance decides how many rows a step has, and so how a GPU rounds.
+        guided = table.guidance_scale != 1
+        return (guided, *(getattr(table, name) for name in SETTINGS[1:]))
+
+    def content(self) -> dict[str, Any]:
+        """The request in full."""
+        given = {name: getattr(self.table, name) for name in SETTINGS}
+        edit = self.edit
+        some = {} if edit is None else {"photo": edit.name, "mask": edit.mask.text, "fade": edit.fade}
+        whole = {"classes": list(self.classes), "count": self.count, "seed": self.seed, "first": self.first}
+        return {**whole, **given, **some}
+
+    def link(self) -> str:
+        """The address of the page that draws the same again, to the bit."""
+        content = {**self.content(), "classes": ",".join(map(str, self.classes))}
+        return "/?" + urlencode(content, safe=",")
+
+    def command(self) -> str:
+        """The command line that draws the same, for a model in the file MODEL."""
+        settings = [f"sample.seed={self.seed}", *(f"sample.{n}={getattr(self.table, n)}" for n in SETTINGS)]
+        options = " ".join(f"--set {setting}" for setting in settings)
+        classes = ",".join(map(str, self.classes))
+        edit = self.edit
+        photo = "" if edit is None else f"--image photo.png --mask mask.png --fade {edit.fade} "
+        return f"python -m rearkit sample MODEL {photo}--classes {classes} -k {self.count} {options} --grid images.png"
+
+
+def drawing_of(request: ImageRequest, served: Served, photos: Photos, limits: Limits) -> Drawing:
+    """Check a request against the model and the limits, and complete it.
+
+    Raises:
+        RearkitError: it asks for what is not there, or for too much.
+    """
+    names = served.model.classes.titles
+    if len(request.classes) * request.count > limits.images:
+        raise RearkitError(
+            f"count: {len(request.classes)} × {request.count} images; at most {limits.images} a request are drawn"
+        )
+    labels = tuple(find_class(str(one), names, "classes") for one in request.classes)
+    changes = {name: getattr(request, name) for name in SETTINGS if getattr(request, name) is not None}
+    seed = served.model.recipe.sample_seed if request.seed is None else request.seed
+    table = attrs.evolve(served.sampler.table, **changes)  # type: ignore[misc]
+    edit = _edit_of(request, served, photos, limits)
+    return Drawing(labels, request.count, seed, request.first, table, edit)
+
+
+def _edit_of(request: ImageRequest, served: Served, photos: Photos, limits: Limits) -> Edit | None:
+    if request.photo is None:
+        if request.mask is not None or request.keep is not None or request.fade is not None:
+            raise RearkitError("mask, keep, fade: they say what to do with a photo; give its id as photo")
+        return None
+    if (request.mask is None) == (request.keep is None):
+        raise RearkitError("photo: give mask or keep, one of them: which part is drawn anew")
+    photo = photos.find(request.photo)
+    if request.mask is not None:
+        mask = Mask.read(request.mask, photos.how, limits)
+    else:
+        mask = Mask.of(keep_part(request.keep or "", photos.how.size))
+    known_tokens(served.model, mask.kept_RR)  # refused here if nothing is left to keep or to draw
+    fade = default_fade(served.model) if request.fade is None else request.fade
+    if fade > photos.how.size:
+        raise RearkitError(f"fade: {fade} pixels; the model's images have {photos.how.size}")
+    return Edit(photo, request.photo, mask, fade)
