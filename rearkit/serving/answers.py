@@ -45,7 +45,7 @@ class Answers:
 
     def _images(self, job: Job) -> list[dict[str, Any]]:
         if not isinstance(job.wish, Drawing):
-            return [{"name": name} for name in job.names or [""] * job.wish.size]
+            return [{"name": name} for name in job.wish.pictures]
         names = self.served.model.classes.titles
         return [
             {"class": label, "name": names[label], "seed": job.wish.seed, "number": number}

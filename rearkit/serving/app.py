@@ -115,7 +115,7 @@ class Desk:
         return Response(loaded(name), media_type=KINDS[name], headers={"cache-control": "no-cache"})
 
     async def model(self) -> dict[str, Any]:
-        """Return what the model is."""
+        """`defaults` are those of the recipe; `colours` are three bytes a code, in base64, to show tokens with."""
         return self.about
 
     async def upload(self, request: Request) -> JSONResponse:
@@ -129,7 +129,7 @@ class Desk:
         return JSONResponse(found, 201)
 
     async def photo(self, name: str) -> Response:
-        """Return a photo that was uploaded, as a square."""
+        """It is a square of the model's size."""
         return _png(png(self.photos.find(name).permute(1, 2, 0).numpy()))
 
     async def draw(self, wanted: ImageRequest, request: Request, wait: bool = False) -> JSONResponse:
@@ -179,7 +179,7 @@ class Desk:
         return StreamingResponse(told, media_type="text/event-stream", headers=headers)
 
     async def image(self, id: str, k: int) -> Response:
-        """Return a finished image."""
+        """They are counted from 0, class by class, in the order of the request."""
         images = self._found(id).images
         found = images[k] if 0 <= k < len(images) else None
         if found is None:
@@ -187,7 +187,7 @@ class Desk:
         return _png(found)
 
     async def manifest(self, id: str) -> Response:
-        """Weights, versions, settings, seed, the class and the number of each image."""
+        """Hashes of the weights, versions, the recipe with all settings, seed, class and number of each image."""
         job = self._found(id)
         if not isinstance(job.wish, Drawing):
             raise HTTPException(404, "a reconstruction has no manifest")

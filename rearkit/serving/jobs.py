@@ -44,7 +44,6 @@ class Job:
         wish: what is asked for.
         status: waiting, running, done, failed or cancelled.
         error: why it failed.
-        names: of the images, where they have any.
         tokens: of each image, those that are drawn so far.
         previews: of each image, a JPEG of it so far, and of how many tokens.
         images: the finished ones, as PNG files.
@@ -58,7 +57,6 @@ class Job:
     wish: Drawing | Rebuilding
     status: str = "waiting"
     error: str | None = None
-    names: list[str] = attrs.field(factory=list)
     tokens: list[list[int]] = attrs.field(init=False)
     previews: list[tuple[int, bytes] | None] = attrs.field(init=False)
     images: list[bytes | None] = attrs.field(init=False)

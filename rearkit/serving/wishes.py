@@ -37,8 +37,13 @@ class Rebuilding:
 
     photo: Tensor
     name: str
-    size: int = 4  # pictures that come of it
+    pictures: tuple[str, ...] = ("original", "tokens", "reconstruction", "difference")
     key: None = None
+
+    @property
+    def size(self) -> int:
+        """Pictures that come of it."""
+        return len(self.pictures)
 
     def content(self) -> dict[str, Any]:
         """The request in full."""

@@ -122,9 +122,8 @@ class Worker(threading.Thread):
 
     def _rebuild(self, job: Job, wish: Rebuilding) -> None:
         (found,) = reconstruct(self.served.model.tokenizer, wish.photo[None])
-        job.names = list(found.pictures)
         job.facts = {"psnr": round(found.psnr, 4), "ssim": round(found.ssim, 5), "codes": len(found.tokens.unique())}
-        job.images = [png(picture.permute(1, 2, 0).numpy()) for picture in found.pictures.values()]
+        job.images = [png(found.pictures[name].permute(1, 2, 0).numpy()) for name in wish.pictures]
 
 
 def _split(batch: Batch, size: int) -> list[Batch]:
