@@ -11,11 +11,12 @@ export class Brush {
     this.size = document.getElementById("brush-size");
     this.scale = Math.max(1, Math.ceil(640 / this.side));
     this.canvas.width = this.canvas.height = this.side * this.scale;
-    this.mask = new OffscreenCanvas(this.side, this.side).getContext("2d", { willReadFrequently: true });
+    this.mask = new Uint8Array(this.side ** 2);
     this.before = [];
     this.erasing = false;
     this.painting = true; // false while a photo is only looked at
-    this.at = { x: this.side / 2, y: this.side / 2 };
+    const middle = (Math.floor(this.patches / 2) + 0.5) * (this.side / this.patches);
+    this.at = { x: middle, y: middle };
     this.last = null;
     this.keyboard = false;
     const on = (name, act) => this.canvas.addEventListener(name, act);
@@ -30,9 +31,9 @@ export class Brush {
       document.getElementById(name).addEventListener("click", () => this.erase(name === "eraser"));
     }
     document.getElementById("undo").addEventListener("click", () => this.undo());
-    document.getElementById("clear").addEventListener("click", () => this.fill(0, 0, 0, 0));
+    document.getElementById("clear").addEventListener("click", () => this.fill(() => 0));
     for (const button of document.querySelectorAll("[data-half]")) {
-      button.addEventListener("click", () => this.half(button.dataset.half));
+      button.addEventListener("click", () => this.part(button.dataset.half));
     }
   }
 
@@ -40,29 +41,27 @@ export class Brush {
   async load(url, mask) {
     this.photo = await picture(url);
     this.before = [];
-    this.mask.clearRect(0, 0, this.side, this.side);
+    this.mask.fill(0);
     if (mask) {
-      this.mask.drawImage(await picture(mask), 0, 0);
-      const data = this.mask.getImageData(0, 0, this.side, this.side);
-      for (let i = 0; i < data.data.length; i += 4) data.data[i + 3] = data.data[i];
-      this.mask.putImageData(data, 0, 0);
+      const draw = square(this.side);
+      draw.drawImage(await picture(mask), 0, 0);
+      draw.getImageData(0, 0, this.side, this.side).data.forEach((value, i) => { if (i % 4 === 0) this.mask[i / 4] = value > 127; });
     }
     this.show();
   }
 
-  // Which pixels are painted, as one array of booleans.
-  painted() {
-    const { data } = this.mask.getImageData(0, 0, this.side, this.side);
-    return Array.from({ length: this.side ** 2 }, (_, i) => data[4 * i + 3] > 127);
+  // The mask as a canvas of the image's size: one colour where it is painted, another elsewhere.
+  drawn(painted, elsewhere) {
+    const draw = square(this.side), data = draw.createImageData(this.side, this.side);
+    this.mask.forEach((is, i) => data.data.set(is ? painted : elsewhere, 4 * i));
+    draw.putImageData(data, 0, 0);
+    return draw.canvas;
   }
 
   // The mask as a PNG in base64: white where it is painted.
   async text() {
-    const whole = new OffscreenCanvas(this.side, this.side).getContext("2d");
-    const data = whole.createImageData(this.side, this.side);
-    this.painted().forEach((is, i) => data.data.set(is ? [255, 255, 255, 255] : [0, 0, 0, 255], 4 * i));
-    whole.putImageData(data, 0, 0);
-    const bytes = new Uint8Array(await (await whole.canvas.convertToBlob()).arrayBuffer());
+    const blob = await this.drawn([255, 255, 255, 255], [0, 0, 0, 255]).convertToBlob();
+    const bytes = new Uint8Array(await blob.arrayBuffer());
     return btoa(bytes.reduce((text, byte) => text + String.fromCharCode(byte), ""));
   }
 
@@ -70,20 +69,20 @@ export class Brush {
   touched() {
     const patch = this.side / this.patches;
     const found = new Set();
-    this.painted().forEach((is, i) => {
+    this.mask.forEach((is, i) => {
       if (is) found.add(Math.floor(i / this.side / patch) * this.patches + Math.floor((i % this.side) / patch));
     });
     return found;
   }
 
   remember() {
-    this.before.push(this.mask.getImageData(0, 0, this.side, this.side));
+    this.before.push(this.mask.slice());
     if (this.before.length > 50) this.before.shift();
   }
 
   undo() {
     const before = this.before.pop();
-    if (before) this.mask.putImageData(before, 0, 0);
+    if (before) this.mask = before;
     this.show();
   }
 
@@ -93,22 +92,21 @@ export class Brush {
     document.getElementById("eraser").setAttribute("aria-pressed", on);
   }
 
-  fill(...box) {
+  // Paint the pixels for which a rule says so.
+  fill(rule) {
     this.remember();
-    this.mask.clearRect(0, 0, this.side, this.side);
-    this.mask.fillStyle = "#fff";
-    this.mask.fillRect(...box);
+    this.mask.forEach((_, i) => { this.mask[i] = rule(i % this.side, Math.floor(i / this.side)); });
     this.show();
   }
 
-  half(which) {
-    const half = this.side >> 1, quarter = this.side >> 2;
-    if (which === "right") return this.fill(half, 0, half, this.side);
-    if (which === "bottom") return this.fill(0, half, this.side, half);
-    if (which === "inside") return this.fill(quarter, quarter, half, half);
-    this.fill(0, 0, this.side, this.side);
-    this.mask.clearRect(quarter, quarter, half, half);
-    this.show();
+  part(which) {
+    const half = this.side / 2, inside = (one) => one >= half / 2 && one < half + half / 2;
+    this.fill({
+      right: (x) => x >= half,
+      bottom: (x, y) => y >= half,
+      inside: (x, y) => inside(x) && inside(y),
+      outside: (x, y) => !(inside(x) && inside(y)),
+    }[which]);
   }
 
   place(event) {
@@ -130,17 +128,19 @@ export class Brush {
     this.tell();
   }
 
+  // Paint pixels by their middles, not with a canvas's soft edges: a pixel is painted or it is not.
   stroke(to) {
-    const mask = this.mask, from = this.last ?? to;
-    mask.globalCompositeOperation = this.erasing ? "destination-out" : "source-over";
-    mask.strokeStyle = "#fff";
-    mask.lineCap = mask.lineJoin = "round";
-    mask.lineWidth = Number(this.size.value);
-    mask.beginPath();
-    mask.moveTo(from.x, from.y);
-    mask.lineTo(to.x + 0.01, to.y);
-    mask.stroke();
-    mask.globalCompositeOperation = "source-over";
+    const from = this.last ?? to, dx = to.x - from.x, dy = to.y - from.y, length = dx * dx + dy * dy || 1;
+    const radius = Math.max(Number(this.size.value) / 2, 0.71), value = this.erasing ? 0 : 1;
+    const low = (a, b) => Math.max(0, Math.floor(Math.min(a, b) - radius));
+    const high = (a, b) => Math.min(this.side - 1, Math.ceil(Math.max(a, b) + radius));
+    for (let y = low(from.y, to.y); y <= high(from.y, to.y); y++) {
+      for (let x = low(from.x, to.x); x <= high(from.x, to.x); x++) {
+        const along = Math.min(1, Math.max(0, ((x + 0.5 - from.x) * dx + (y + 0.5 - from.y) * dy) / length));
+        const away = Math.hypot(x + 0.5 - from.x - along * dx, y + 0.5 - from.y - along * dy);
+        if (away <= radius) this.mask[y * this.side + x] = value;
+      }
+    }
     if (this.last) this.last = to;
     this.show();
   }
@@ -179,14 +179,12 @@ export class Brush {
     draw.imageSmoothingEnabled = false;
     draw.drawImage(this.photo, 0, 0, all, all);
     if (!this.painting) return this.tell();
-    // The mask's colour, through which the photo is seen.
-    const tint = new OffscreenCanvas(this.side, this.side).getContext("2d");
-    tint.drawImage(this.mask.canvas, 0, 0);
+    const veil = this.drawn([0, 0, 0, 255], [0, 0, 0, 0]), tint = veil.getContext("2d");
     tint.globalCompositeOperation = "source-in";
     tint.fillStyle = accent();
     tint.fillRect(0, 0, this.side, this.side);
     draw.globalAlpha = 0.72;
-    draw.drawImage(tint.canvas, 0, 0, all, all);
+    draw.drawImage(veil, 0, 0, all, all);
     draw.globalAlpha = 1;
     const patch = all / this.patches, touched = this.touched();
     draw.strokeStyle = accent();
@@ -209,6 +207,8 @@ export class Brush {
     }
   }
 }
+
+const square = (side) => new OffscreenCanvas(side, side).getContext("2d");
 
 export async function picture(url) {
   const image = new Image();

@@ -35,6 +35,7 @@ function mode(wanted) {
   form.className = now;
   by("class").disabled = now === "rebuild";
   brush.painting = now === "edit";
+  brush.canvas.tabIndex = now === "edit" ? 0 : -1;
   brush.show();
   by("go").textContent = VERBS[now];
   says("");
