@@ -17,13 +17,8 @@ import torch
 from rearkit.contracts import Classes
 from rearkit.model import Model, build
 from rearkit.recipe.tables import Recipe
-
-pytest.importorskip("fastapi", reason="the package fastapi is not installed (rearkit[serve])")
-pytest.importorskip("uvicorn", reason="the package uvicorn is not installed (rearkit[serve])")
-
 from rearkit.serving.limits import Limits
 from rearkit.serving.served import Served
-from rearkit.serving.server import Server, serve
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -43,7 +38,7 @@ class Reply:
 class Client:
     """Asks a server, as a program does."""
 
-    server: Server
+    server: Any
     port: int
     served: Served
 
@@ -86,13 +81,16 @@ def trained(tiny: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="session")
 def serving(trained: tuple[Model, dict[str, Path]]) -> Callable[..., Iterator[Client]]:
     """Start a server, with other limits if they are given; it ends with the iterator."""
+    pytest.importorskip("fastapi", reason="the package fastapi is not installed (rearkit[serve])")
+    pytest.importorskip("uvicorn", reason="the package uvicorn is not installed (rearkit[serve])")
+    from rearkit.serving.server import serve
 
     def start(batch: int = 8, **limits: Any) -> Iterator[Client]:
         served = Served.of(*trained, batch)
         found: list[Client] = []
         listening = threading.Event()
 
-        def ready(server: Server, port: int) -> None:
+        def ready(server: Any, port: int) -> None:
             found.append(Client(server, port, served))
             listening.set()
 

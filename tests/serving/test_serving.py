@@ -21,7 +21,6 @@ from rearkit.errors import RearkitError
 from rearkit.model import build
 from rearkit.recipe.tables import Recipe
 from rearkit.serving.limits import Limits
-from rearkit.serving.server import serve
 from rearkit.stages.model_files import TOKENIZER
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.train import export
@@ -42,6 +41,7 @@ def exported(tiny: Callable[..., Recipe], tmp_path: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_ends_in_seconds_though_somebody_follows_a_request(number: int, exported: Path) -> None:
+    pytest.importorskip("uvicorn", reason="the package uvicorn is not installed (rearkit[serve])")
     command = [sys.executable, "-u", "-m", "rearkit", "serve", str(exported), "--port", "0", "--most-images", "64"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
@@ -72,6 +72,8 @@ def test_it_ends_in_seconds_though_somebody_follows_a_request(number: int, expor
 def test_a_port_in_use_is_an_error_of_one_line(client: object) -> None:
     port = client.port  # type: ignore[attr-defined]
     served = client.served  # type: ignore[attr-defined]
+    from rearkit.serving.server import serve
+
     with pytest.raises(RearkitError, match=rf"--host 127.0.0.1 --port {port}: cannot be listened on \(Address already"):
         serve(served, Limits(), ("127.0.0.1", port))
 
