@@ -13,8 +13,8 @@ from rearkit.cli.examples import Command
 from rearkit.cli.options import OUT, recipe_options
 
 EXAMPLE = """serve mnist
-serve my-model --port 8001
-serve model.safetensors --host 0.0.0.0 --allow-host images.example.org"""
+serve ./my-model --port 8001
+serve ./my-model --host 0.0.0.0 --allow-host images.example.org"""
 
 
 @click.command(cls=Command, example=EXAMPLE)

@@ -179,7 +179,7 @@ def test_a_photo_is_painted_on_and_rebuilt(page: Any, client: Any, tmp_path: Pat
 
 
 def _photo(page: Any, client: Any) -> bytes:
-    found = page.evaluate("JSON.parse(localStorage['rearkit-requests']).at(-1).body.photo")
+    found = page.evaluate("JSON.parse(sessionStorage['rearkit-requests']).at(-1).body.photo")
     content: bytes = client.get(f"/v1/photos/{found}.png").body
     return content
 

@@ -1,5 +1,7 @@
-// Requests and their images. Each request has its id before it is sent, and is remembered by the browser until it is
+// Requests and their images. Each request has its id before it is sent, and is remembered by the tab until it is
 // removed: after a reload, or where the server was started anew, the page goes on with it, or sends it again.
+
+import { picture } from "/page/brush.js";
 
 const KEPT = "rearkit-requests";
 const MOST = 40; // requests that are remembered
@@ -14,7 +16,7 @@ export class Results {
     this.colours = Uint8Array.from(atob(about.colours), (one) => one.charCodeAt(0));
     this.list = document.getElementById("jobs");
     this.cards = [];
-    const kept = JSON.parse(localStorage.getItem(KEPT) ?? "[]");
+    const kept = JSON.parse(sessionStorage.getItem(KEPT) ?? "[]");
     for (const entry of kept) this.add(new Card(this, entry), false);
   }
 
@@ -23,7 +25,9 @@ export class Results {
     const id = btoa(String.fromCharCode(...crypto.getRandomValues(new Uint8Array(18)))).replaceAll("+", "-").replaceAll("/", "_");
     const card = new Card(this, { id, path, body });
     this.add(card, true);
-    card.item.scrollIntoView({ block: "nearest", behavior: "smooth" });
+    // Below the form, where there is no room beside it.
+    const block = matchMedia("(max-width: 52rem)").matches ? "start" : "nearest";
+    card.item.scrollIntoView({ block, behavior: "smooth" });
     return card;
   }
 
@@ -42,7 +46,7 @@ export class Results {
 
   changed() {
     document.getElementById("empty").hidden = this.cards.length > 0;
-    localStorage.setItem(KEPT, JSON.stringify(this.cards.slice(-MOST).map((card) => card.entry)));
+    sessionStorage.setItem(KEPT, JSON.stringify(this.cards.slice(-MOST).map((card) => card.entry)));
     const live = this.cards.filter((card) => card.job && !settled(card.job.status));
     for (const card of live.slice(0, AT_ONCE)) card.follow();
   }
@@ -154,21 +158,30 @@ class Card {
       return figure;
     });
     this.find(".images").replaceChildren(...this.figures);
-    if (request.photo) this.ground(request.photo);
+    if (request.mask) this.ground(request);
   }
 
-  // Under the tokens that are drawn, the photo that is edited.
-  async ground(photo) {
-    const image = new Image();
-    image.src = `/v1/photos/${photo}.png`;
-    await image.decode().catch(() => {});
-    this.figures.forEach((figure, k) => {
-      const canvas = figure.querySelector("canvas"), draw = canvas.getContext("2d");
-      if (this.drawn[k] || !image.naturalWidth) return;
-      draw.globalAlpha = 0.4;
-      draw.drawImage(image, 0, 0, canvas.width, canvas.height);
-      draw.globalAlpha = 1;
-    });
+  // Where a photo is edited: what is kept of it, around the tokens that are drawn.
+  async ground({ photo, mask }) {
+    const size = this.results.about.image_size, patch = size / this.fields;
+    try {
+      const white = await pixels(`data:image/png;base64,${mask.replaceAll("-", "+").replaceAll("_", "/")}`, size);
+      const kept = await pixels(`/v1/photos/${photo}.png`, size);
+      this.fresh = new Set();
+      for (let i = 0; i < size * size; i++) {
+        if (white.data[4 * i] < 128) continue;
+        this.fresh.add(Math.floor(i / size / patch) * this.fields + Math.floor((i % size) / patch));
+        kept.data[4 * i + 3] = 0;
+      }
+      const layer = new OffscreenCanvas(size, size);
+      layer.getContext("2d").putImageData(kept, 0, 0);
+      for (const figure of this.figures) {
+        const { width } = figure.querySelector("canvas");
+        figure.querySelector("canvas").getContext("2d").drawImage(layer, 0, 0, width, width);
+      }
+    } catch {
+      // The photo is not kept any more; its edits are.
+    }
   }
 
   follow() {
@@ -192,6 +205,8 @@ class Card {
   tokens(k, first, tokens) {
     const draw = this.figures[k].querySelector("canvas").getContext("2d"), field = draw.canvas.width / this.fields;
     tokens.forEach((token, i) => {
+      // Those that are given show as the photo that they are of.
+      if (this.fresh && !this.fresh.has(first + i)) return;
       const place = first + i, colour = this.results.colours.subarray(3 * token, 3 * token + 3);
       draw.fillStyle = `rgb(${colour.join(" ")})`;
       draw.fillRect((place % this.fields) * field, Math.floor(place / this.fields) * field, field, field);
@@ -252,6 +267,12 @@ class Card {
     const reply = await fetch(`/v1/jobs/${this.entry.id}`, { method: "DELETE" }).catch(() => null);
     if (reply?.ok && this.item.isConnected) this.show(await reply.json());
   }
+}
+
+async function pixels(url, size) {
+  const image = await picture(url), draw = new OffscreenCanvas(size, size).getContext("2d");
+  draw.drawImage(image, 0, 0, size, size);
+  return draw.getImageData(0, 0, size, size);
 }
 
 async function copy(button, text) {
