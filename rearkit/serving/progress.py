@@ -16,7 +16,7 @@ from rearkit.serving.served import Served
 from rearkit.serving.uploads import jpeg
 
 # Share of the time that decoding unfinished images may take.
-PREVIEW_SHARE = 0.1
+PREVIEW_SHARE = 0.25
 
 
 class Progress:
