@@ -72,7 +72,9 @@ def test_more_than_may_wait_are_told_when_to_come_again(narrow: Any, held: threa
 
 
 def test_what_is_cancelled_is_not_drawn(narrow: Any, held: threading.Event) -> None:
-    first, second = (narrow.ask("POST", "/v1/images", WANTED).json for _ in range(2))
+    first = narrow.ask("POST", "/v1/images", WANTED).json
+    until(lambda: status(narrow, first) == "running")
+    second = narrow.ask("POST", "/v1/images", WANTED).json
     assert narrow.ask("DELETE", second["url"]).json["status"] == "cancelled"
     assert narrow.ask("DELETE", first["url"]).json["status"] == "cancelled"
     third = narrow.ask("POST", "/v1/images", WANTED).json  # has its turn though the first has not been let go
