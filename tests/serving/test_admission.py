@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import socket
 import struct
@@ -15,7 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from rearkit.serving.origins import own_names, refusal
+from rearkit.serving.jobs import Job, Jobs
+from rearkit.serving.limits import Limits
+from rearkit.serving.origins import Door, own_names, refusal
+from rearkit.serving.wishes import Rebuilding
 
 WANTED = {"classes": [1]}
 
@@ -229,3 +233,52 @@ def test_pages_load_nothing_from_elsewhere(client: Any) -> None:
         assert b'src="http' not in page.body and b"url(" not in page.body and b"https://" not in page.body
     assert client.get("/page/..%2fapp.py").status == 404
     assert "/v1/images" in pages[-1].json["paths"]
+
+
+def answered(door: Door, receive: Callable[[], Any]) -> list[Any]:
+    """Send an upload to a door whose application never answers; return what it sends."""
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def ask() -> None:
+        scope = {"type": "http", "method": "POST", "path": "/v1/photos", "headers": [(b"host", b"localhost")]}
+        await door(scope, receive, send)
+
+    asyncio.run(ask())
+    return sent
+
+
+async def never(*_: Any) -> Any:
+    await asyncio.sleep(60)
+
+
+def test_a_body_that_does_not_come_is_not_waited_for() -> None:
+    sent = answered(Door(never, Limits(body_s=0.01), OWN), never)
+    assert sent[0]["status"] == 408 and b"did not arrive" in sent[1]["body"]
+
+
+def test_more_uploads_than_may_be_at_once_are_refused() -> None:
+    door = Door(never, Limits(uploads=1, body_s=0.01), OWN)
+    door.uploading = 1
+    sent = answered(door, never)
+    assert sent[0]["status"] == 429 and (b"retry-after", b"5") in sent[0]["headers"]
+    door.uploading = 0
+    answered(door, never)
+    assert door.uploading == 0
+
+
+@pytest.mark.parametrize("limits", [{"kept_bytes": 10}, {"kept_s": -1.0}])
+def test_results_are_dropped_by_their_size_and_age(limits: dict[str, Any]) -> None:
+    jobs = Jobs(Limits(**limits), None)  # type: ignore[arg-type]
+    jobs.tell = lambda job: None  # type: ignore[method-assign]
+    added = []
+    for k in range(3):
+        job = jobs.add(Job(f"{k}" * 16, Rebuilding(torch.zeros(3, 8, 8), "photo")))
+        added.append(job)
+        job.images = [b"123456"]
+        jobs.finish(job)
+    jobs.add(Job("x" * 16, Rebuilding(torch.zeros(3, 8, 8), "photo")))
+    kept = [jobs.find(job.id) is not None for job in added]
+    assert kept == ([False, False, True] if "kept_bytes" in limits else [False] * 3)
