@@ -25,6 +25,7 @@ serve ./my-model --host 0.0.0.0 --allow-host images.example.org"""
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port to listen on; 0: a free one."
 )
 @click.option("--allow-host", "names", multiple=True, help="Another name by which it may be asked; repeatable.")
+@click.option("--size", type=click.IntRange(1), help="Side in pixels other than trained, of an exported model.")
 @click.option("--batch", type=click.IntRange(1), help="Images drawn at once on a CPU; left out: 16.")
 @click.option("--most-images", type=click.IntRange(1), default=16, show_default=True, help="Images of one request.")
 @click.option("--most-waiting", type=click.IntRange(1), default=64, show_default=True, help="Requests that may wait.")
@@ -34,6 +35,7 @@ def serve(
     host: str,
     port: int,
     names: Sequence[str],
+    size: int | None,
     batch: int | None,
     most_images: int,
     most_waiting: int,
@@ -55,7 +57,7 @@ def serve(
     from rearkit.serving.origins import is_loopback
     from rearkit.serving.served import Served
 
-    served = Served.of(*_model(recipe, out), batch)
+    served = Served.of(*_model(recipe, out, size), batch, size)
 
     def ready(server: Server, number: int) -> None:
         shown = f"[{host}]" if ":" in host else host
@@ -69,7 +71,7 @@ def serve(
     say("stopped")
 
 
-def _model(recipe: Any, out: Path | None) -> tuple[Any, dict[str, Path]]:
+def _model(recipe: Any, out: Path | None, size: int | None) -> tuple[Any, dict[str, Path]]:
     """Return a trained model, and the files of its weights."""
     import attrs
 
@@ -82,10 +84,14 @@ def _model(recipe: Any, out: Path | None) -> tuple[Any, dict[str, Path]]:
     parameters = click.get_current_context().params
     source = parameters["recipe"]
     if find_file(source).suffix != ".safetensors":
+        if size is not None:
+            raise click.UsageError("--size: give the model instead, RUN/train/model.safetensors")
         run = trained_run(recipe, out)
         return trained_model(recipe, run), {"backbone": run.model, "tokenizer": run.tokenizer}
     if out is not None:
         raise click.UsageError("--out: not with an exported model, which needs no run")
-    model = attrs.evolve(load_model(source, trust=parameters["trust"]), recipe=recipe)
+    model = load_model(source, trust=parameters["trust"], image_size=size)
+    # Modules are the file's, and so are their settings; what the line may change is how they are sampled.
+    model = attrs.evolve(model, recipe=attrs.evolve(recipe, tokenizer=model.recipe.tokenizer))
     tokenizer = tokenizer_file(source, recipe) or local_file(recipe.tokenizer.weights or "")
     return model, {"backbone": model_file(source), "tokenizer": tokenizer}

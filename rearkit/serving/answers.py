@@ -40,7 +40,11 @@ class Answers:
             for k, (image, about) in enumerate(zip(job.images, self._images(job), strict=True))
         ]
         if isinstance(job.wish, Drawing):
-            found |= {"manifest": f"{place}/manifest.json", "link": job.wish.link(), "command": job.wish.command()}
+            found |= {
+                "manifest": f"{place}/manifest.json",
+                "link": job.wish.link(),
+                "command": job.wish.command(self.served.size),
+            }
         return {**found, "request": job.wish.content(), **job.facts}
 
     def _images(self, job: Job) -> list[dict[str, Any]]:

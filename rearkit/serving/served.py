@@ -30,29 +30,32 @@ class Served:
         sampler: the one that draws all; used by one thread at a time.
         manifest: of no images: weights, versions, recipe.
         batch: images drawn at once.
+        size: side in pixels, if it is another than the model was trained at.
     """
 
     model: Model
     sampler: Sampler
     manifest: Manifest
     batch: int
+    size: int | None = None
 
     @classmethod
-    def of(cls, model: Model, files: Mapping[str, Path], batch: int | None = None) -> Served:
+    def of(cls, model: Model, files: Mapping[str, Path], batch: int | None = None, size: int | None = None) -> Served:
         """Prepare a model.
 
         Args:
             model: the model.
             files: of the weights of ``backbone`` and ``tokenizer``.
             batch: images drawn at once; None for 16 on a CPU, and for the recipe's on a GPU, where it decides rounding.
+            size: side in pixels, if it is another than the model was trained at.
         """
         sampler = Sampler(model)
         manifest = sample_manifest(model.recipe, files, [], model.num_classes)
         # A server tells nothing of its machine.
         manifest["recipe"] = without_places(recipe_to_dict(model.recipe))
         if sampler.device.type == "cuda":
-            return cls(model, sampler, manifest, sampler.table.batch)
-        return cls(model, sampler, manifest, batch or 16)
+            batch = sampler.table.batch
+        return cls(model, sampler, manifest, batch or 16, size)
 
     @property
     def side(self) -> int | None:

@@ -101,14 +101,16 @@ class Drawing:
         content = {**self.content(), "classes": ",".join(map(str, self.classes))}
         return "/?" + urlencode(content, safe=",")
 
-    def command(self) -> str:
-        """The command line that draws the same, for a model in the file MODEL."""
+    def command(self, side: int | None = None) -> str:
+        """The command line that draws the same of the model in a file MODEL; ``side`` if it was trained at another."""
         settings = [f"sample.seed={self.seed}", *(f"sample.{n}={getattr(self.table, n)}" for n in SETTINGS)]
         options = " ".join(f"--set {setting}" for setting in settings)
         classes = ",".join(map(str, self.classes))
         edit = self.edit
         photo = "" if edit is None else f"--image photo.png --mask mask.png --fade {edit.fade} "
-        return f"python -m rearkit sample MODEL {photo}--classes {classes} -k {self.count} {options} --grid images.png"
+        sized = "" if side is None else f"--size {side} "
+        images = f"--classes {classes} -k {self.count}"
+        return f"python -m rearkit sample MODEL {photo}{sized}{images} {options} --grid images.png"
 
 
 def drawing_of(request: ImageRequest, served: Served, photos: Photos, limits: Limits) -> Drawing:
