@@ -17,6 +17,16 @@ CHANGES = (
 )  # fmt: skip
 
 
+# Kernels write nothing, so logits are what was in their memory before, and need not be numbers.
+PROGRAM = """
+import sys
+from rearkit.sampling import finite_logits
+finite_logits.check_logits = lambda logits: None
+from rearkit.cli.main import main
+main(sys.argv[1:])
+"""
+
+
 @pytest.fixture(scope="module")
 def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built(tmp_path_factory.mktemp("fake_cuda"))
@@ -24,7 +34,7 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_smoke_recipe_runs_through(device: Path, tmp_path: Path) -> None:
     settings = [f"--set={change}" for change in CHANGES]
-    run(device, "-m", "rearkit", "run", "smoke", "--out", str(tmp_path), *settings)
+    run(device, "-c", PROGRAM, "run", "smoke", "--out", str(tmp_path), *settings)
     # Its scores are of zeros, and may be refused.
     with np.load(tmp_path / "sample" / "samples.npz") as samples:
         assert samples["arr_0"].shape == (20, 32, 32, 3)
