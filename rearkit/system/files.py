@@ -118,6 +118,12 @@ def storage_errors(path: Path) -> Iterator[None]:
             raise StorageError(
                 f"{place}: {error.strerror}, while writing {path}; fix that, or choose another folder with --out"
             ) from error
+        if number in FAILING:
+            assert isinstance(error, OSError)
+            raise StorageError(
+                f"{path if error.filename is None else error.filename}: {error.strerror}, while writing {path}; what "
+                "was written before is kept. Check the disk, or choose another folder with --out"
+            ) from error
         raise
 
 

@@ -35,10 +35,9 @@ def missed(total: Ledger) -> list[str]:
 def main() -> int:
     """Run the tests; return 0 if all bars are met."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--seconds", type=float, default=float(os.environ.get("FAULT_SECONDS", "600")), help="of all fuzzers together"
-    )
-    parser.add_argument("--seed", type=int, default=int(os.environ.get("FAULT_SEED", "0")), help="of what is random")
+    seconds, seed = os.environ.get("FAULT_SECONDS", "600"), os.environ.get("FAULT_SEED", "0")
+    parser.add_argument("--seconds", type=float, default=seconds, help="of all fuzzers together")
+    parser.add_argument("--seed", type=int, default=seed, help="of what is random")
     parser.add_argument("--workers", default="2", help="processes of pytest")
     given = parser.parse_args()
     started = time.monotonic()
@@ -47,25 +46,16 @@ def main() -> int:
             "REARKIT_TRIALS": "5", "REARKIT_KILLS": "1", **os.environ, "OMP_NUM_THREADS": "1",
             FOLDER: folder, "FAULT_SECONDS": str(given.seconds), "FAULT_SEED": str(given.seed),
         }  # fmt: skip
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            str(HERE),
-            "-q",
-            f"--numprocesses={given.workers}",
-            "--dist=worksteal",
-        ]
+        options = ["-q", f"--numprocesses={given.workers}", "--dist=worksteal"]
+        command = [sys.executable, "-m", "pytest", str(HERE), *options]
         code = subprocess.run(command, env=environment, check=False).returncode
         total = Ledger.added_up(Path(folder).glob("*.json"))
     print(f"\n{total.table()}\n")
     bars = missed(total)
     if code:
         bars.append(f"pytest ended with {code}")
-    print(
-        f"{total.tried():,} faults, seed {given.seed}, in {(time.monotonic() - started) / 60:.0f} minutes: "
-        + ("; ".join(bars) or "all bars met")
-    )
+    minutes = (time.monotonic() - started) / 60
+    print(f"{total.tried():,} faults, seed {given.seed}, in {minutes:.0f} minutes: {'; '.join(bars) or 'all bars met'}")
     return 1 if bars else 0
 
 
