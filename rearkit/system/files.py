@@ -118,12 +118,13 @@ def storage_errors(path: Path) -> Iterator[None]:
             raise StorageError(
                 f"{place}: {error.strerror}, while writing {path}; fix that, or choose another folder with --out"
             ) from error
-        if number in FAILING:
-            assert isinstance(error, OSError)
-            raise StorageError(
-                f"{path if error.filename is None else error.filename}: {error.strerror}, while writing {path}; what "
-                "was written before is kept. Check the disk, or choose another folder with --out"
-            ) from error
+        # Of this file or its neighbours; one of another file is no failed write.
+        if number in FAILING and isinstance(error, OSError) and error.filename is not None:
+            if Path(error.filename).is_relative_to(path.parent):
+                raise StorageError(
+                    f"{error.filename}: {error.strerror}, while writing {path}; what was written before is kept. Check "
+                    "the disk, or choose another folder with --out"
+                ) from error
         raise
 
 
