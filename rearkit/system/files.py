@@ -119,12 +119,12 @@ def storage_errors(path: Path) -> Iterator[None]:
                 f"{place}: {error.strerror}, while writing {path}; fix that, or choose another folder with --out"
             ) from error
         # Of this file or its neighbours; one of another file is no failed write.
-        if number in FAILING and isinstance(error, OSError) and error.filename is not None:
-            if Path(error.filename).is_relative_to(path.parent):
-                raise StorageError(
-                    f"{error.filename}: {error.strerror}, while writing {path}; what was written before is kept. Check "
-                    "the disk, or choose another folder with --out"
-                ) from error
+        about = None if number not in FAILING else getattr(error, "filename", None)
+        if about is not None and Path(about).is_relative_to(path.parent):
+            raise StorageError(
+                f"{about}: {os.strerror(number or 0)}, while writing {path}; what was written before is kept. Check the "
+                "disk, or choose another folder with --out"
+            ) from error
         raise
 
 
