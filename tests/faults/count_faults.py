@@ -35,7 +35,7 @@ def missed(total: Ledger) -> list[str]:
 def main() -> int:
     """Run the tests; return 0 if all bars are met."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    seconds, seed = os.environ.get("FAULT_SECONDS", "600"), os.environ.get("FAULT_SEED", "0")
+    seconds, seed = os.environ.get("FAULT_SECONDS", "400"), os.environ.get("FAULT_SEED", "0")
     parser.add_argument("--seconds", type=float, default=seconds, help="of all fuzzers together")
     parser.add_argument("--seed", type=int, default=seed, help="of what is random")
     parser.add_argument("--workers", default="2", help="processes of pytest")
