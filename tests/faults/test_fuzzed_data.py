@@ -233,7 +233,7 @@ def class_tar(draw: random.Random, folder: Path) -> Case:
             for one in read
             if one.key in expected
             and expected[one.key][0] == one.label
-            and np.array_equal(one.image.permute(1, 2, 0).numpy(), pixels(int(one.key[2])))
+            and np.array_equal(one.image.permute(1, 2, 0).numpy(), pixels(names.index(expected[one.key][1])))
         ]
         return "held" if len(right) == 6 and len(read) <= 6 + extra else "silent"
 
