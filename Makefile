@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 # Files of tests side by side, each in one process, since the tests of a file share what is costly to set up.
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all test-pythons lint lock clean
+.PHONY: demo test test-all test-faults test-pythons lint lock clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m rearkit run recipes/mnist.toml
@@ -22,6 +22,11 @@ test-all: $(INSTALLED) lint
 # The wheel in a fresh environment of each Python from 3.10 to 3.13 that is found, or of those in PYTHONS.
 test-pythons:
 	$(PYTHON) tests/helpers/pythons.py $(PYTHONS)
+
+# Thousands of faults: fuzzers, flipped bits, full disks, signals, kills; one table at the end. FAULT_SECONDS is the time
+# of all fuzzers together, FAULT_SEED their seed.
+test-faults: $(INSTALLED)
+	$(BIN)/python tests/faults/count_faults.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

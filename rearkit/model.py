@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import attrs
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from rearkit.context_noise import NoNoise, extra_tokens, takes_context
 from rearkit.contracts import (
@@ -23,16 +19,17 @@ from rearkit.contracts import (
     RegularizerContext,
     Tokenizer,
     TokenSpace,
+    num_parameters,
 )
 from rearkit.errors import PluginError, RearkitError, RecipeError, WeightsError
+from rearkit.layers.shapes_only import cheaply, shapes_only
 from rearkit.objective import Objective, fields_read
 from rearkit.partial_weights import fitting_part, load_part
 from rearkit.recipe.exported import check_source, exported_classes
 from rearkit.recipe.tables import BackboneTable, ComponentTable, Recipe, TokenizerTable
 from rearkit.registry import plugins
+from rearkit.system.memory import check_memory
 from rearkit.weights import classes_of, fit_state_dict, load_weights, matching_weights
-
-T = TypeVar("T")
 
 
 @attrs.frozen(eq=False)
@@ -179,7 +176,7 @@ def check_weights(recipe: Recipe) -> list[str]:
     """
     if recipe.tokenizer.weights is None and recipe.backbone.weights is None:
         return []
-    tokenizer = _cheaply(lambda: build_tokenizer(recipe, load=False))
+    tokenizer = cheaply(lambda: build_tokenizer(recipe, load=False))
     modules: dict[str, tuple[TokenizerTable | BackboneTable, Tokenizer | Backbone]] = {}
     if recipe.tokenizer.weights is not None:
         modules["tokenizer"] = (recipe.tokenizer, tokenizer)
@@ -187,7 +184,7 @@ def check_weights(recipe: Recipe) -> list[str]:
         classes = _num_classes(recipe)
         if classes is not None:
             space = space_of(tokenizer, classes)
-            modules["backbone"] = (recipe.backbone, _cheaply(lambda: build_backbone(recipe, space)))
+            modules["backbone"] = (recipe.backbone, cheaply(lambda: build_backbone(recipe, space)))
     problems = []
     for kind, (table, module) in modules.items():
         try:
@@ -205,17 +202,30 @@ def check_parts(recipe: Recipe) -> None:
     """Build a recipe's modules where they cost nothing, so that what does not fit is told before hours of other stages.
 
     Raises:
-        RecipeError: components do not fit each other.
+        RecipeError: components do not fit each other, or not into this machine's memory.
+    """
+    # No component minds how many classes there are, where nothing tells it yet.
+    model = outline(recipe, Classes(_num_classes(recipe) or 1))
+    if model is not None:
+        parts = (model.tokenizer, model.backbone, model.objective)
+        check_memory(recipe.name, 4 * sum(map(num_parameters, parts)))
+
+
+def outline(recipe: Recipe, classes: Classes | None = None) -> Model | None:
+    """Build a recipe's modules with shapes and no content, without its weights; None if one reads values of tensors.
+
+    Raises:
+        RecipeError: components do not fit each other, or are too large for any machine.
     """
     plain: Recipe = attrs.evolve(recipe, backbone=attrs.evolve(recipe.backbone, weights=None))  # type: ignore[misc]
-    # No component minds how many classes there are, where nothing tells it yet.
-    classes = Classes(_num_classes(recipe) or 1)
     try:
-        with torch.device("meta"), _Unfilled():
-            build(plain, build_tokenizer(plain, load=False), classes)
+        with shapes_only():
+            return build(plain, build_tokenizer(plain, load=False), classes)
     # A component that reads values of tensors is not known to fit until it is built in earnest.
-    except (RuntimeError, NotImplementedError):
-        return
+    except (RuntimeError, NotImplementedError) as error:
+        if "overflow" in str(error):
+            raise RecipeError([f"{recipe.name}: the model is too large for any machine; correct its sizes"]) from None
+        return None
 
 
 def _num_classes(recipe: Recipe) -> int | None:
@@ -233,26 +243,6 @@ def _num_classes(recipe: Recipe) -> int | None:
         return classes_of(str(recipe.backbone.weights), component, recipe.backbone.weights_key)
     except WeightsError:
         return None
-
-
-class _Unfilled(TorchFunctionMode):
-    """Within this context, functions that change no shape do nothing: on meta, torch imports a compiler for them."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        # `torch.nn.init` names its argument.
-        if func in (nn.init.normal_, Tensor.normal_, F.normalize):
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
-
-
-def _cheaply(build: Callable[[], T]) -> T:
-    """Build a module on the meta device, where it has shapes and no content; as it is if it reads values."""
-    try:
-        with torch.device("meta"), _Unfilled():
-            return build()
-    except (RuntimeError, NotImplementedError):
-        return build()
 
 
 def make(kind: str, name: str, *context: object, **settings: object) -> Any:

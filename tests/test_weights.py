@@ -509,3 +509,16 @@ def test_a_buffer_may_be_infinite_as_a_mask_is(tmp_path: Path) -> None:
 def test_large_numbers_are_numbers() -> None:
     state = {**Tiny().state_dict(), "second.bias": torch.full((4,), torch.finfo(torch.float32).max)}
     fit_state_dict(Tiny(), state, "w")
+
+
+def test_an_archive_with_names_that_are_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    torch.save({"a": torch.ones(2)}, path)
+    content = path.read_bytes()
+    # In the archive's list of contents, marked as UTF-8.
+    place = content.index(b"PK\x01\x02")
+    path.write_bytes(
+        content[: place + 8] + b"\x00\x08" + content[place + 10 : place + 46] + b"\xff" + content[place + 47 :]
+    )
+    with pytest.raises(WeightsError, match=r"x\.pt: not a readable weights file"):
+        read_state_dict(path)

@@ -25,7 +25,8 @@ recipes
 show mnist --set train.lr=1e-3
 run --help"""
 # Errors of a file that are no bug wherever they come up: no permission, a disk that fails, a server that is gone.
-UNREACHABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+UNREACHABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE, *FULL)
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -116,7 +117,7 @@ def _report(error: Exception, debug: bool) -> int:
     # The reader of a pipe, such as head, has seen enough.
     if isinstance(error, BrokenPipeError):
         return errors.EXIT_OK
-    if isinstance(error, OSError) and error.filename is None and error.errno in (errno.ENOSPC, errno.EIO):
+    if isinstance(error, OSError) and error.filename is None and error.errno in (*FULL, errno.EIO):
         return _fail(f"output cannot be written: {error.strerror}", errors.EXIT_STORAGE, debug)
     if message := _tells_of_a_plugin(error):
         return _fail(message, errors.EXIT_PLUGIN, debug)

@@ -172,7 +172,8 @@ def _in_tar(path: Path, start: int, size: int, owner: str) -> Iterator[tuple[str
                         f"{path}: {member.name} in it is not a readable tar ({error}); copy it again"
                     ) from None
             else:
-                yield f"{owner}{member.name}", Place(str(path), member.offset_data, member.size)
+                # As `tar` unpacks them: below the folder, whatever is said.
+                yield f"{owner}{member.name.lstrip('/')}", Place(str(path), member.offset_data, member.size)
 
 
 def _write_shard(path: Path, sources: Sequence[Source]) -> None:

@@ -19,6 +19,7 @@ from rearkit.system.console import say
 
 SEPARATORS = "\t;, "  # the first that is in all lines
 SYNSETS = "meta.mat"  # beside the development kit's numbers: which class of WordNet each number is
+MOST_CLASSES = 1_000_000  # each gets a name, also one that has no images
 BOXED = re.compile(r"(n\d{8})( \d+)+")  # Kaggle's LOC_val_solution.csv: the class, then boxes
 
 Row = tuple[int, list[str]]
@@ -130,6 +131,8 @@ def _numbered(
             f"data: {file}: classes count from {first}, so {first} is class 0; training images must have the same "
             f"order (ImageNet's devkit has another than WordNet's ids: keep its {SYNSETS} beside its numbers)"
         )
+        if max(numbers) > MOST_CLASSES:
+            raise DataError(f"{file}: class {max(numbers)}; a class has a number up to {MOST_CLASSES}, or a name")
         names = [str(number) for number in range(first, max(numbers) + 1)]
         return {path: int(owner) - first for path, owner in found.items()}, names
     names = sort_classes(owners)

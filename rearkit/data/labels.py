@@ -82,7 +82,8 @@ def checked_class(value: Any, num_classes: int, where: str) -> int:
 
 def _number(value: Any) -> int | float | None:
     """A number, or what a text says as one; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
+    # Underscores within numbers are Python's alone.
+    if isinstance(value, bool) or not isinstance(value, int | float | str) or "_" in str(value):
         return None
     for read in (int, float) if isinstance(value, str) else (type(value),):
         with contextlib.suppress(ValueError):

@@ -163,7 +163,9 @@ class NpzImages:
                     count = min(size, len(self) - start)
                     # A bytearray, since torch warns of arrays that cannot be written to.
                     content = bytearray(_exactly(member, count * row))
-                    yield np.frombuffer(content, self.dtype).reshape(count, *shape)
+                    array = np.frombuffer(content, self.dtype).reshape(count, *shape)
+                    # Of another machine's byte order, which torch does not take.
+                    yield array if self.dtype.isnative else array.astype(self.dtype.newbyteorder("="))
         except DAMAGE as error:
             raise DataError(f"{self.path}: damaged or truncated ({error})") from None
 

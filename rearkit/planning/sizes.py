@@ -7,14 +7,14 @@ from pathlib import Path
 from rearkit.contracts import num_parameters
 from rearkit.data.token_shards import TokenData
 from rearkit.errors import DataError, RearkitError
-from rearkit.model import build, build_dataset, build_tokenizer
+from rearkit.model import build, build_dataset, build_tokenizer, outline
 from rearkit.recipe.tables import VIEWS, Recipe, TokensTable
 
 
 def recipe_sizes(recipe: Recipe) -> dict[str, str]:
     """Return a recipe's numbers of parameters, tokens, steps and epochs, as text by name."""
     # Without the tokenizer's weights, which may not be fitted or downloaded yet: sizes depend on settings alone.
-    model = build(recipe, build_tokenizer(recipe, load=False))
+    model = outline(recipe) or build(recipe, build_tokenizer(recipe, load=False))
     heads = num_parameters(model.objective, trained=True)
     frozen = num_parameters(model.objective, trained=False)
     rows = {

@@ -6,6 +6,7 @@ there is a file ``mnist``. The files are those of ``recipes/`` in a checkout; a 
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 from collections.abc import Mapping
@@ -30,6 +31,8 @@ MODEL = "model.safetensors"
 # A line such as `# Takes: 5 minutes on 2 CPU cores` among the first comments of a file.
 ENTRY = re.compile(r"(Takes|Needs): (.*)")
 
+# Bytes of a recipe; a device such as /dev/zero never ends.
+LARGEST = 1 << 24
 # No table of a recipe is nested deeper than a few levels.
 DEEPEST = 20
 TOO_DEEP = f"tables and lists are nested more than {DEEPEST} deep; no recipe needs that"
@@ -66,7 +69,12 @@ def read_toml(path: Path, what: str = "recipe") -> dict[str, Any]:
         RecipeError: the file is missing, unreadable, or not valid TOML.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            text = file.read(LARGEST + 1)
+        if len(text) > LARGEST:
+            raise RecipeError([f"{path}: larger than {LARGEST >> 20} MiB, so no {what}; name another file"])
+        # Line ends of any system, as text is read everywhere else.
+        content = tomllib.loads(io.TextIOWrapper(io.BytesIO(text), encoding="utf-8").read())
     except FileNotFoundError:
         near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.toml")])
         if not near and path.stem in own_files():

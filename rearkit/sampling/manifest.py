@@ -14,6 +14,14 @@ from rearkit.system.npz_files import DAMAGE
 
 MEMBER = "manifest.json"
 FORMAT = 1
+TABLES = (
+    ("recipe", "sample"),
+    ("recipe", "backbone"),
+    ("recipe", "data", "source"),
+    ("weights",),
+    ("seeds",),
+    ("versions",),
+)
 LARGEST = 1 << 24  # bytes; a member that unpacks to more is no manifest
 
 Manifest = dict[str, Any]
@@ -30,7 +38,24 @@ def read_manifest(path: str | Path) -> Manifest | None:
                 found = json.loads(member.read(LARGEST))
     except DAMAGE:
         return None
-    return found if isinstance(found, dict) and "format" in found else None
+    return found if isinstance(found, dict) and "format" in found and _is_well_formed(found) else None
+
+
+def _is_well_formed(manifest: Manifest) -> bool:
+    """Return whether what is told of a manifest has the kinds that it was written with; anybody may have written it."""
+    for keys in TABLES:
+        table: Any = manifest
+        for key in keys:
+            table = table.get(key, {})
+            if not isinstance(table, dict):
+                return False
+    counts = manifest.get("counts_per_class", [])
+    weights = manifest.get("weights", {})
+    return (
+        isinstance(counts, list)
+        and all(type(count) is int for count in counts)
+        and all(isinstance(digest, str) for digest in weights.values())
+    )
 
 
 def manifest_lines(manifest: Manifest) -> list[str]:

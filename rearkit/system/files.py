@@ -118,6 +118,13 @@ def storage_errors(path: Path) -> Iterator[None]:
             raise StorageError(
                 f"{place}: {error.strerror}, while writing {path}; fix that, or choose another folder with --out"
             ) from error
+        # Of this file or its neighbours; one of another file is no failed write.
+        about = None if number not in FAILING else getattr(error, "filename", None)
+        if about is not None and Path(about).is_relative_to(path.parent):
+            raise StorageError(
+                f"{about}: {os.strerror(number or 0)}, while writing {path}; what was written before is kept. Check "
+                "the disk, or choose another folder with --out"
+            ) from error
         raise
 
 

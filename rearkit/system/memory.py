@@ -1,4 +1,4 @@
-"""Keep freed memory in the process, for work that allocates the same sizes again and again.
+"""The memory of this machine: what cannot fit is refused, and what is freed is kept for the same work again.
 
 The C library returns large freed blocks to the operating system at once, and the system hands out new ones page by
 page, each of them zeroed. A training step on a CPU spends up to a tenth of its time on that: an elementwise operation
@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 from collections.abc import Iterator
+
+from rearkit.errors import RecipeError
 
 # As in glibc's malloc.h.
 M_TRIM_THRESHOLD = -1
@@ -39,3 +42,25 @@ def freed_memory_kept() -> Iterator[None]:
         # Twice the mmap threshold is what glibc sets when it adjusts both by itself.
         libc.mallopt(M_TRIM_THRESHOLD, 2 * MMAP_THRESHOLD)
         libc.malloc_trim(0)
+
+
+def check_memory(name: str, weights: int) -> None:
+    """Check that weights fit into the memory of this machine at all; a training needs some times as much.
+
+    Args:
+        name: of the recipe.
+        weights: bytes.
+
+    Raises:
+        RecipeError: they do not.
+    """
+    # macOS has both names too; where a system has neither, nothing is known.
+    if {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= os.sysconf_names.keys():
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if 0 < memory < weights:
+            raise RecipeError(
+                [
+                    f"{name}: the weights alone take {weights / 2**30:,.0f} GiB, and this machine has "
+                    f"{memory / 2**30:,.0f} GiB of memory; correct the model's sizes, or see `plan` for what it needs"
+                ]
+            )

@@ -194,7 +194,8 @@ def _is_script(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile):
+    # ValueError: names that are no text. NotImplementedError: of a version of zip that is none.
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
         return False
 
 

@@ -213,3 +213,16 @@ def test_damage_in_the_middle_of_a_tar_is_not_taken_for_its_end(tar: Path) -> No
     tar.write_bytes(content)
     with pytest.raises(DataError, match=r"flat\.tar: not a readable tar \(it is damaged at byte"):
         list_images(tar)
+
+
+def test_names_from_the_top_are_those_below_a_folder(folder: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "top.tar", "w") as archive:
+        for path in sorted(folder.rglob("*.*")):
+            info = archive.gettarinfo(path)
+            if "cat" not in path.parts:
+                info.name = f"/{path.relative_to(folder)}"
+            else:
+                info.name = str(path.relative_to(folder))
+            with path.open("rb") as file:
+                archive.addfile(info, file)
+    assert list_images(tmp_path / "top.tar")[1] == list_images(folder)[1]

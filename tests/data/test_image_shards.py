@@ -328,3 +328,10 @@ def test_any_colour_mode_becomes_rgb(mode: str, form: str, tmp_path: Path) -> No
     path = write_tar(tmp_path / "shard.tar", sample(0, image=buffer.getvalue()))
     (image,), _ = read([path])
     assert (image.image == 255).all()
+
+
+def test_a_label_is_no_number_as_python_alone_writes_it(tmp_path: Path) -> None:
+    bad = BadSamples(1, 3)
+    path = write_tar(tmp_path / "shard.tar", [*good(0, 1), *sample(9, label=b"0_2")])
+    assert len(list(find_samples(str(path), 3, 3, bad, Access()))) == 2
+    assert bad.reasons == {"label is not a whole number": 1}

@@ -106,6 +106,7 @@ WRONG = {
     "no class": ([*PAIRS[:3], f"{NAMES[3]},", *PAIRS[4:]], "line 4: an image file and its class expected"),
     "three columns": ([f"{p},x" for p in PAIRS], "line 1: an image file and its class expected"),
     "numbers from 5": ([f"{n},{k + 5}" for n, k in zip(NAMES, WANTED, strict=True)], "lowest class is 5"),
+    "a number without end": ([f"{n},{k * 10**9 + 1}" for k, n in enumerate(NAMES)], "class 11000000001; a class has"),
     "nothing": (["", ""], "no labels in it"),
 }
 

@@ -127,6 +127,7 @@ def test_a_stream_may_hold_more_or_fewer_images_than_it_announces(tmp_path: Path
         ({"arr_0": pixels().astype(np.float32) / 255}, "read float32 from 0 to 1"),
         ({"arr_0": pixels().astype(np.float64) / 127.5 - 1}, "read float64 from -1 to 1"),
         ({"arr_0": (pixels() / 255).astype(np.float16)}, "read float16 from 0 to 1"),
+        ({"arr_0": (pixels() / 255).astype(">f8")}, "read >f8 from 0 to 1"),
         ({"arr_0": pixels().astype(np.float32)}, "read float32 from 0 to 255"),
         ({"arr_0": pixels().transpose(0, 3, 1, 2)}, "read channels first"),
         ({"samples": pixels(), "classes": np.arange(10)}, "read from samples"),

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
+import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Literal
 
 import attrs
 
 from rearkit.errors import RearkitError
 
-Outcome = Literal["held", "lost", "silent", "traceback"]
-OUTCOMES: tuple[Outcome, ...] = ("held", "lost", "silent", "traceback")
+Outcome = Literal["held", "lost", "silent", "let in", "traceback"]
+OUTCOMES: tuple[Outcome, ...] = ("held", "lost", "silent", "let in", "traceback")
+# `count_faults.py` names a folder here; ledgers then add up there, and its bars are those of all of them together.
+FOLDER = "REARKIT_FAULTS"
 
 
 @attrs.define
@@ -21,6 +27,7 @@ class Ledger:
     - held: noticed and named, or without any effect;
     - lost: what was whole is gone, or cannot be used any more;
     - silent: other results without a word;
+    - let in: a foreign file had something run, fetched or written, or reached the terminal with control characters;
     - traceback: an exception that is no message for a user.
 
     Attributes:
@@ -66,6 +73,26 @@ class Ledger:
         return "\n".join([*lines, *self.details])
 
     def check(self) -> None:
-        """Print the table, and fail if anything was not held."""
+        """Print the table, and fail if anything was not held; where ledgers are added up, put it with the others."""
         print(f"\n{self.table()}")
+        if folder := os.environ.get(FOLDER):
+            self.save(Path(folder))
+            return
         assert self.number("held") == self.tried(), self.table()
+
+    def save(self, folder: Path) -> None:
+        """Write the counts and details into a file of its own in a folder."""
+        counts = [[*key, number] for key, number in self.counts.items()]
+        content = json.dumps({"counts": counts, "details": self.details})
+        (folder / f"{uuid.uuid4()}.json").write_text(content, encoding="utf-8")
+
+    @classmethod
+    def added_up(cls, files: Iterable[Path]) -> Ledger:
+        """Return the sum of ledgers that `save` wrote."""
+        total = cls()
+        for file in sorted(files):
+            content = json.loads(file.read_text(encoding="utf-8"))
+            for kind, outcome, number in content["counts"]:
+                total.counts[kind, outcome] += number
+            total.details += content["details"]
+        return total

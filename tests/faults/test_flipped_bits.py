@@ -16,11 +16,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from click.testing import CliRunner
 from ledger import Ledger, Outcome
-from PIL import Image
+from small_runs import RESULTS, digests, small_recipe
 
 from rearkit import pipeline
 from rearkit.analysis.verify import verify
@@ -33,10 +32,8 @@ from rearkit.stages import intact
 from rearkit.stages import sample as sample_stage
 from rearkit.stages import tokens as tokens_stage
 from rearkit.system import console
-from rearkit.system.files import sha256
 from rearkit.training.trainer import Trainer
 
-RESULTS = ("tokenizer/tokenizer.safetensors", "train/model.safetensors", "sample/samples.npz", "scores.json")
 # What no run reads: pages and pictures to look at, and TensorBoard's own files.
 UNREAD = (".html", ".png", ".lock", "tfevents")
 STAGES = ("data", "tokenizer", "tokens", "train", "sample", "evaluate")
@@ -78,7 +75,7 @@ class Runs:
     def __init__(self, recipe: Recipe, place: Path) -> None:
         self.recipe, self.place = recipe, place
         pipeline.run(recipe, place / "finished")
-        self.results = self.digests(place / "finished")
+        self.results = digests(place / "finished")
 
     def copy(self, name: str) -> Path:
         """Return the finished run, or the one that was cut off where ``name`` says; it is made when first asked for."""
@@ -90,9 +87,6 @@ class Runs:
                 with pytest.raises(CutOff):
                     pipeline.run(self.recipe, folder)
         return folder
-
-    def digests(self, folder: Path) -> dict[str, str]:
-        return {name: sha256(folder / name) for name in RESULTS if (folder / name).is_file()}
 
     def files(self, copy: str) -> list[Path]:
         """Return the files of a copy that a run reads, relative to it."""
@@ -112,37 +106,17 @@ class Runs:
             pipeline.run(self.recipe, folder)
         except RearkitError as error:
             return "held" if str(file) in str(error) or file.name in str(error) else "lost"
-        if self.digests(folder) == self.results:
+        if digests(folder) == self.results:
             return "held"
         told = out()
         named = {str(file), str(file.parent)} if file.parent != Path() else {str(file)}
         return "held" if any(name in told for name in named) else "silent"
 
 
-def photos(place: Path, each: int) -> str:
-    """Write a folder of tiny images in three classes."""
-    generator = np.random.default_rng(each)
-    for label in "abc":
-        (place / label).mkdir(parents=True)
-        for index in range(each):
-            pixels = generator.integers(256, size=(8, 8, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(place / label / f"{index}.png")
-    return str(place)
-
-
 @pytest.fixture(scope="module")
 def runs(tiny: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     place = tmp_path_factory.mktemp("runs")
-    source = {"name": "folder", "train": photos(place / "train", 6), "held_out": photos(place / "held-out", 2)}
-    classifier = {"steps": 4, "channels": 4, "features": 16, "min_accuracy": 0}
-    recipe = tiny(
-        data={"source": source, "shard_size": 10},
-        tokenizer={"fit": {"steps": 6, "batch": 4, "warmup_steps": 1, "checkpoint_every": 2, "min_psnr": 0}},
-        tokens={"min_psnr": 0, "min_codebook_use": 0, "check_images": 4},
-        train={"steps": 6, "checkpoint_every": 2, "validate_every": 2, "warmup_steps": 1, "log_every": 1},
-        sample={"num_images": 12, "batch": 6, "grid_per_class": 1},
-        evaluate={"features": "classifier", "nearest_k": 2, "classifier": classifier},
-    )
+    recipe = small_recipe(tiny, place)
     with pytest.MonkeyPatch.context() as patch:
         # The page is read by nobody but people, and its charts take most of the time.
         patch.setattr(pipeline, "_report", lambda recipe, folder, worked, seconds: pipeline.show_results(folder))

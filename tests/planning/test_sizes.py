@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from rearkit.data.token_shards import write_token_shard
+from rearkit.errors import RecipeError
+from rearkit.model import check_parts
 from rearkit.planning.sizes import recipe_sizes, train_size
 from rearkit.recipe.tables import Recipe
 
@@ -54,3 +56,13 @@ def test_views_that_are_made_here_follow_augment(tiny: Callable[..., Recipe], au
     rows = recipe_sizes(recipe)
     assert rows["epochs"].endswith(f" of {train_size(recipe):,} training images{told}")
     assert "training views" not in rows
+
+
+def test_a_model_too_large_for_this_machine_is_counted_and_cannot_be_run(tiny: Callable[..., Recipe]) -> None:
+    source = {"name": "shards", "train": "nowhere/{0..1}.tar", "num_classes": 10}
+    recipe = tiny(data={"source": source}, backbone={"hidden_size": 2_000_000})
+    assert int(recipe_sizes(recipe)["backbone parameters"].replace(",", "")) > 10**13
+    with pytest.raises(RecipeError, match=r"tiny: the weights alone take .* GiB, and this machine has"):
+        check_parts(recipe)
+    with pytest.raises(RecipeError, match="tiny: the model is too large for any machine"):
+        check_parts(tiny(data={"source": source}, backbone={"hidden_size": 10**12}))

@@ -75,3 +75,10 @@ def test_each_says_what_it_is_and_takes() -> None:
     assert recipes["rear_b_titok_b64"].needs[-1] == "the plugin rearkit-titok"
     assert recipes["ar_b_maskgit"].needs[0] == "ImageNet-1k training shards (138 GB)"
     assert recipes["smoke"].what == "All stages, for tests: too small to make good images."
+
+
+def test_a_device_without_end_is_no_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('extends = "/dev/zero"\n', encoding="utf-8")
+    with pytest.raises(RecipeError, match="/dev/zero: larger than 16 MiB, so no recipe"):
+        load_recipe(file)

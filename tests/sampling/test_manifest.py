@@ -61,3 +61,13 @@ def test_it_lies_in_the_archive_and_goes_where_that_is_copied(
     assert read_manifest(copy) == expected == sample_manifest(tiny(), files(folder), [0, 1], 2)
     with np.load(copy, allow_pickle=False) as archive:  # as numpy, and whoever reads by it, sees the set
         np.testing.assert_array_equal(archive["arr_0"], images)
+
+
+@pytest.mark.parametrize(
+    "odd", [{"recipe": 3}, {"weights": [1]}, {"counts_per_class": [None, 1]}, {"recipe": {"data": {"source": "x"}}}]
+)
+def test_a_manifest_of_other_kinds_is_none(odd: dict[str, object], tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": 1}))
+    assert manifest_lines(read_manifest(tmp_path) or {})
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": 1, **odd}))
+    assert read_manifest(tmp_path) is None

@@ -19,7 +19,7 @@ from PIL import Image
 from rearkit.data.token_shards import write_token_shard
 from rearkit.errors import StorageError
 from rearkit.system import files
-from rearkit.system.files import read_json, remove, replacing, sha256, write_json, write_text
+from rearkit.system.files import read_json, remove, replacing, sha256, storage_errors, write_json, write_text
 from rearkit.weights import write_state_dict
 
 LIMIT = 30_000  # bytes
@@ -280,3 +280,8 @@ def test_temporary_names_differ_between_processes(tmp_path: Path) -> None:
 def test_the_longest_name_can_be_written(name: str, tmp_path: Path) -> None:
     write_text(tmp_path / name, "new")
     assert names(tmp_path) == [name]
+
+
+def test_a_rename_inside_of_a_write_that_fails_is_told_too(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"a: Invalid argument, while writing"), storage_errors(tmp_path / "a"):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(tmp_path / "a"))

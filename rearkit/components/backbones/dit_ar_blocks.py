@@ -23,7 +23,7 @@ class DiTARSettings:
     """Decoder-only transformer with qk-norm and adaLN on class and position; defaults are the published S size."""
 
     hidden_size: int = setting("D, width", default=768, ge=1)
-    num_layers: int = setting("blocks", default=20, ge=1)
+    num_layers: int = setting("blocks", default=20, ge=1, le=1000)
     num_heads: int = setting("attention heads; must divide hidden_size", default=16, ge=1)
     mlp_size: int | None = setting("hidden width of the MLPs; left out: 4 × hidden_size", default=None, ge=1)
     dropout: float = setting("dropout after attention and in the MLPs", default=0.1, ge=0, lt=1)

@@ -29,7 +29,7 @@ class MaskGITVQGANSettings:
         ge=1,
         min_len=1,
     )
-    num_res_blocks: int = setting("residual blocks of each level and of the middle", default=2, ge=1)
+    num_res_blocks: int = setting("residual blocks of each level and of the middle", default=2, ge=1, le=100)
     norm_groups: int = setting("groups of the group norms; must divide every channel count", default=32, ge=1)
     codebook_size: int = setting("V, codes", default=1024, ge=2, le=65536)
     embedding_dim: int = setting("Z, width of a code", default=256, ge=1)
