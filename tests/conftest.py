@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from torch import Tensor
 
 from rearkit.recipe.loading import load_recipe
 from rearkit.recipe.tables import Recipe
+
+# Whoever started pytest in the background may ignore Ctrl-C, and so would all that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile(
     "rearkit", deadline=None, max_examples=25, derandomize=True, suppress_health_check=[HealthCheck.too_slow]

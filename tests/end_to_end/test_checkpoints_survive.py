@@ -81,6 +81,7 @@ def test_a_run_killed_at_twenty_moments_loses_at_most_the_steps_since_a_save(tmp
     assert in_save >= 3
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_during_a_save_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = start(out)

@@ -133,6 +133,7 @@ def test_a_label_that_is_no_class_stops_the_run_whatever_may_be_skipped(tmp_path
     assert output.count("error:") == 1 and "image-007: label 4 out of range 0 to 3" in output
 
 
+@pytest.mark.slow
 def test_a_truncated_tar(tmp_path: Path) -> None:
     path = shard(tmp_path / "shards")
     whole = path.read_bytes()

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -16,6 +18,8 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 SCRIPT = """
 import json, math, os, sys
 from pathlib import Path
+
+import pytest
 import numpy as np, torch
 from rearkit.data.token_shards import TokenData
 from rearkit.model import build
@@ -71,6 +75,7 @@ def test_a_bad_loss_on_one_rank_skips_the_step_on_both(tmp_path: Path, tiny_reci
     assert all("the loss is nan on rank " in line and "come from the shard;" in line for line in told)
 
 
+@pytest.mark.slow
 def test_training_that_blows_up_ends_with_a_code_of_its_own(tmp_path: Path) -> None:
     settings = (
         "data.source.train_per_class=4", "data.source.held_out_per_class=2", "tokenizer.fit.steps=1",

@@ -95,6 +95,7 @@ def test_samples_are_scored_by_files_of_the_hub(rearkit: Callable[..., str], tmp
     assert "12 samples against reference.npz" in told
 
 
+@pytest.mark.slow
 def test_a_recipe_names_weights_and_its_record_says_which(
     rearkit: Callable[..., str], hub: hub_stand_in.Hub, tmp_path: Path
 ) -> None:

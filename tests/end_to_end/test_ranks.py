@@ -94,6 +94,7 @@ def test_deepspeeds_launcher_takes_the_same_path(prepared: Path, one_rank: list[
     assert losses(train(prepared, "deepspeed", launcher=launcher)) == pytest.approx(one_rank, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_only_the_first_rank_speaks(prepared: Path) -> None:
     out = prepared.with_name("speech")
     shutil.copytree(prepared, out)

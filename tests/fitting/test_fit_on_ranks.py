@@ -77,7 +77,7 @@ def on_two_ranks(folder: Path, which: str = "PLAIN") -> list[tuple[list[float], 
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-@pytest.mark.parametrize("which", ["PLAIN", "EVERYTHING"])
+@pytest.mark.parametrize("which", [pytest.param("PLAIN", marks=pytest.mark.slow), "EVERYTHING"])
 def test_two_ranks_fit_as_one(which: str, tmp_path: Path) -> None:
     losses, codebook = fitted(tmp_path / "one", globals()[which])
     (first, first_codebook), (_, second_codebook) = on_two_ranks(tmp_path, which)

@@ -41,6 +41,7 @@ def test_installed_its_methods_are_listed_and_train(
     assert "regularizer/cluster-cross-entropy/cluster" in log and "regularizer/label-smoothing/smoothing" in log
 
 
+@pytest.mark.slow
 def test_a_plan_counts_the_teacher_and_the_second_pass(install: Callable[[Path], Path], rearkit: Command) -> None:
     site = install(PROJECT)
     plain, guided, drawn = (
