@@ -88,24 +88,33 @@ def zipped(draw: random.Random, content: bytes) -> tuple[str, bytes]:
     return f"{what} {value} in {len(places)} from {places[0]}", bytes(data)
 
 
-def samples(draw: random.Random, folder: Path) -> Case:
-    members = {"arr_0": IMAGES, "arr_1": CLASSES}
-    deep = "[" * draw.choice([100, 100_000])
-    manifest = draw.choice([None, deep, *MANIFESTS])
-    how = draw.choice(["array", "damage", "damage", "zip", "zip", "manifest"])
-    detail = f"{how} {manifest!r:.40}"
+def written(
+    draw: random.Random, folder: Path, how: str, members: dict[str, np.ndarray], manifest: str | None = None
+) -> str:
+    """Write ``x.npz`` with one array changed, or its bytes damaged; return what was done. ``members`` changes too."""
+    told = ""
     if how == "array":
         name = draw.choice(list(members))
         members[name] = odd_arrays(draw, members[name])
-        detail += f" {name} {members[name].dtype} {members[name].shape} {members[name].reshape(-1)[:1]}"
+        told = f" {name} {members[name].dtype} {members[name].shape} {members[name].reshape(-1)[:1]}"
     try:
         content = npz(members, draw.random() < 0.5, manifest)
     except (ValueError, TypeError):
         content = b""
     if how in ("damage", "zip"):
         more, content = (damaged if how == "damage" else zipped)(draw, content)
-        detail += f" {more}"
+        told = f" {more}"
     (folder / "x.npz").write_bytes(content)
+    return told
+
+
+def samples(draw: random.Random, folder: Path) -> Case:
+    members = {"arr_0": IMAGES, "arr_1": CLASSES}
+    deep = "[" * draw.choice([100, 100_000])
+    manifest = draw.choice([None, deep, *MANIFESTS])
+    how = draw.choice(["array", "damage", "damage", "zip", "zip", "manifest"])
+    detail = f"{how} {manifest!r:.40}"
+    detail += written(draw, folder, how, members, manifest)
 
     def work() -> Outcome:
         found = open_samples(folder / "x.npz")
@@ -130,18 +139,7 @@ def reference(draw: random.Random, folder: Path) -> Case:
         del members[gone]
     how = draw.choice(["array", "damage", "zip", "none"])
     detail = f"{how} {' '.join(members)}"
-    if how == "array":
-        name = draw.choice(list(members))
-        members[name] = odd_arrays(draw, members[name])
-        detail += f": {name} {members[name].dtype} {members[name].shape} {members[name].reshape(-1)[:1]}"
-    try:
-        content = npz(members, draw.random() < 0.5)
-    except (ValueError, TypeError):
-        content = b""
-    if how in ("damage", "zip"):
-        more, content = (damaged if how == "damage" else zipped)(draw, content)
-        detail += f" {more}"
-    (folder / "x.npz").write_bytes(content)
+    detail += written(draw, folder, how, members)
 
     def work() -> Outcome:
         found = read_reference(folder / "x.npz")

@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 import pytest
-import torch
+from sharp import sharpened
 
 from rearkit.contracts import Classes
 from rearkit.model import Model, build
@@ -66,13 +66,7 @@ class Client:
 @pytest.fixture(scope="session")
 def trained(tiny: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, dict[str, Path]]:
     """The tiny model with random weights everywhere, as if it had learnt something sharp; and files of its weights."""
-    made = build(tiny(), None, Classes(10, NAMES))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in made.backbone.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-        made.tokenizer.codebook().copy_(torch.randn(12, 6, generator=generator))
-    made.backbone.eval()
+    made = sharpened(build(tiny(), None, Classes(10, NAMES)))
     file = tmp_path_factory.mktemp("weights") / "model.safetensors"
     file.write_bytes(b"of no use")
     return made, {"backbone": file, "tokenizer": file}
