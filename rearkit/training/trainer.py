@@ -241,11 +241,12 @@ class Trainer:
         """Draw the samples of a checkpoint on the first rank, with the weights that would be exported."""
         averaged = self.table.ema_decay > 0
         backbone = self.model.backbone
-        weights = dict(backbone.named_buffers()) if self.pictures else {}
+        pictures = self.pictures if self.pictures is not None and self.pictures.works else None
+        weights = dict(backbone.named_buffers())
         for name, parameter in backbone.named_parameters():
             value = self.engine.trained_value(parameter, averaged)
             # One at a time, so that a full GPU has room for them.
-            if self.pictures:
+            if pictures is not None:
                 weights[name] = value.cpu()
-        if self.pictures and self.pictures.works:
-            self.pictures.draw(self.done, {name: weights[name] for name in backbone.state_dict()})
+        if pictures is not None:
+            pictures.draw(self.done, {name: weights[name] for name in backbone.state_dict()})
