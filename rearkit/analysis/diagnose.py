@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rearkit.analysis.embedding import Awareness, LayerProbe, Recovery, awareness, probe_layers
-from rearkit.analysis.exposure import Batches, Prediction, under_own_draws, under_random_codes
+from rearkit.analysis.exposure import Batches, ByPosition, Prediction, by_position, under_own_draws, under_random_codes
 from rearkit.data.subsets import drawn
 from rearkit.data.token_shards import TokenData
 from rearkit.errors import RearkitError
@@ -34,6 +34,8 @@ from rearkit.tokenization.quality import survival
 
 # Images per batch. Not a setting, since replaced positions are drawn batch by batch: another size draws others.
 BATCH = 32
+# Counts up when a measurement is added: a diagnosis of an earlier version is then made again.
+MEASURES = 2
 
 
 @attrs.frozen
@@ -44,6 +46,7 @@ class Diagnosis:
         images: number of held-out images it was measured on.
         random_codes: prediction with random codes in the context, one for each share of replaced tokens.
         own_draws: prediction with the model's own draws in the context, likewise.
+        positions: cross-entropy of each token with the true context and with own draws.
         awareness: how close predicted codes are to the true ones in the tokenizer's embedding.
         probes: linear probes, one for each block.
         survival_real: share of the held-out images' tokens that are the same after decoding and encoding, in [0, 1].
@@ -53,6 +56,7 @@ class Diagnosis:
     images: int
     random_codes: tuple[Prediction, ...]
     own_draws: tuple[Prediction, ...]
+    positions: ByPosition
     awareness: Awareness
     probes: tuple[LayerProbe, ...]
     survival_real: float
@@ -127,6 +131,7 @@ def measure(model: Model, held_out: Batches, train: Batches, sampled_BN: Tensor 
         images=len(real_BN),
         random_codes=tuple(under_random_codes(model.backbone, held_out, model.space.codebook_size)),
         own_draws=tuple(under_own_draws(model.backbone, held_out)),
+        positions=by_position(model.backbone, held_out),
         awareness=awareness(model.backbone, held_out, codebook_VZ),
         probes=tuple(probe_layers(model.backbone, train, held_out, codebook_VZ)),
         survival_real=survival(model.tokenizer, real_BN.cpu(), BATCH),
@@ -148,6 +153,7 @@ def from_plain(values: dict[str, Any]) -> Diagnosis:
         images=values["images"],
         random_codes=tuple(Prediction(**one) for one in values["random_codes"]),
         own_draws=tuple(Prediction(**one) for one in values["own_draws"]),
+        positions=ByPosition(*(tuple(values["positions"][which]) for which in ("clean", "own_draws"))),
         awareness=Awareness(**values["awareness"]),
         probes=tuple(probes),
         survival_real=values["survival_real"],
@@ -156,8 +162,10 @@ def from_plain(values: dict[str, Any]) -> Diagnosis:
 
 
 def _of(folder: RunFolder) -> dict[str, Any]:
-    """Return the digests of the stages that a diagnosis depends on; None for one that has not run."""
-    return {name: (folder.done(name) or {}).get("digest") for name in ("tokens", "train", "sample")}
+    """Return what a diagnosis depends on: what it measures, and the digest of each stage, None for one not run."""
+    return {"measures": MEASURES} | {
+        name: (folder.done(name) or {}).get("digest") for name in ("tokens", "train", "sample")
+    }
 
 
 def _training_tokens(recipe: Recipe, folder: RunFolder, model: Model, limit: int, device: torch.device) -> TokenData:

@@ -5,10 +5,11 @@ Shapes: B samples, N tokens, V codes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import attrs
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rearkit.contracts import Backbone
@@ -34,6 +35,25 @@ class Prediction:
     replaced: float
     cross_entropy: float
     accuracy: float
+
+
+@attrs.frozen
+class ByPosition:
+    """Cross-entropy of each token of the raster, mean over images, nats.
+
+    Attributes:
+        clean: with the true tokens as context.
+        own_draws: with the model's own draws as context. The first token has no context, so there both are the same.
+    """
+
+    clean: tuple[float, ...]
+    own_draws: tuple[float, ...]
+
+    def rise(self, start: float, end: float) -> float:
+        """Return how much own draws cost, mean over a stretch of the tokens given by shares of their number, nats."""
+        chosen = slice(round(start * len(self.clean)), max(1, round(end * len(self.clean))))
+        costs = [own - clean for own, clean in zip(self.own_draws[chosen], self.clean[chosen], strict=True)]
+        return sum(costs) / len(costs)
 
 
 @torch.no_grad()
@@ -80,6 +100,39 @@ def under_own_draws(
         seed: of the replaced positions and the draws.
     """
     totals = {share: Totals() for share in shares}
+    for tokens_BN, classes_B, drawn_BN, threshold_BN in _drawn(backbone, batches, seed):
+        for share, total in totals.items():
+            context_BN = torch.where(threshold_BN < share, drawn_BN, tokens_BN)
+            total.add(backbone, context_BN, tokens_BN, classes_B)
+    return [Prediction(share, *total.means()) for share, total in totals.items()]
+
+
+@torch.no_grad()
+def by_position(backbone: Backbone, batches: Batches, seed: int = 0) -> ByPosition:
+    """Measure each token's cross-entropy, with the true context and with the draws of `under_own_draws`.
+
+    Errors of the context add up along the raster, so exposure bias is a difference that grows with the position.
+
+    Args:
+        backbone: in eval mode.
+        batches: real images.
+        seed: of the draws.
+    """
+    sums: list[Tensor] = [torch.zeros(1), torch.zeros(1)]
+    count = 0
+    for tokens_BN, classes_B, drawn_BN, _ in _drawn(backbone, batches, seed):
+        for which, context_BN in enumerate((tokens_BN, drawn_BN)):
+            logits, _ = backbone.forward(context_BN, classes_B)
+            logits_BVN = logits[:, : tokens_BN.shape[1]].float().transpose(1, 2)
+            found_N = F.cross_entropy(logits_BVN, tokens_BN, reduction="none").double().sum(0).cpu()
+            sums[which] = sums[which] + found_N
+        count += len(tokens_BN)
+    clean, own = (tuple((one / count).tolist()) for one in sums)
+    return ByPosition(clean, own)
+
+
+def _drawn(backbone: Backbone, batches: Batches, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Yield each batch's tokens and classes, the model's draws for the tokens, and a random number for each."""
     for index, (tokens_BN, classes_B) in enumerate(batches):
         generator = torch.Generator().manual_seed(derive_seed(seed, "drawn", index))
         threshold_BN = torch.rand(tokens_BN.shape, generator=generator).to(tokens_BN.device)
@@ -89,7 +142,4 @@ def under_own_draws(
         # it would be past the last code.
         cumulative_BNV = logits[:, : tokens_BN.shape[1]].float().softmax(-1).cumsum(-1)
         drawn_BN = (cumulative_BNV < uniform_BN[..., None] * cumulative_BNV[..., -1:]).sum(-1)
-        for share, total in totals.items():
-            context_BN = torch.where(threshold_BN < share, drawn_BN, tokens_BN)
-            total.add(backbone, context_BN, tokens_BN, classes_B)
-    return [Prediction(share, *total.means()) for share, total in totals.items()]
+        yield tokens_BN, classes_B, drawn_BN, threshold_BN

@@ -20,14 +20,17 @@ PAGE = click.option("--page", type=click.Path(path_type=Path), help="Page to wri
 @SET
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the sweep; left out: runs/NAME.")
 @click.option("--jobs", type=click.IntRange(1), help="Runs at once; left out: one per GPU, or one per core.")
-def sweep(sweep: Path, overrides: Sequence[str], out: Path | None, jobs: int | None) -> None:
+@click.option(
+    "--docs", type=click.Path(path_type=Path), help="Folder for a page of the results in Markdown, with CSV and SVG."
+)
+def sweep(sweep: Path, overrides: Sequence[str], out: Path | None, jobs: int | None, docs: Path | None) -> None:
     """Run all variants and seeds of SWEEP, a TOML file, and compare them in a table and on a page.
 
     Finished runs are skipped and interrupted ones resume. --set changes a key in all runs.
     """
     from rearkit.sweeps.report import sweep_and_report
 
-    sweep_and_report(sweep, overrides, out, jobs)
+    sweep_and_report(sweep, overrides, out, jobs, docs)
 
 
 @click.command(cls=Command, example="compare runs/mnist runs/mnist_ar")

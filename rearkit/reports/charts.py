@@ -17,12 +17,16 @@ from rearkit.training.logs import JOIN
 
 # Longer curves are averaged down to about so many points: more would not show at this size, and make pages slow.
 POINTS = 300
-SERIES = 6  # colours that page.css.j2 defines; further series start again at the first
+SERIES = 6  # colours that page.css.j2 defines; further series start again at the first, dashed
 STEPS = (1, 2, 2.5, 5, 10)  # between ticks, times a power of ten
 SPARSE = 25  # curves with at most so many points have each of them marked
 SIZE = (3.7, 2.2)  # inches, at 72 dots each; the page scales it
 # Placeholder colours: any values do that matplotlib puts nowhere else, since they are replaced in the SVG's text.
 INK = "#010203"
+# Of files, which can't know the page around them: each has a contrast of 3 or more with white and with black.
+FILE_SIZE = (6.4, 3.8)
+FILE_INK = "#767676"
+FILE_COLOURS = ("#d2603a", "#3d87b8", "#6f8a1f", "#9b6bc4", "#a8800f", "#c2558a")
 COLOURS = tuple(f"#0a0b{index:02x}" for index in range(1, SERIES + 1))
 
 # Left out of the SVG, so that drawing the same run twice gives the same bytes.
@@ -151,7 +155,19 @@ def drawn(charts: Iterable[Chart]) -> list[dict[str, Any]]:
 
 
 def draw(chart: Chart) -> str:
-    """Draw a chart as an ``<svg>`` element."""
+    """Draw a chart as an ``<svg>`` element in the page's colours; the page has title and legend."""
+    return _of_the_page(_drawn(chart, SIZE))
+
+
+def draw_file(chart: Chart) -> str:
+    """Draw a chart as a whole SVG file, with title, unit and legend, in colours that show on light and on dark."""
+    svg = _drawn(chart, FILE_SIZE, alone=True).replace(INK, FILE_INK)
+    for placeholder, colour in zip(COLOURS, FILE_COLOURS, strict=True):
+        svg = svg.replace(placeholder, colour)
+    return svg
+
+
+def _drawn(chart: Chart, size: tuple[float, float], alone: bool = False) -> str:
     # Imported here, since matplotlib takes long to import. pyplot is avoided: it keeps global state.
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -172,17 +188,24 @@ def draw(chart: Chart) -> str:
         "lines.linewidth": 1.4,
     }
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=SIZE, layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.grid(axis="y", color=INK, alpha=0.15, linewidth=0.6)
         axes.tick_params(axis="y", length=0)
         axes.tick_params(axis="x", width=0.6, length=3)
-        for series, colour in zip(chart.series, COLOURS * len(chart.series), strict=False):
+        for index, (series, colour) in enumerate(zip(chart.series, COLOURS * len(chart.series), strict=False)):
             marker = "o" if len(series.steps) <= SPARSE else None
             # Not clipped: a marker at the edge would be cut in half.
-            axes.plot(series.steps, series.values, color=colour, marker=marker, markersize=2.6, clip_on=False)
+            drawing = {
+                "color": colour,
+                "marker": marker,
+                "markersize": 2.6,
+                "clip_on": False,
+                "ls": "--" if index >= SERIES else "-",
+            }
+            axes.plot(series.steps, series.values, label=series.name, **drawing)
         for mark in chart.marks:
             axes.axvline(mark, color=INK, alpha=0.5, linewidth=0.8, linestyle=":")
         if chart.share:
@@ -190,6 +213,9 @@ def draw(chart: Chart) -> str:
             low, high = axes.get_ylim()
             axes.set_ylim(max(low, 0.0), min(high, 1.0))
         axes.set_xlabel(chart.over)
+        if alone:
+            axes.set_title(f"{chart.title}, {chart.unit}", color=INK, fontsize=10, wrap=True)
+            figure.legend(loc="outside lower center", ncols=4, frameon=False, labelcolor=INK)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=not chart.over_share, steps=STEPS))
         shares = FuncFormatter(lambda x, _: f"{100 * x:.4g}%")
         axes.xaxis.set_major_formatter(shares if chart.over_share else EngFormatter(sep=""))
@@ -197,7 +223,7 @@ def draw(chart: Chart) -> str:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.4g}%" if chart.share else f"{y:.4g}"))
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata=NO_METADATA)
-    return _of_the_page(buffer.getvalue())
+    return buffer.getvalue()
 
 
 def _of_the_page(svg: str) -> str:

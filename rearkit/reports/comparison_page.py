@@ -60,7 +60,7 @@ def gather(groups: Sequence[Group], table: Table, title: str) -> dict[str, Any]:
         "several": any(len(group.folders) > 1 for group in groups),
         "table": table,
         "differences": differences(groups),
-        "curves": drawn(_curves(groups)),
+        "curves": drawn(curves(groups)),
         # Of a group's first run alone: the runs of a group differ by seed only, and the page stays small.
         "samples": [
             {"label": group.name, "picture": picture}
@@ -99,7 +99,7 @@ def differences(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
     return rows
 
 
-def _curves(groups: Sequence[Group]) -> list[Chart]:
+def curves(groups: Sequence[Group]) -> list[Chart]:
     """Return held-out curves: the mean over each group's runs, at the steps that all of them logged."""
     found = []
     for key, title, unit, share in CURVES:

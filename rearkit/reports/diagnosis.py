@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
+import attrs
 from rich.table import Table as ScreenTable
 
 from rearkit.analysis.diagnose import Diagnosis
@@ -20,24 +21,44 @@ def screen_tables(named: Named) -> list[ScreenTable]:
     return [_exposure(named), _summary(named), _probes(named)]
 
 
-def summary(named: Named) -> list[tuple[str, list[str]]]:
-    """Return the measures that are one number a run: name, and mean ± standard deviation for each group."""
-    measures: list[tuple[str, Callable[[Diagnosis], float | None], bool]] = [
+@attrs.frozen
+class OneNumber:
+    """A measure that is one number a run: its name, its values for each group, and whether it is a share."""
+
+    name: str
+    values: tuple[tuple[float, ...], ...]
+    share: bool
+
+    def show(self, value: float) -> str:
+        """Format a value as text."""
+        return f"{value:.1%}" if self.share else f"{value:.3f}"
+
+
+def measures(named: Named) -> list[OneNumber]:
+    """Return the measures that are one number a run."""
+    reads: list[tuple[str, Callable[[Diagnosis], float | None], bool]] = [
         ("held-out cross-entropy, clean context", lambda d: d.random_codes[0].cross_entropy, False),
         ("… half of the context random codes", lambda d: d.random_codes[-1].cross_entropy, False),
         ("… all of the context own draws", lambda d: d.own_draws[-1].cross_entropy, False),
+        ("rise under own draws, first quarter of the tokens", lambda d: d.positions.rise(0, 0.25), False),
+        ("rise under own draws, last quarter", lambda d: d.positions.rise(0.75, 1), False),
         ("cosine of the predicted to the true code", lambda d: d.awareness.all, False),
         ("… where the prediction is wrong", lambda d: d.awareness.wrong, False),
         ("… of a code drawn by frequency", lambda d: d.awareness.chance, False),
         ("generated tokens that survive decode → encode", lambda d: d.survival_generated, True),
         ("real tokens that do", lambda d: d.survival_real, True),
     ]
-    rows = []
-    for what, read, share in measures:
+    found = []
+    for what, read, share in reads:
         # Some are None: where no prediction is wrong, or the run has no samples.
-        found = [[value for one in members if (value := read(one)) is not None] for members in named.values()]
-        rows.append((what, [_spread(values, share) for values in found]))
-    return rows
+        values = (tuple(v for one in members if (v := read(one)) is not None) for members in named.values())
+        found.append(OneNumber(what, tuple(values), share))
+    return found
+
+
+def summary(named: Named) -> list[tuple[str, list[str]]]:
+    """Return the measures as text: name, and mean ± standard deviation for each group."""
+    return [(one.name, [mean_and_deviation(values, one.show) for values in one.values]) for one in measures(named)]
 
 
 def charts(named: Named) -> list[Chart]:
@@ -54,6 +75,9 @@ def charts(named: Named) -> list[Chart]:
                 for name, members in named.items()
             )
             found.append(Chart(title, unit, series, share, "context replaced", True))
+    rises = tuple(_mean_series(name, [_rise(one) for one in members]) for name, members in named.items())
+    unit = "nats per token that own draws as context cost, held-out"
+    found.append(Chart("Exposure bias along the image", unit, rises, over="token in raster order"))
     for kind, what in (("current", "the token just read"), ("next", "the token about to be written")):
         series = tuple(
             _mean_series(name, [[(float(p.layer), getattr(p, kind).r2) for p in one.probes] for one in members])
@@ -62,6 +86,11 @@ def charts(named: Named) -> list[Chart]:
         unit = "R² of its embedding, by a probe of each block’s output"
         found.append(Chart(f"Linear recovery of {what}", unit, series, over="block"))
     return found
+
+
+def _rise(one: Diagnosis) -> list[tuple[float, float]]:
+    pairs = zip(one.positions.own_draws, one.positions.clean, strict=True)
+    return [(float(index), own - clean) for index, (own, clean) in enumerate(pairs)]
 
 
 def _exposure(named: Named) -> ScreenTable:
@@ -107,7 +136,3 @@ def _mean_series(name: str, curves: Sequence[Sequence[tuple[float, float]]]) -> 
     columns = list(zip(*curves, strict=False))
     places = tuple(column[0][0] for column in columns)
     return Series(name, places, tuple(statistics.fmean(value for _, value in column) for column in columns))
-
-
-def _spread(values: Sequence[float], share: bool) -> str:
-    return mean_and_deviation(values, (lambda x: f"{x:.1%}") if share else (lambda x: f"{x:.3f}"))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import numpy as np
 from torch import Tensor
 
 from rearkit.contracts import SPLITS
@@ -28,6 +29,7 @@ from rearkit.system.files import write_json
 from rearkit.system.hub import hub_records
 
 if TYPE_CHECKING:
+    from rearkit.evaluation.gaussians import Gaussian
     from rearkit.evaluation.image_streams import StreamedImages
     from rearkit.evaluation.reconstruction import Reconstruction
     from rearkit.evaluation.score_record import Scores
@@ -118,6 +120,20 @@ def score_tokenizer(recipe: Recipe, folder: RunFolder) -> Reconstruction:
     scorer = _scorer(recipe, folder)
     real = scorer.extract(images, f"{chosen} images")
     return scorer.rebuild(tokenizer, images, real, chosen)
+
+
+def features_and_reference(recipe: Recipe, folder: RunFolder) -> tuple[np.ndarray, Gaussian]:
+    """Return the features (n, F) float32 of a run's samples, and the distribution that its FID compares them with."""
+    from rearkit.evaluation.image_streams import NpzImages
+    from rearkit.evaluation.scores import reference_of
+
+    scorer = _scorer(recipe, folder)
+    samples = NpzImages.open(folder.samples)
+    found = scorer.extract(samples, "samples").features.cpu().numpy()
+    if (file := reference_of(recipe)) is not None:
+        return found, file.resolve(lambda images: scorer.extract(images, "reference images"))[0].gaussian
+    train = split_images(recipe, folder, SPLITS[0], samples.shape[1])
+    return found, scorer.extract(train, "training images").gaussian
 
 
 def training_reference(recipe: Recipe, folder: RunFolder, target: Path) -> int:

@@ -79,6 +79,11 @@ class RunFolder:
         return self.path / "diagnosis.json"
 
     @property
+    def resampled(self) -> Path:
+        """FIDs of bootstrap draws of the run's samples, for a sweep's order."""
+        return self.path / "resampled.json"
+
+    @property
     def classifier(self) -> Path:
         """The folder of the classifier that scores samples.
 

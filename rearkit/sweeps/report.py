@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from rearkit.analysis.table import Group, Table, make_table
+from rearkit.analysis.table import Table, make_table
 from rearkit.pipeline import DEFAULT_ROOT
 from rearkit.reports.comparison_page import PAGE, write_page
-from rearkit.sweeps.runner import finished, run_sweep
+from rearkit.sweeps.runner import finished_groups, run_sweep
 from rearkit.sweeps.sweep import Sweep, load_sweep
+from rearkit.sweeps.write_up import write_docs
 from rearkit.system.console import console, say
 from rearkit.system.files import write_text
 
 
 def sweep_and_report(
-    path: Path, overrides: Sequence[str] = (), out: Path | None = None, num_jobs: int | None = None
+    path: Path,
+    overrides: Sequence[str] = (),
+    out: Path | None = None,
+    num_jobs: int | None = None,
+    docs: Path | None = None,
 ) -> Table:
     """Run a sweep and write its table; if runs fail, the table of the others is still written.
 
@@ -24,6 +31,7 @@ def sweep_and_report(
         overrides: ``key=value`` each, for all runs.
         out: the sweep's folder; None for ``runs/NAME``.
         num_jobs: runs at once; None for one a GPU, or one a core.
+        docs: folder to write a page for documents to, with its tables and pictures; None for no such page.
 
     Raises:
         RearkitError: the sweep file or folder can't be used, or some runs failed.
@@ -36,20 +44,29 @@ def sweep_and_report(
     finally:
         # Also after an error or Ctrl-C: a sweep takes days, and what has finished can be read already.
         table = _write(sweep, root)
+    if docs is not None:
+        page = write_docs(sweep, shown_command(path, overrides, docs), table, root, docs)
+        say(f"page for documents: {page}")
     return table
 
 
+def shown_command(path: Path, overrides: Sequence[str], docs: Path) -> str:
+    """Return the command that made a page, for readers elsewhere: of absolute paths the last part is shown."""
+    parts = ["python -m rearkit sweep", str(path), *(f"--set {shlex.quote(one)}" for one in overrides)]
+    # A path starts where a word does, or a value, quoted or not.
+    return re.sub(r"""(?<![^\s"'=])/(?:[^\s"'/]+/)*([^\s"'/]+)""", r"…/\1", " ".join([*parts, f"--docs {docs}"]))
+
+
 def _write(sweep: Sweep, root: Path) -> Table:
-    found = finished(sweep, root)
-    groups = [Group(name, found[name], sweep.published.get(name)) for name in sweep.variants]
-    table = make_table(groups, sweep.published_as)
+    groups = finished_groups(sweep, root)
+    table = make_table(groups, sweep.table.published_as)
     # Without a finished run there is nothing to show, and the tables of an earlier call stay as they are.
-    if any(found.values()):
+    if any(group.folders for group in groups):
         write_text(root / "table.csv", table.csv())
         write_text(root / "table.md", table.markdown())
         console.print(table.for_screen())
         for note in table.notes:
             say(note)
-        write_page(groups, root / PAGE, sweep.name, sweep.published_as)
+        write_page(groups, root / PAGE, sweep.name, sweep.table.published_as)
         say(f"table: {root / 'table.md'}, {root / 'table.csv'}; page: {root / PAGE}")
     return table

@@ -12,6 +12,7 @@ import attrs
 import torch
 
 from rearkit.analysis.groups import SWEEP as ABOUT
+from rearkit.analysis.table import Group
 from rearkit.errors import RearkitError
 from rearkit.recipe.tables import Recipe
 from rearkit.stages.flow import STAGES
@@ -94,6 +95,12 @@ def finished(sweep: Sweep, root: Path) -> dict[str, list[RunFolder]]:
     return found
 
 
+def finished_groups(sweep: Sweep, root: Path) -> list[Group]:
+    """Return the finished runs as a group for each variant, which may be empty."""
+    found = finished(sweep, root)
+    return [Group(name, found[name], sweep.table.published.get(name)) for name in sweep.variants]
+
+
 def visible_gpus(recipe: Recipe) -> list[str]:
     """Return the GPUs to spread runs over, as CUDA_VISIBLE_DEVICES names them; empty for a recipe on the CPU."""
     if recipe.device == "cpu" or not torch.cuda.is_available():
@@ -114,7 +121,8 @@ def _claim(sweep: Sweep, root: Path) -> None:
     if about is not None and about.get("sweep") != sweep.name:
         raise RearkitError(f"{root}: holds another sweep, {about.get('sweep')!r}; choose another folder with --out")
     runs = {name: [run.name for run in sweep.runs if run.variant == name] for name in sweep.variants}
-    told = {"sweep": sweep.name, "runs": runs, "published": sweep.published, "published_as": sweep.published_as}
+    own = sweep.table
+    told = {"sweep": sweep.name, "runs": runs, "published": own.published, "published_as": own.published_as}
     # Variants and seeds may have been added since; the runs of the others stay.
     if about != told:
         write_json(root / ABOUT, told)

@@ -45,6 +45,17 @@ class SweepTable:
     grid: dict[str, Any] = setting("lists of values of keys", default=attrs.Factory(dict))
     published: dict[str, Any] = setting("somebody else's figures by variant, shown beside", default=attrs.Factory(dict))
     published_as: str = setting("what those figures are", default="published")
+    prediction: str = setting("what you expect, and why; written down before the runs", default="", since="0.2.0")
+    expected: tuple[str, ...] = setting(
+        "that prediction as an order: variants from the lowest FID to the highest", default=(), since="0.2.0"
+    )
+    resamples: int = setting(
+        "bootstrap draws of each run's samples, from which the probability of the order by FID comes; 0: none",
+        default=0,
+        ge=0,
+        since="0.2.0",
+    )
+    diagnose: int = setting("held-out images to diagnose each run on; 0: none", default=0, ge=0, since="0.2.0")
 
 
 @attrs.frozen
@@ -70,15 +81,13 @@ class Sweep:
         name: of the sweep.
         variants: names, in the file's order.
         runs: all variants with the first seed, then with the next, so that an unfinished sweep compares all variants.
-        published: somebody else's figures, by variant.
-        published_as: what those figures are.
+        table: the sweep file's own keys.
     """
 
     name: str
     variants: tuple[str, ...]
     runs: tuple[PlannedRun, ...]
-    published: Mapping[str, float]
-    published_as: str
+    table: SweepTable
 
 
 def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
@@ -102,6 +111,8 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         if variant not in names or type(figure) not in (int, float):
             known = ", ".join(names)
             raise RecipeError([f"{path}: [published] {variant}: expected a number for one of the variants: {known}"])
+    if unknown := [name for name in table.expected if name not in names]:
+        raise RecipeError([f"{path}: expected: no variant {unknown[0]!r}; there are {', '.join(names)}"])
     runs = []
     # Each recipe is loaded, and so checked, before anything runs: the last run must not fail after days on a typo.
     for seed, (variant, changes) in itertools.product(table.seeds, variants):
@@ -114,7 +125,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     # Equal names would mean one folder for two runs.
     if len({run.name for run in runs}) < len(runs):
         raise RecipeError([f"{path}: seeds, [grid]: a value is listed twice"])
-    return Sweep(table.name, names, tuple(runs), table.published, table.published_as)
+    return Sweep(table.name, names, tuple(runs), table)
 
 
 def _variants(table: SweepTable, path: Path) -> Iterator[tuple[str, dict[KeyPath, Any]]]:

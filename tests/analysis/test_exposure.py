@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rearkit.analysis.exposure import under_own_draws, under_random_codes
+from rearkit.analysis.exposure import ByPosition, by_position, under_own_draws, under_random_codes
 from rearkit.contracts import Backbone
 
 V, N = 8, 6
@@ -64,3 +64,18 @@ def test_the_same_seed_makes_the_same_contexts() -> None:
     first, again = (under_random_codes(Copier(2.0), counting(20), V, [0.3]) for _ in range(2))
     other = under_random_codes(Copier(2.0), counting(20), V, [0.3], seed=1)
     assert first == again != other
+
+
+def test_own_draws_cost_nothing_at_the_first_token_and_what_a_wrong_token_costs_at_the_others() -> None:
+    found = by_position(Copier(math.log(V - 1)), counting(2000))
+    right = math.log(2)  # the likeliest code has probability one half
+    assert found.clean == pytest.approx([right] * N)
+    # After a wrong draw, half of all, the true token is one of those with the other half of the probability.
+    wrong = math.log(2 * (V - 1))
+    assert found.own_draws == pytest.approx([right] + [(right + wrong) / 2] * (N - 1), rel=0.03)
+    assert found.rise(0.5, 1) == pytest.approx((wrong - right) / 2, rel=0.05)
+
+
+def test_a_stretch_of_the_image_has_at_least_its_first_token() -> None:
+    assert ByPosition((1.0, 1.0), (1.5, 3.0)).rise(0, 0.1) == 0.5
+    assert ByPosition((1.0, 1.0), (1.5, 3.0)).rise(0, 1) == 1.25

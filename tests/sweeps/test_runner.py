@@ -94,7 +94,7 @@ def test_the_folder_of_something_else_is_refused(root: Path, sweep_file: Path, t
     (tmp_path / "notes.txt").touch()
     with pytest.raises(RearkitError, match="not empty and not a sweep"):
         run_sweep(sweep, tmp_path)
-    other = Sweep("other", sweep.variants, sweep.runs, {}, "")
+    other = Sweep("other", sweep.variants, sweep.runs, sweep.table)
     with pytest.raises(RearkitError, match="holds another sweep, 'tiny'"):
         run_sweep(other, root)
 
