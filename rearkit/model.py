@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -19,6 +20,7 @@ from rearkit.contracts import (
     RegularizerContext,
     Tokenizer,
     TokenSpace,
+    grid_of,
     num_parameters,
 )
 from rearkit.errors import PluginError, RearkitError, RecipeError, WeightsError
@@ -43,6 +45,7 @@ class Model:
         backbone: the network that is trained and sampled from.
         noise: the context-noise schedule.
         objective: the loss, with the regularizers' training-only heads as its parameters.
+        resized: of a model at another size than it was trained at, both sizes and what was changed, for manifests.
     """
 
     recipe: Recipe
@@ -51,6 +54,7 @@ class Model:
     backbone: Backbone
     noise: NoiseSchedule
     objective: Objective
+    resized: Mapping[str, Any] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -109,7 +113,8 @@ def build(recipe: Recipe, tokenizer: Tokenizer | None = None, classes: Classes |
 
 def space_of(tokenizer: Tokenizer, num_classes: int, extra_tokens: int = 0) -> TokenSpace:
     """Return the sizes of what a backbone predicts."""
-    return TokenSpace(tokenizer.num_tokens, tokenizer.codebook_size, num_classes, extra_tokens)
+    grid = grid_of(tokenizer)
+    return TokenSpace(tokenizer.num_tokens, tokenizer.codebook_size, num_classes, extra_tokens, grid)
 
 
 def _build_noise(recipe: Recipe, context: NoiseContext) -> NoiseSchedule:
@@ -134,6 +139,12 @@ def _check_needs(model: Model) -> None:
         problems.append(
             f"[noise] {recipe.noise.name}: needs {needed} token(s) beyond the codebook, and backbone "
             f"{recipe.backbone.name!r} has room for {has}; choose another noise or backbone"
+        )
+    rows, columns = model.space.grid or (0, 0)
+    if rows != columns and not model.backbone.any_grid:
+        problems.append(
+            f"[backbone] {recipe.backbone.name}: knows square grids alone, and the tokenizer's has {rows} × {columns} "
+            "tokens; choose an image size with one side"
         )
     for name, regularizer in model.objective.regularizers.items():
         if "images" in fields_read(regularizer) and not recipe.tokens.on_the_fly and recipe.train.steps:

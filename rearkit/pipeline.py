@@ -22,6 +22,7 @@ from rearkit.stages import train as training
 from rearkit.stages.aside import set_aside
 from rearkit.stages.course import change_course
 from rearkit.stages.flow import NAMES, STAGES
+from rearkit.stages.resizing import check_square
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.run_recipe import save_resolved_recipe
 from rearkit.stages.stage import check_stages_before, run_stage
@@ -61,6 +62,7 @@ def run(
     """
     check_stage(again, only)
     check_source(recipe)
+    check_square(recipe)
     folder = RunFolder(Path(out) if out is not None else DEFAULT_ROOT / recipe.name)
     started = time.monotonic()
     check_inputs(recipe, distributed.world_size() if only in (None, training.STAGE.name) else None)
@@ -123,6 +125,7 @@ def trained_run(recipe: Recipe, out: str | Path | None = None) -> RunFolder:
         RearkitError: it is not; the message has the command to run.
     """
     check_source(recipe)
+    check_square(recipe)
     folder = RunFolder(Path(out) if out is not None else DEFAULT_ROOT / recipe.name)
     check_stages_before(sampling.STAGE, STAGES, recipe, folder, _command(out), thorough=True)
     return folder
@@ -137,6 +140,7 @@ def run_with_tokenizer(recipe: Recipe, out: str | Path | None = None) -> RunFold
     folder = RunFolder(Path(out) if out is not None else DEFAULT_ROOT / recipe.name)
     if recipe.tokenizer.weights is not None and not folder.tokenizer.is_file():
         return None
+    check_square(recipe)
     reading = attrs.evolve(tokens.STAGE, name="reconstruct", inputs=("tokenizer",))
     check_stages_before(reading, STAGES, recipe, folder, _command(out), thorough=True)
     return folder

@@ -112,6 +112,27 @@ def tiny(tiny_recipe: Callable[..., dict[str, Any]]) -> Callable[..., Recipe]:
     return make
 
 
+@pytest.fixture
+def exported(tiny: Callable[..., Recipe], tmp_path: Path) -> Path:
+    """The folder of a model that stands alone: the tiny one, of 8 × 8 pixels, with random weights everywhere."""
+    from sharp import sharpened
+
+    from rearkit.contracts import Classes
+    from rearkit.model import build
+    from rearkit.stages.model_files import TOKENIZER
+    from rearkit.stages.run_folder import RunFolder
+    from rearkit.stages.train import export
+    from rearkit.weights import write_state_dict
+
+    model, folder = sharpened(build(tiny(), None, Classes(3, ("cat", "dog", "cow")))), RunFolder(tmp_path / "run")
+    export(model, 4, folder)
+    file = tmp_path / "model" / "model.safetensors"
+    file.parent.mkdir()
+    folder.model.rename(file)
+    write_state_dict(file.parent / TOKENIZER, model.tokenizer.state_dict())
+    return file.parent
+
+
 @pytest.fixture(scope="session")
 def inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of weights in torch-fidelity's layout."""

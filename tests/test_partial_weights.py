@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from rearkit.components.backbones.dit_ar import DiTAR, DiTARSettings
 from rearkit.contracts import Backbone, TokenSpace
 from rearkit.errors import WeightsError
-from rearkit.layers.position_tables import resized_table
+from rearkit.layers.position_tables import resized_table, square_grid
 from rearkit.model import build, check_weights
 from rearkit.partial_weights import fitting_part, load_part
 from rearkit.recipe.tables import Recipe
@@ -76,7 +76,7 @@ def test_more_positions_are_interpolated_and_said(file: str, capsys: pytest.Capt
     )
     torch.testing.assert_close(module.pos_embed[:, 2:].transpose(1, 2), expected.flatten(2))
     assert torch.equal(module.pos_embed[:, :2], old["pos_embed"][:, :2])
-    assert "interpolated: pos_embed, from 16 to 64 tokens" in capsys.readouterr().out.replace("\n", " ")
+    assert "interpolated: pos_embed, from 4 × 4 to 8 × 8 tokens" in capsys.readouterr().out.replace("\n", " ")
     # All of it is there, so the model can go on from what it knew.
     assert module(torch.zeros(1, 64, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))[0].isfinite().all()
 
@@ -88,8 +88,30 @@ def test_a_grid_that_is_no_square_starts_anew(file: str) -> None:
 
 def test_a_flat_table_stays_flat() -> None:
     table = torch.full((1, 18, 3), 2.5)
-    torch.testing.assert_close(resized_table(table, 38, 2), torch.full((1, 38, 3), 2.5))
-    assert resized_table(table, 39, 2) is None
+    torch.testing.assert_close(resized_table(table, (4, 4), (6, 6), 2), torch.full((1, 38, 3), 2.5))
+    assert (square_grid(16), square_grid(17), square_grid(-1)) == ((4, 4), None, None)
+
+
+# As many tokens as before are another grid, too.
+@pytest.mark.parametrize("grid", [(8, 4), (4, 8), (3, 5), (2, 8), (16, 1)])
+def test_another_grid_than_a_square_is_interpolated_by_rows_and_columns(file: str, grid: tuple[int, int]) -> None:
+    rows, columns = grid
+    module, _, old = loaded(file, TokenSpace(rows * columns, 12, 5, grid=grid))
+    for name in ("pos_embed", "target_aware_pos_embed", "timesteps_embeddings"):
+        before, after = old[name], getattr(module, name)
+        image = before[0, 2:].reshape(4, 4, 16).permute(2, 0, 1)
+        expected = torch.nn.functional.interpolate(image[None], size=grid, mode="bicubic", align_corners=False)[0]
+        torch.testing.assert_close(after[0, 2:].reshape(rows, columns, 16), expected.permute(1, 2, 0))
+        assert torch.equal(after[:, :2], before[:, :2])
+    assert torch.equal(module.lm_head.weight, old["lm_head.weight"])
+
+
+def test_rows_are_interpolated_as_rows() -> None:
+    """A table that grows from row to row, and is the same in each column, stays so."""
+    rows = torch.arange(4.0).repeat_interleave(4)[None, :, None]
+    tall = resized_table(torch.cat([torch.zeros(1, 2, 1), rows], 1), (4, 4), (8, 2), 2)
+    by_row = tall[0, 2:, 0].reshape(8, 2)
+    assert torch.equal(by_row[:, 0], by_row[:, 1]) and (by_row[1:, 0] > by_row[:-1, 0]).all()
 
 
 def test_weights_of_another_width_are_refused(file: str) -> None:
@@ -136,7 +158,7 @@ def test_a_model_is_loaded_at_another_size(
     small, large = load_model(folder.model), load_model(folder.model, image_size=16)
     assert (small.space.num_tokens, large.space.num_tokens) == (16, 64)
     assert torch.equal(large.backbone.embeddings.weight, small.backbone.embeddings.weight)
-    assert "16 pixels: interpolated: pos_embed, from 16 to 64 tokens" in capsys.readouterr().out
+    assert "16 pixels: interpolated: pos_embed, from 4 × 4 to 8 × 8 tokens" in capsys.readouterr().out
     with pytest.raises(WeightsError, match=r"image_size \(7\) must be a multiple of 2"):
         load_model(folder.model, image_size=7)
     # A backbone that cannot change its positions would have some that nobody has trained.

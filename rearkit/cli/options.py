@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
+
+if TYPE_CHECKING:
+    from rearkit.contracts import ImageSize
 
 SET = click.option(
     "--set",
@@ -63,6 +66,25 @@ def recipe_options(command: Callable[..., None], required: bool = True) -> Calla
 def optional_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add an optional RECIPE, ``--set``, ``--trust`` and ``--out`` to a command."""
     return recipe_options(OUT(command), required=False)
+
+
+class Size(click.ParamType):
+    """A side in pixels, or height and width."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ImageSize:
+        """Return one number for a square, and (height, width) for anything else."""
+        parts = str(value).lower().split("x")
+        if len(parts) > 2 or not all(part.isdecimal() and len(part) < 7 and int(part) for part in parts):
+            self.fail("expected a side in pixels such as 64, or HEIGHTxWIDTH such as 64x32", param, ctx)
+        height, width = int(parts[0]), int(parts[-1])
+        return height if height == width else (height, width)
+
+
+def size_option(told: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return the option ``--size``, with what a command says of it."""
+    return click.option("--size", type=Size(), metavar="SIZE", help=f"Pixels: a side, or HEIGHTxWIDTH; {told}.")
 
 
 OUT = click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; left out: runs/NAME.")

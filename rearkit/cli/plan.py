@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from rearkit.cli.examples import Command
-from rearkit.cli.options import recipe_options
+from rearkit.cli.options import recipe_options, size_option
 
 # The defaults below are a usual node for training: eight A100s with 80 GB each.
 POSITIVE = click.FloatRange(0, min_open=True)
@@ -53,15 +53,19 @@ POSITIVE = click.FloatRange(0, min_open=True)
     show_default=True,
     help="What each sends to other nodes, GB/s; 25 is one port of 200 Gbit/s for each.",
 )
+@size_option("other than the recipe's")
 def plan(recipe: Any, gpus: int, gpu_memory: float, gpu_tflops: float, utilisation: float, **options: Any) -> None:
     """Estimate parameters, operations, time, memory and disk of RECIPE. Needs no data, weights or GPU."""
     from rearkit.planning.machine import Machine
     from rearkit.planning.plan import make_plan
-    from rearkit.planning.plan_tables import print_plan, scaling_table
+    from rearkit.planning.plan_tables import print_plan, sampling_table, scaling_table
     from rearkit.planning.scaling import RANKS, scaling
     from rearkit.planning.step_memory import GIB
+    from rearkit.stages.resizing import only_sampled, resized
     from rearkit.system.console import console
 
+    if options["size"] is not None:
+        recipe = resized(recipe, options["size"])
     machine = Machine(
         gpus,
         gpu_memory * GIB,
@@ -73,6 +77,9 @@ def plan(recipe: Any, gpus: int, gpu_memory: float, gpu_tflops: float, utilisati
         within=options["within_node"] * 1e9,
         between=options["between_nodes"] * 1e9,
     )
+    if only_sampled(recipe):
+        console.print(sampling_table(recipe, machine))
+        return
     made = make_plan(recipe, machine)
     print_plan(recipe, machine, made)
     if machine.cuda:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rearkit.cli.examples import Command
-from rearkit.cli.options import OUT, recipe_options
+from rearkit.cli.options import OUT, recipe_options, size_option
+
+if TYPE_CHECKING:
+    from rearkit.contracts import ImageSize
 
 FILE = click.Path(path_type=Path)
 GRID = Path("reconstructions.png")
@@ -19,10 +22,16 @@ GRID = Path("reconstructions.png")
 @recipe_options
 @click.argument("photos", metavar="PHOTO...", nargs=-1, required=True, type=FILE)
 @OUT
+@size_option("other than the recipe's, of an exported model or published weights")
 @click.option("--grid", type=FILE, help=f"PNG to write, a row per photo; without --to-folder: {GRID}.")
 @click.option("--to-folder", type=FILE, help="New folder for each picture as a PNG, and the scores.")
 def reconstruct(
-    recipe: Any, photos: Sequence[Path], out: Path | None, grid: Path | None, to_folder: Path | None
+    recipe: Any,
+    photos: Sequence[Path],
+    out: Path | None,
+    size: ImageSize | None,
+    grid: Path | None,
+    to_folder: Path | None,
 ) -> None:
     """Encode and decode photos with RECIPE's tokenizer: tokens, reconstruction, difference, PSNR and SSIM.
 
@@ -32,14 +41,22 @@ def reconstruct(
     from rearkit.recipe.recipe_files import find_file
     from rearkit.stages.model_files import tokenizer_file
     from rearkit.stages.reconstruct import reconstruct_photos
+    from rearkit.stages.resizing import resized
 
     if grid is None and to_folder is None:
         grid = GRID
+    if size is not None:
+        recipe = resized(recipe, size)
     source = click.get_current_context().params["recipe"]
     if find_file(source).suffix == ".safetensors":
         if out is not None:
             raise click.UsageError("--out: not with an exported model, which needs no run")
         saved = tokenizer_file(source, recipe)
+    elif size is not None:
+        # A run's tokenizer is of its recipe's size; one with weights of its own needs no run.
+        if recipe.tokenizer.weights is None:
+            raise click.UsageError("--size: give the model instead, RUN/train/model.safetensors")
+        saved = None
     else:
         run = run_with_tokenizer(recipe, out)
         saved = None if run is None else run.tokenizer

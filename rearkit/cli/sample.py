@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rearkit.cli.examples import Command
-from rearkit.cli.options import NUM_GPUS, OUT, recipe_options
+from rearkit.cli.options import NUM_GPUS, OUT, recipe_options, size_option
 from rearkit.cli.stages import run_ranks
+
+if TYPE_CHECKING:
+    from rearkit.contracts import ImageSize
 
 FILE = click.Path(path_type=Path)
 EXAMPLE = """sample mnist
@@ -34,9 +37,7 @@ sample mnist --image seven.png --keep top --class 7,1 --grid edits.png"""
     "--per-class", "-k", type=click.IntRange(1), default=8, show_default=True, help="Images of each of --classes."
 )
 @click.option("--temperature", type=click.FloatRange(0), help="Temperature of --classes; left out: the recipe's.")
-@click.option(
-    "--size", type=click.IntRange(1), help="Side in pixels other than trained, for --grid of an exported model."
-)
+@size_option("of an exported model at another size than trained")
 @click.option("--image", type=FILE, help="Photo of which a part is kept and the rest drawn, into --grid.")
 @click.option("--mask", type=FILE, help="Image as large as --image, white where it is to be drawn anew.")
 @click.option(
@@ -56,7 +57,7 @@ def sample(
     grid: Path | None,
     per_class: int,
     temperature: float | None,
-    size: int | None,
+    size: ImageSize | None,
     **photo: Any,
 ) -> None:
     """Sample images from the trained backbone: RECIPE's whole set, a few images of some classes, or parts of a photo.
@@ -65,12 +66,12 @@ def sample(
     needs no run.
     """
     wanted = _edit(grid, **photo)
-    if size is not None and grid is None:
-        raise click.UsageError("--size is for a picture, --grid")
+    if size is not None and grid is None and to_folder is None:
+        raise click.UsageError("--size is for a picture, --grid, or a folder of images, --to-folder")
     if to_folder is not None:
         if classes is not None or grid is not None:
             raise click.UsageError("--to-folder is for the recipe's set; --classes are a picture, --grid")
-        _sample_to_folder(arguments, recipe, out, num_gpus, to_folder)
+        _sample_to_folder(arguments, recipe, out, num_gpus, to_folder, size)
         return
     if wanted is None and (classes is None) != (grid is None):
         raise click.UsageError("--classes and --grid go together: the classes, and the picture to write")
@@ -112,7 +113,7 @@ def _edit(grid: Path | None, image: Path | None, mask: Path | None, keep: str | 
     return Edit(image, mask, keep, fade)
 
 
-def _model(recipe: Any, out: Path | None, temperature: float | None, size: int | None) -> Any:
+def _model(recipe: Any, out: Path | None, temperature: float | None, size: ImageSize | None) -> Any:
     """Return the trained model of a recipe's run, or an exported one, with the sampling settings of the line."""
     import attrs
 
@@ -124,8 +125,7 @@ def _model(recipe: Any, out: Path | None, temperature: float | None, size: int |
         recipe = attrs.evolve(recipe, sample=attrs.evolve(recipe.sample, temperature=temperature))
     source = click.get_current_context().params["recipe"]
     if find_file(source).suffix != ".safetensors":
-        if size is not None:
-            raise click.UsageError("--size: give the model instead, RUN/train/model.safetensors")
+        _refuse_size(size)
         return trained_model(recipe, trained_run(recipe, out))
     if out is not None:
         raise click.UsageError("--out: not with an exported model, which needs no run")
@@ -134,7 +134,14 @@ def _model(recipe: Any, out: Path | None, temperature: float | None, size: int |
     return attrs.evolve(model, recipe=attrs.evolve(recipe, tokenizer=model.recipe.tokenizer))
 
 
-def _sample_to_folder(arguments: list[str], recipe: Any, out: Path | None, num_gpus: int | None, target: Path) -> None:
+def _refuse_size(size: ImageSize | None) -> None:
+    if size is not None:
+        raise click.UsageError("--size: give the model instead, RUN/train/model.safetensors")
+
+
+def _sample_to_folder(
+    arguments: list[str], recipe: Any, out: Path | None, num_gpus: int | None, target: Path, size: ImageSize | None
+) -> None:
     from rearkit.recipe.recipe_files import find_file
     from rearkit.sampling.png_folders import check_target
     from rearkit.stages.sample_folder import export_samples, sample_model
@@ -145,8 +152,9 @@ def _sample_to_folder(arguments: list[str], recipe: Any, out: Path | None, num_g
     if find_file(source).suffix == ".safetensors":
         if num_gpus not in (None, 1) or out is not None:
             raise click.UsageError("--num-gpus, --out: not with an exported model, which is sampled by one process")
-        sample_model(source, recipe, target, click.get_current_context().params["trust"])
+        sample_model(source, recipe, target, click.get_current_context().params["trust"], size)
         return
+    _refuse_size(size)
     # With several GPUs each rank comes here again, and the first one writes.
     folder = run_ranks(arguments, recipe, out, num_gpus, only="sample")
     distributed.from_main(lambda: export_samples(folder, target))

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rearkit.cli.examples import Command
-from rearkit.cli.options import OUT, recipe_options
+from rearkit.cli.options import OUT, recipe_options, size_option
+
+if TYPE_CHECKING:
+    from rearkit.contracts import ImageSize
 
 EXAMPLE = """serve mnist
 serve ./my-model --port 8001
@@ -25,7 +28,7 @@ serve ./my-model --host 0.0.0.0 --allow-host images.example.org"""
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port to listen on; 0: a free one."
 )
 @click.option("--allow-host", "names", multiple=True, help="Another name by which it may be asked; repeatable.")
-@click.option("--size", type=click.IntRange(1), help="Side in pixels other than trained, of an exported model.")
+@size_option("of an exported model at another size than trained")
 @click.option("--batch", type=click.IntRange(1), help="Images drawn at once on a CPU; left out: 16.")
 @click.option("--most-images", type=click.IntRange(1), default=16, show_default=True, help="Images of one request.")
 @click.option("--most-waiting", type=click.IntRange(1), default=64, show_default=True, help="Requests that may wait.")
@@ -35,7 +38,7 @@ def serve(
     host: str,
     port: int,
     names: Sequence[str],
-    size: int | None,
+    size: ImageSize | None,
     batch: int | None,
     most_images: int,
     most_waiting: int,
@@ -71,7 +74,7 @@ def serve(
     say("stopped")
 
 
-def _model(recipe: Any, out: Path | None, size: int | None) -> tuple[Any, dict[str, Path]]:
+def _model(recipe: Any, out: Path | None, size: ImageSize | None) -> tuple[Any, dict[str, Path]]:
     """Return a trained model, and the files of its weights."""
     import attrs
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rearkit.cli.examples import Command
-from rearkit.cli.options import recipe_options
+from rearkit.cli.options import recipe_options, size_option
 
 if TYPE_CHECKING:
+    from rearkit.contracts import ImageSize
     from rearkit.recipe.tables import Recipe
 
 
@@ -19,9 +20,12 @@ if TYPE_CHECKING:
 @click.option(
     "--num-gpus", type=click.IntRange(1), default=1, show_default=True, help="Ranks to configure DeepSpeed for."
 )
-def show(recipe: Any, num_gpus: int) -> None:
+@size_option("other than the recipe's")
+def show(recipe: Any, num_gpus: int, size: ImageSize | None) -> None:
     """Show RECIPE in full: settings, providers, parameters, steps, epochs, DeepSpeed's configuration."""
-    show_recipe(recipe, num_gpus)
+    from rearkit.stages.resizing import resized
+
+    show_recipe(recipe if size is None else resized(recipe, size), num_gpus)
 
 
 def show_recipe(recipe: Recipe, ranks: int = 1) -> None:

@@ -3,9 +3,10 @@
 Tokenizers, backbones and regularizers are modules: they inherit from the classes here, which are `nn.Module`. Datasets
 and noise schedules are plain objects with the methods named here.
 
-Shape letters, in all of rearkit: B batch, N image tokens, T positions in the transformer's sequence, D hidden width,
-V codes in the codebook, Z embedding width of a code, C classes, R image side. Images are float32 in [0, 1] or uint8 in
-[0, 255], channels first; tokens and classes are int64. ``rearkit.testing`` checks a component against its contract.
+Shape letters, in all of rearkit: B batch, N image tokens, T positions in the transformer's sequence, D hidden width, V
+codes in the codebook, Z embedding width of a code, C classes, R image side, H × W height and width. Images are float32
+in [0, 1] or uint8 in [0, 255], channels first; tokens and classes are int64. ``rearkit.testing`` checks a component
+against its contract.
 
 How each kind is built, from the ``build`` of its `rearkit.registry.component.Component`:
 
@@ -30,6 +31,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from rearkit.contracts.datasets import SPLITS, Classes, Dataset, ImageSample
+from rearkit.contracts.image_sizes import ImageSize, height_width, is_square, size_argument, size_text
 from rearkit.contracts.methods import (
     NoiseContext,
     NoiseSchedule,
@@ -47,7 +49,9 @@ from rearkit.contracts.modules import (
     PublishedLayout,
     Tokenizer,
     TokenSpace,
+    grid_of,
     num_parameters,
+    square_side,
 )
 
 __all__ = [
@@ -60,6 +64,7 @@ __all__ = [
     "FitPass",
     "FittableTokenizer",
     "ImageSample",
+    "ImageSize",
     "NoiseContext",
     "NoiseSchedule",
     "NoiseStep",
@@ -70,7 +75,13 @@ __all__ = [
     "TokenSpace",
     "Tokenizer",
     "TrainingStep",
+    "grid_of",
+    "height_width",
+    "is_square",
     "num_parameters",
+    "size_argument",
+    "size_text",
+    "square_side",
 ]
 
 MODULES: Mapping[str, type[nn.Module]] = {"tokenizer": Tokenizer, "backbone": Backbone, "regularizer": Regularizer}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import attrs
 from torch import Tensor, nn
+
+from rearkit.contracts.image_sizes import ImageSize, height_width, is_square, size_text
+from rearkit.errors import RearkitError
 
 
 @attrs.frozen
@@ -18,26 +22,31 @@ class TokenSpace:
         codebook_size: V, possible values of a token.
         num_classes: C, labels; the id C stands for "no label" (dropped, or the unconditional half of guidance).
         extra_tokens: ids from V on that the context may hold besides the codes, such as a mask; they are never targets.
+        grid: rows and columns, where the tokens are a grid in raster order.
     """
 
     num_tokens: int
     codebook_size: int
     num_classes: int
     extra_tokens: int = 0
+    grid: tuple[int, int] | None = None
 
 
 class Tokenizer(nn.Module):
     """Turns images into tokens and back. It is frozen while the backbone trains.
 
-    One whose tokens are a square grid in raster order, each of its own patch of the image, sets ``raster``: a part of
+    One whose tokens are a grid in raster order, each of its own square patch of the image, sets ``raster``: a part of
     an image can then be kept and the rest drawn anew.
+
+    Images are squares of R pixels. One that reads and draws others, too, has a setting ``image_size`` of the type
+    `ImageSize`; ``image_size`` is then height and width, and so are the last two numbers of a shape below.
     """
 
     raster: bool = False
     num_tokens: int
     codebook_size: int
     embedding_dim: int
-    image_size: int
+    image_size: ImageSize
 
     def encode(self, images_B3RR: Tensor) -> Tensor:
         """Turn images (B, 3, R, R) float32 in [0, 1] into tokens (B, N) int64 in [0, V)."""
@@ -114,6 +123,8 @@ class Backbone(nn.Module):
     blocks: nn.ModuleList
     # How many ids from V on its context may hold; one that looks at `TokenSpace.extra_tokens` sets it.
     extra_tokens: int = 0
+    # Whether the tokens may be another grid than a square; one that looks at `TokenSpace.grid` sets it.
+    any_grid: bool = False
     prefix_length: int
     hidden_size: int
     num_layers: int
@@ -176,6 +187,30 @@ class PublishedLayout(Protocol):
     def sizes(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Return the settings that a state dict in rearkit's layout needs, read from its shapes."""
         ...
+
+
+def grid_of(tokenizer: Tokenizer) -> tuple[int, int] | None:
+    """Return rows and columns of a tokenizer's grid; None where its tokens have no places in the image."""
+    height, width = height_width(tokenizer.image_size)
+    # Patches are squares, so rows are to columns as the height is to the width.
+    rows = math.isqrt(tokenizer.num_tokens * height // width)
+    columns = tokenizer.num_tokens // max(1, rows)
+    fits = rows * columns == tokenizer.num_tokens and rows * width == columns * height
+    return (rows, columns) if tokenizer.raster and fits else None
+
+
+def square_side(tokenizer: Tokenizer) -> int:
+    """Return R, for what works on squares alone.
+
+    Raises:
+        RearkitError: the tokenizer's images are no squares.
+    """
+    if not is_square(tokenizer.image_size):
+        raise RearkitError(
+            f"[tokenizer] image_size: {size_text(tokenizer.image_size)} pixels are no square, and only sampling and "
+            "`reconstruct` take others; give one number"
+        )
+    return height_width(tokenizer.image_size)[0]
 
 
 def num_parameters(module: nn.Module, trained: bool | None = None) -> int:

@@ -1,4 +1,4 @@
-"""From an image file to uint8 pixels of a square: one way for shards, folders, on the fly and `load_images`."""
+"""From an image file to uint8 pixels, a square as a rule: one way for shards, folders, on the fly, `load_images`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from rearkit.contracts import ImageSize, height_width
 from rearkit.data.bad_samples import Unusable
 from rearkit.data.class_folders import FORMATS
 
@@ -29,25 +30,30 @@ class Decoding:
     """How an image file becomes pixels.
 
     Attributes:
-        size: R, side of the square.
-        crop: one of `CROPS`: the shorter side resized to R and the middle cut out; or ADM's way to the same.
+        size: R, side of the square; or height and width.
+        crop: one of `CROPS`: resized until it covers the size, and the middle cut out; or ADM's way to the same.
         background: colour under transparent pixels.
         orientation: one of `ORIENTATIONS`: pixels as they are stored, or turned as the EXIF data say.
     """
 
-    size: int
+    size: ImageSize
     crop: str = CROPS[0]
     background: str = BACKGROUND
     orientation: str = ORIENTATIONS[0]
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width."""
+        return height_width(self.size)
+
     def larger(self, factor: float) -> Decoding:
-        """The same at a larger size, for views to be cut out of: rounded, or rounded down as with ADM's crop."""
-        size = self.size * factor
+        """The same square larger, for views to be cut out of: rounded, or rounded down as with ADM's crop."""
+        size = self.shape[0] * factor
         return attrs.evolve(self, size=int(size) if self.crop == "adm" else round(size))
 
 
 def decoded(content: bytes, how: Decoding) -> Tensor:
-    """Decode an image file and make it a square; uint8 (3, R, R).
+    """Decode an image file and cut it to the size; uint8 (3, R, R).
 
     Raises:
         Unusable: that cannot be done.
@@ -78,7 +84,7 @@ def opened(content: bytes) -> Image.Image:
 
 
 def square(image: Image.Image, how: Decoding) -> Tensor:
-    """Make a picture RGB and a square; uint8 (3, R, R).
+    """Make a picture RGB and of the size, a square as a rule; uint8 (3, R, R).
 
     Raises:
         Unusable: its pixels have no known range, or there are too many for its shape.
@@ -107,26 +113,33 @@ def to_rgb(image: Image.Image, background: str = BACKGROUND) -> Image.Image:
     return image.convert("RGB")
 
 
-def center_crop(image: Image.Image, size: int) -> Tensor:
-    """Resize the shorter side to ``size`` and crop the middle, as torchvision does; uint8 (3, size, size)."""
+def center_crop(image: Image.Image, size: ImageSize) -> Tensor:
+    """Resize until both sides are covered and crop the middle, as torchvision does; uint8 (3, height, width)."""
     from torchvision.transforms import functional as transforms  # here, since it takes seconds to import
 
-    if image.size != (size, size):
-        image = transforms.resize(image, size, interpolation=transforms.InterpolationMode.BICUBIC, antialias=True)
-        image = transforms.center_crop(image, [size, size])
+    height, width = height_width(size)
+    if image.size != (width, height):
+        # One side fits, and the other one is rounded down, as torchvision does for the shorter side of a square.
+        if image.width * height <= image.height * width:
+            resized = [int(width * image.height / image.width), width]
+        else:
+            resized = [height, int(height * image.width / image.height)]
+        image = transforms.resize(image, resized, interpolation=transforms.InterpolationMode.BICUBIC, antialias=True)
+        image = transforms.center_crop(image, [height, width])
     return transforms.pil_to_tensor(image.convert("RGB"))
 
 
-def adm_crop(image: Image.Image, size: int) -> Tensor:
+def adm_crop(image: Image.Image, size: ImageSize) -> Tensor:
     """The same as ADM does (published code, image_datasets.py): halved by boxes to under twice the size at first."""
     from torchvision.transforms import functional as transforms  # here, since it takes seconds to import
 
-    while min(image.size) >= 2 * size:
+    height, width = height_width(size)
+    while image.height >= 2 * height and image.width >= 2 * width:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
+    scale = max(height / image.height, width / image.width)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return transforms.pil_to_tensor(image.crop((left, top, left + size, top + size)).convert("RGB"))
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return transforms.pil_to_tensor(image.crop((left, top, left + width, top + height)).convert("RGB"))
 
 
 def _check_sides(image: Image.Image) -> None:

@@ -195,7 +195,7 @@ class Split:
                     if start > 0:
                         start -= 1
                     else:
-                        found = ImageSet.of(held, self.decoding.size)
+                        found = ImageSet.of(held, self.decoding.shape[0])
                         yield to_float(found.images), found.labels
                     held = []
             if not bad.good:
@@ -203,4 +203,4 @@ class Split:
 
     def all(self, limit: int | None = None) -> ImageSet:
         """Read the split into memory, or ``limit`` images spread over it."""
-        return ImageSet.of(self.part(limit).read(), self.decoding.size)
+        return ImageSet.of(self.part(limit).read(), self.decoding.shape[0])

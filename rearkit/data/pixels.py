@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,14 +11,14 @@ from torch import Tensor
 
 from rearkit.system.files import replacing
 
-VISIBLE = 96  # smaller images are enlarged towards this side, in pixels
+VISIBLE = 96  # smaller images are enlarged until their longer side is near this, in pixels
 
 
 def save_grid(path: Path, images: Tensor, columns: int) -> None:
-    """Save uint8 images (n, 3, R, R) as a PNG grid; small ones are enlarged to where they can be seen."""
+    """Save uint8 images (n, 3, H, W) as a PNG grid; small ones are enlarged to where they can be seen."""
     from torchvision.utils import make_grid  # here, since it takes seconds to import
 
-    scale = max(1, VISIBLE // images.shape[-1])
+    scale = max(1, VISIBLE // max(images.shape[-2:]))
     images = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     grid = make_grid(images, nrow=columns, padding=2, pad_value=96)
     with replacing(path) as temporary:
@@ -27,6 +28,12 @@ def save_grid(path: Path, images: Tensor, columns: int) -> None:
 def save_pairs(path: Path, originals: Tensor, decoded: Tensor) -> None:
     """Save originals in the upper row and their reconstructions below, uint8 (n, 3, R, R) each."""
     save_grid(path, torch.cat([originals, decoded]), len(originals))
+
+
+def enlarged(fields: Tensor, shape: Sequence[int]) -> Tensor:
+    """Draw fields (…, rows, columns) as a picture (…, height, width), each field of one colour."""
+    rows, columns = (torch.arange(side) * count // side for side, count in zip(shape, fields.shape[-2:], strict=True))
+    return fields[..., rows, :][..., columns]
 
 
 def to_float(images: Tensor) -> Tensor:

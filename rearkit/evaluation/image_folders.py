@@ -96,9 +96,10 @@ class FileImages:
 
     def _pixels(self, file: ImageFile) -> Tensor:
         content = file.read()
-        side = self.decoding.size
-        if not self.resized and (size := _size(file, content)) != (side, side):
-            raise DataError(f"{file.told}: {size[0]}×{size[1]} pixels, but the first image has {side}×{side}{REMEDY}")
+        wanted = self.decoding.shape[::-1]
+        if not self.resized and (size := _size(file, content)) != wanted:
+            told = "{}×{} pixels, but the first image has {}×{}".format(*size, *wanted)
+            raise DataError(f"{file.told}: {told}{REMEDY}")
         try:
             return decoded(content, self.decoding)
         except Unusable as error:

@@ -1,6 +1,6 @@
 """What a tokenizer makes of single photos: their tokens as a picture, the reconstruction, what differs, how much.
 
-Shapes: n photos, R image side, N tokens, V codes, Z their width.
+Shapes: n photos of H × W pixels, N tokens, V codes, Z their width.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rearkit.contracts import Tokenizer
+from rearkit.contracts import Tokenizer, grid_of, height_width
 from rearkit.data.decoding import Decoding
 from rearkit.data.photos import read_photo
-from rearkit.data.pixels import psnr, to_float, to_uint8
+from rearkit.data.pixels import enlarged, psnr, to_float, to_uint8
 from rearkit.evaluation.reconstruction import ssim
 from rearkit.tokenization.quality import module_device
 
@@ -26,10 +26,10 @@ GREY = 128
 
 @attrs.frozen(eq=False)
 class Rebuilt:
-    """A photo and what comes back of it; pictures are (3, R, R) uint8.
+    """A photo and what comes back of it; pictures are (3, H, W) uint8.
 
     Attributes:
-        original: the photo as a square.
+        original: the photo, cut to the tokenizer's size.
         tokens: (N,) int64.
         token_picture: a field for each token in their order, row by row; like codes have like colours.
         reconstruction: the decoded tokens.
@@ -65,8 +65,8 @@ def reconstruct(
 
     Args:
         tokenizer: frozen, in eval mode, such as the ``tokenizer`` of a model.
-        photos: image files, or (n, 3, R, R) uint8.
-        how: how files become squares of the tokenizer's size; if None, the shorter side is resized and the middle cut.
+        photos: image files, or (n, 3, H, W) uint8.
+        how: how files are cut to the tokenizer's size; if None, they are resized to cover it, and the middle is cut.
 
     Raises:
         RearkitError: there is no such file.
@@ -85,7 +85,7 @@ def reconstruct(
             Rebuilt(
                 original[0],
                 tokens_N,
-                _token_picture(colours_V3[tokens_N], tokenizer.image_size),
+                _token_picture(colours_V3[tokens_N], tokenizer),
                 rebuilt[0],
                 (GREY + (rebuilt[0].float() - original[0].float()) / 2).clamp(0, 255).round().to(torch.uint8),
                 psnr(to_float(rebuilt), to_float(original)).item(),
@@ -107,10 +107,10 @@ def code_colours(codebook_VZ: Tensor) -> Tensor:
     return F.pad(colours, (0, 3 - colours.shape[1]))
 
 
-def _token_picture(colours_N3: Tensor, side: int) -> Tensor:
-    """Lay the tokens' colours out as a square of fields, row by row; (3, R, R) uint8, black where fields are left."""
-    fields = math.isqrt(len(colours_N3) - 1) + 1
-    padded = F.pad(colours_N3, (0, 0, 0, fields**2 - len(colours_N3)))
-    grid = padded.T.reshape(3, fields, fields)
-    place = torch.arange(side) * fields // side
-    return grid[:, place][:, :, place]
+def _token_picture(colours_N3: Tensor, tokenizer: Tokenizer) -> Tensor:
+    """Lay the tokens' colours out as fields, row by row; (3, H, W) uint8, black where fields are left."""
+    # Those that have no places of their own are laid out as a square.
+    side = math.isqrt(len(colours_N3) - 1) + 1
+    rows, columns = grid_of(tokenizer) or (side, side)
+    padded = F.pad(colours_N3, (0, 0, 0, rows * columns - len(colours_N3)))
+    return enlarged(padded.T.reshape(3, rows, columns), height_width(tokenizer.image_size))

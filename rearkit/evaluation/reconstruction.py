@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from rearkit.contracts import Tokenizer
+from rearkit.contracts import Tokenizer, height_width
 from rearkit.data.pixels import psnr, to_float, to_uint8
 from rearkit.evaluation.batch_rows import Look
 from rearkit.evaluation.features import Features, collect
@@ -104,17 +104,19 @@ def measure(
         ssim=sums["ssim"] / len(found),
         codebook_use=codebook_use,
         perplexity=perplexity,
-        bits_per_pixel=tokenizer.num_tokens * math.log2(tokenizer.codebook_size) / tokenizer.image_size**2,
+        bits_per_pixel=tokenizer.num_tokens
+        * math.log2(tokenizer.codebook_size)
+        / math.prod(height_width(tokenizer.image_size)),
         num_images=len(found),
         images=told,
     )
 
 
 def ssim(images: Tensor, reference: Tensor) -> Tensor:
-    """Return the structural similarity (B,) in [-1, 1] of uint8 images (B, 3, R, R), by pytorch-msssim."""
+    """Return the structural similarity (B,) in [-1, 1] of uint8 images (B, 3, H, W), by pytorch-msssim."""
     import pytorch_msssim
 
-    side = images.shape[-1]
+    side = min(images.shape[-2:])
     # Smaller images need a smaller window, which must be odd.
     window = min(SSIM_WINDOW, side - 1 + side % 2)
     found: Tensor = pytorch_msssim.ssim(

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from rearkit.context_noise import NoiseDraw, reads_predictions
-from rearkit.contracts import num_parameters
+from rearkit.contracts import height_width, num_parameters
 from rearkit.errors import RearkitError, first_line
 from rearkit.model import Model, build, build_tokenizer
 from rearkit.planning.tracking import FusedAttention, LiveBytes, StandIns
@@ -216,6 +216,5 @@ def _batch(model: Model, size: int) -> Batch:
         # Then a step has a second forward pass.
         draw = NoiseDraw(torch.zeros(size), replaced_BN, None, torch.zeros(tokens_BN.shape))
     if "images" in model.objective.reads:
-        side = model.tokenizer.image_size
-        images = torch.zeros(size, 3, side, side, dtype=torch.uint8)
+        images = torch.zeros(size, 3, *height_width(model.tokenizer.image_size), dtype=torch.uint8)
     return Batch(tokens_BN, tokens_BN.clone(), replaced_BN, classes_B, 0.0, images=images, draw=draw)

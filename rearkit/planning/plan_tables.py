@@ -6,9 +6,12 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from rearkit.model import build_tokenizer
 from rearkit.planning.machine import Machine
+from rearkit.planning.measure import SamplingMemory, sampling_memory
 from rearkit.planning.plan import Plan, gib
 from rearkit.planning.scaling import Scale
+from rearkit.planning.sizes import image_rows
 from rearkit.planning.step_memory import STAGES
 from rearkit.recipe.tables import Recipe
 from rearkit.system.console import console
@@ -45,10 +48,26 @@ def plan_rows(recipe: Recipe, machine: Machine, plan: Plan) -> dict[str, str]:
         "disk: checkpoints": f"{gib(plan.checkpoint)} each, {plan.checkpoints} at most "
         f"({gib(plan.checkpoint * plan.checkpoints)})",
         "disk: exported model": gib(plan.export),
-        "sampling: key-value cache": f"{gib(plan.sampling.cache)} at {recipe.sample.batch} images a batch"
-        + ("" if recipe.sample.guidance_scale == 1 else ", twice that many rows with guidance"),
-        "sampling: all of a rank": f"{gib(plan.sampling.total)} in float32, tokenizer included",
+        **sampling_rows(recipe, plan.sampling),
     }
+
+
+def sampling_rows(recipe: Recipe, sampling: SamplingMemory) -> dict[str, str]:
+    """Return what sampling takes, as text by name."""
+    return {
+        "sampling: key-value cache": f"{gib(sampling.cache)} at {recipe.sample.batch} images a batch"
+        + ("" if recipe.sample.guidance_scale == 1 else ", twice that many rows with guidance"),
+        "sampling: all of a rank": f"{gib(sampling.total)} in float32, tokenizer included",
+    }
+
+
+def sampling_table(recipe: Recipe, machine: Machine) -> Table:
+    """Make the table of a recipe that can only be sampled: its images are no squares."""
+    table = Table("what", "value", title=f"Plan of {recipe.name}", title_justify="left")
+    rows = image_rows(build_tokenizer(recipe, load=False))
+    for name, value in (rows | sampling_rows(recipe, sampling_memory(recipe, machine.cuda))).items():
+        table.add_row(name, value)
+    return table
 
 
 def memory_table(recipe: Recipe, machine: Machine, plan: Plan) -> Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rearkit.contracts import num_parameters
+from rearkit.contracts import Tokenizer, grid_of, is_square, num_parameters, size_text
 from rearkit.data.token_shards import TokenData
 from rearkit.errors import DataError, RearkitError
 from rearkit.model import build, build_dataset, build_tokenizer, outline
@@ -19,10 +19,15 @@ def recipe_sizes(recipe: Recipe) -> dict[str, str]:
     frozen = num_parameters(model.objective, trained=False)
     rows = {
         "tokenizer parameters": f"{num_parameters(model.tokenizer):,}",
-        "tokens an image": f"{model.space.num_tokens} of {model.space.codebook_size} codes",
+        **image_rows(model.tokenizer),
         "backbone parameters": f"{num_parameters(model.backbone):,}",
         "training-only head parameters": f"{heads:,}" if heads else "none",
         **({"frozen copies' parameters": f"{frozen:,}"} if frozen else {}),
+    }
+    # What stands below is of a training, which only squares have.
+    if not is_square(model.tokenizer.image_size):
+        return rows
+    rows |= {
         "steps": f"{recipe.train.steps:,} of {recipe.train.global_batch:,} samples",
         "image tokens seen": f"{recipe.train.steps * recipe.train.global_batch * model.space.num_tokens:,}",
     }
@@ -35,6 +40,18 @@ def recipe_sizes(recipe: Recipe) -> dict[str, str]:
         rows["epochs"] = f"{recipe.train.steps * recipe.train.global_batch / size:.1f} of {size:,} training images"
         rows["epochs"] += f", {views} views of each" if views > 1 else ""
     return rows
+
+
+def image_rows(tokenizer: Tokenizer) -> dict[str, str]:
+    """Return how many tokens an image has, as text by name; of images that are no squares also their size."""
+    tokens = f"{tokenizer.num_tokens} of {tokenizer.codebook_size} codes"
+    if is_square(tokenizer.image_size):
+        return {"tokens an image": tokens}
+    rows, columns = grid_of(tokenizer) or (1, tokenizer.num_tokens)
+    return {
+        "images": f"{size_text(tokenizer.image_size)} pixels (height × width), for sampling: only squares are trained",
+        "tokens an image": f"{tokens}, in {rows} rows of {columns}",
+    }
 
 
 def views_made(table: TokensTable) -> int:

@@ -44,6 +44,11 @@ def is_tuple(t: Any) -> bool:
     return typing.get_origin(t) is tuple
 
 
+def takes_pairs(cls: type, name: str) -> bool:
+    """Return whether a setting of a class takes a list beside single values."""
+    return any(map(is_tuple, members(attrs.fields_dict(cls)[name].type)))
+
+
 def is_table(t: Any) -> bool:
     """Return whether a type's values are tables: a settings class, or a free table."""
     return t == dict[str, Any] or (isinstance(t, type) and attrs.has(t))

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import tomli_w
 
-from rearkit.contracts import num_parameters
+from rearkit.contracts import num_parameters, square_side
 from rearkit.model import Model
 from rearkit.recipe.cleaning import without_folders
 
@@ -50,7 +50,7 @@ class Card:
 
     def _what(self) -> str:
         model, recipe = self.model, self.model.recipe
-        space, side = model.space, model.tokenizer.image_size
+        space, side = model.space, square_side(model.tokenizer)
         titles = [str(title) for title in model.classes.titles]
         named = ", ".join(titles[:NAMES_SHOWN]) + (", …" if len(titles) > NAMES_SHOWN else "")
         added = [table.name for table in (recipe.noise, *recipe.regularizers) if table is not None]

@@ -1,6 +1,6 @@
 """Where a model is unsure of its own samples, and what it looks at: maps over the raster of tokens.
 
-Shapes: B samples, N tokens on a square grid of side g, T positions, H heads, V codes, R image side.
+Shapes: B samples, N tokens on a grid, T positions, H heads, V codes, y × x pixels of an image.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from rearkit.contracts import grid_of
+from rearkit.data.pixels import enlarged
+from rearkit.errors import RearkitError
 from rearkit.model import Model
 
 # Of the probability, which the least number of codes holds.
@@ -54,25 +57,31 @@ class AttentionWatch(TorchFunctionMode):
 
 
 @torch.no_grad()
-def sample_maps(model: Model, images_BRR3: Tensor, tokens_BN: Tensor, classes_B: Tensor) -> tuple[Tensor, list[str]]:
+def sample_maps(model: Model, images_Byx3: Tensor, tokens_BN: Tensor, classes_B: Tensor) -> tuple[Tensor, list[str]]:
     """Return maps of a few samples as pictures, and what each column of them shows.
 
     All are of one pass over the samples' tokens, without guidance.
 
     Args:
-        model: with a tokenizer whose tokens are a square grid in raster order (`raster`).
-        images_BRR3: uint8, the samples.
+        model: with a tokenizer whose tokens are a grid in raster order (`raster`).
+        images_Byx3: uint8, the samples.
         tokens_BN: int64, their tokens.
         classes_B: int64, their classes.
 
     Returns:
-        (B · columns, 3, R, R) uint8, a sample's columns one after the other; and the columns' names.
+        (B · columns, 3, y, x) uint8, a sample's columns one after the other; and the columns' names.
+
+    Raises:
+        RearkitError: the tokens have no places in the image.
     """
+    grid = grid_of(model.tokenizer)
+    if grid is None:
+        raise RearkitError(f"[tokenizer] {model.recipe.tokenizer.name}: its tokens have no places to draw maps of")
     backbone, device = model.backbone.eval(), next(model.backbone.parameters()).device
-    count, side = tokens_BN.shape[1], images_BRR3.shape[1]
-    prefix = backbone.prefix_length
+    count, prefix = tokens_BN.shape[1], backbone.prefix_length
+    rows, columns = grid
     # The place that predicts a token is the one before it.
-    watched = [prefix + index - 1 for index in (count // 2 + math.isqrt(count) // 2, count - 1)]
+    watched = [prefix + index - 1 for index in (rows // 2 * columns + columns // 2, count - 1)]
     with AttentionWatch(watched, prefix + count) as watch:
         logits_BNV, _ = backbone(tokens_BN.to(device), classes_B.to(device))
     # The last position predicts nothing.
@@ -85,17 +94,16 @@ def sample_maps(model: Model, images_BRR3: Tensor, tokens_BN: Tensor, classes_B:
         over_BQN = watch.sum_BQT[..., prefix:]
         maps += [row / row.amax(-1, keepdim=True).clamp(min=1e-9) for row in over_BQN.unbind(1)]
         names += WATCHED
-    columns = [images_BRR3.permute(0, 3, 1, 2).cpu(), *(_coloured(one.cpu(), side) for one in maps)]
-    return torch.stack(columns, 1).flatten(0, 1), names
+    pictures_B3yx = images_Byx3.permute(0, 3, 1, 2).cpu()
+    drawn = [pictures_B3yx, *(_coloured(one.cpu(), grid, pictures_B3yx.shape[2:]) for one in maps)]
+    return torch.stack(drawn, 1).flatten(0, 1), names
 
 
-def _coloured(map_BN: Tensor, side: int) -> Tensor:
-    """Colour numbers (B, N) in [0, 1] as squares of a picture (B, 3, R, R) uint8, dark for 0 and bright for 1."""
+def _coloured(map_BN: Tensor, grid: tuple[int, int], shape: Sequence[int]) -> Tensor:
+    """Colour numbers (B, N) in [0, 1] as fields of a picture (B, 3, y, x) uint8, dark for 0 and bright for 1."""
     # Here, since it takes a while to import.
     import matplotlib
 
-    grid = math.isqrt(map_BN.shape[1])
-    colours = torch.from_numpy(matplotlib.colormaps["viridis"](map_BN.unflatten(1, (grid, grid)).numpy())[..., :3])
+    colours = torch.from_numpy(matplotlib.colormaps["viridis"](map_BN.unflatten(1, grid).numpy())[..., :3])
     picture = (colours.permute(0, 3, 1, 2) * 255).round().to(torch.uint8)
-    rows = torch.arange(side) * grid // side
-    return picture[:, :, rows][:, :, :, rows]
+    return enlarged(picture, shape)

@@ -21,6 +21,7 @@ TABLES = (
     ("weights",),
     ("seeds",),
     ("versions",),
+    ("size",),
 )
 LARGEST = 1 << 24  # bytes; a member that unpacks to more is no manifest
 
@@ -51,10 +52,12 @@ def _is_well_formed(manifest: Manifest) -> bool:
                 return False
     counts = manifest.get("counts_per_class", [])
     weights = manifest.get("weights", {})
+    size = manifest.get("size", {})
     return (
         isinstance(counts, list)
         and all(type(count) is int for count in counts)
         and all(isinstance(digest, str) for digest in weights.values())
+        and all(isinstance(size.get(name, []), list) for name in ("trained", "drawn", "changed"))
     )
 
 
@@ -69,12 +72,18 @@ def manifest_lines(manifest: Manifest) -> list[str]:
     counts = manifest.get("counts_per_class", [])
     spread = f"{min(counts)} to {max(counts)}" if len(set(counts)) > 1 else f"{counts[0] if counts else 0}"
     weights = {name: digest[:12] for name, digest in manifest.get("weights", {}).items()}
+    size = {name: list(map(str, found)) for name, found in manifest.get("size", {}).items() if isinstance(found, list)}
+    other = [
+        f"drawn at {' × '.join(size.get('drawn', []))} pixels, trained at {' × '.join(size.get('trained', []))}",
+        *size.get("changed", []),
+    ]
     return [
         f"recipe {recipe.get('name')}: {backbone.get('name')} trained on {source.get('name')}, {settings}",
         f"{manifest.get('num_images')} images, {spread} of each of {len(counts)} classes, "
         f"seed {manifest.get('seeds', {}).get('seed')}",
         "weights " + ", ".join(f"{name} {digest}…" for name, digest in weights.items()),
         "made with " + ", ".join(f"{name} {version}" for name, version in manifest.get("versions", {}).items()),
+        *(["; ".join(other)] if size else []),
     ]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rearkit.contracts import Tokenizer
+from rearkit.contracts import Tokenizer, height_width
 from rearkit.data.pixels import to_uint8
 
 # Pixels that a GPU decodes at a time: 32 images of 256 × 256, of which a decoder's activations take about 3 GiB.
@@ -32,11 +32,12 @@ class PixelDecoder:
         # On the default stream, an image would wait for the next batch, which is generated there meanwhile.
         self.stream = torch.cuda.Stream(device) if on_gpu else None
         # One by one on a CPU, since the rounding of a convolution depends on the number of images in its batch.
-        self.at_once = max(1, PIXELS // tokenizer.image_size**2) if on_gpu else 1
+        height, width = height_width(tokenizer.image_size)
+        self.at_once = max(1, PIXELS // (height * width)) if on_gpu else 1
 
     @torch.no_grad()
     def __call__(self, tokens_BN: Tensor) -> np.ndarray:
-        """Decode tokens (B, N), on the CPU, to images (B, R, R, 3) uint8."""
+        """Decode tokens (B, N), on the CPU, to images (B, H, W, 3) uint8."""
         with torch.cuda.stream(self.stream) if self.stream else contextlib.nullcontext(), _tf32(not self.exact):
             images = [
                 to_uint8(self.tokenizer.decode(part.to(self.device))).permute(0, 2, 3, 1).cpu()

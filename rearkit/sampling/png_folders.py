@@ -48,7 +48,7 @@ class PngFolder:
         return [number for number in range(len(self.classes)) if self.file(number).name not in there]
 
     def write(self, numbers: Sequence[int], images: np.ndarray) -> None:
-        """Write samples (n, R, R, 3) uint8."""
+        """Write samples (n, H, W, 3) uint8."""
         with ThreadPoolExecutor(THREADS, "png") as pool:
             list(pool.map(self._write, numbers, images))
 

@@ -1,7 +1,7 @@
 """Class-conditional sampling with a key-value cache and classifier-free guidance.
 
 A sample uses one uniform random number per token, drawn from the run's seed and the sample's own number, so that an
-image does not depend on the batch or the rank that makes it. Shapes: B samples, N tokens, V codes, R image side.
+image does not depend on the batch or the rank that makes it. Shapes: B samples, N tokens, V codes, H × W image.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Samples:
     """Generated images.
 
     Attributes:
-        images: (n, R, R, 3) uint8.
+        images: (n, H, W, 3) uint8.
         classes: (n,) int64, the classes asked for.
         tokens: (n, N) int64.
     """

@@ -121,15 +121,15 @@ class Desk:
     async def upload(self, request: Request) -> JSONResponse:
         """Send the file itself as the body: a PNG, JPEG, WebP and the like.
 
-        It becomes a square of the model's size, upright, and is kept for a while, by its content.
+        It is cut to the model's size, upright, and kept for a while, by its content.
         """
         name, photo = await run_in_threadpool(self.photos.add, await request.body())
-        size = photo.shape[-1]
-        found = {"id": name, "url": f"/v1/photos/{name}.png", "width": size, "height": size}
+        _, height, width = photo.shape
+        found = {"id": name, "url": f"/v1/photos/{name}.png", "width": width, "height": height}
         return JSONResponse(found, 201)
 
     async def photo(self, name: str) -> Response:
-        """It is a square of the model's size."""
+        """It has the model's size."""
         return _png(png(self.photos.find(name).permute(1, 2, 0).numpy()))
 
     async def draw(self, wanted: ImageRequest, request: Request, wait: bool = False) -> JSONResponse:

@@ -14,7 +14,7 @@ class Limits:
         waiting: requests that wait; further ones are refused until one is done.
         uploads: at once.
         upload_bytes: of one file.
-        upload_pixels: of one picture, before it is made a square.
+        upload_pixels: of one picture, before it is cut to the model's size.
         json_bytes: of any other request, a mask included.
         body_s: seconds in which a request has to arrive.
         kept_s: seconds for which results stay.

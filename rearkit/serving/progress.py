@@ -32,7 +32,7 @@ class Progress:
     def __init__(self, served: Served, jobs: Jobs, batch: Sequence[tuple[Job, int]], decode_s: float | None) -> None:
         self.served, self.jobs, self.batch, self.decode_s = served, jobs, batch, decode_s
         self.tokens: list[Tensor] = []
-        self.every = served.side or 16
+        _, self.every = served.grid or (1, 16)
         # The code next to the codebook's middle stands for tokens that are not drawn yet.
         codebook_VZ = served.model.tokenizer.codebook()
         self.blank = int((codebook_VZ - codebook_VZ.mean(0)).pow(2).sum(-1).argmin())
@@ -56,7 +56,7 @@ class Progress:
         for (job, index), row in zip(self.batch, drawn_Bn.tolist(), strict=True):
             job.tokens[index] = row
         wanted = [i for i, (job, _) in enumerate(self.batch) if job.live]
-        if self.decode_s is not None and self.served.side is not None:
+        if self.decode_s is not None and self.served.grid is not None:
             cost = self.decode_s * len(wanted)
             if (time.monotonic() - self.looked) * PREVIEW_SHARE >= cost:
                 self._preview(drawn_Bn, wanted)

@@ -1,4 +1,4 @@
-"""Photos that people upload: checked before they are decoded, made squares, kept for a while by their content."""
+"""Photos that people upload: checked before they are decoded, cut to the model's size, kept for a while by content."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _one_at_a_time = threading.Lock()
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """Return an image (R, R, 3) uint8 as a PNG file."""
+    """Return an image (H, W, 3) uint8 as a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="png")
     return buffer.getvalue()
 
 
 def jpeg(pixels: np.ndarray) -> bytes:
-    """Return an image (R, R, 3) uint8 as a small JPEG file, good enough for a look."""
+    """Return an image (H, W, 3) uint8 as a small JPEG file, good enough for a look."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="jpeg", quality=70)
     return buffer.getvalue()
@@ -59,7 +59,7 @@ class Photos:
     """The photos of a server, the last used ones.
 
     Args:
-        how: how they become squares.
+        how: how they are cut to the model's size.
         limits: of the server.
     """
 
@@ -69,7 +69,7 @@ class Photos:
         self._lock = threading.Lock()
 
     def add(self, content: bytes) -> tuple[str, Tensor]:
-        """Decode a file; return its id and the photo (3, R, R) uint8.
+        """Decode a file; return its id and the photo (3, H, W) uint8.
 
         Raises:
             DataError: it cannot be used as an image.
@@ -102,24 +102,24 @@ class Photos:
 
 @attrs.frozen
 class Mask:
-    """Which pixels of a photo are kept: (R, R) bool, and as a PNG in base64 that is white where they are not."""
+    """Which pixels of a photo are kept: (H, W) bool, and as a PNG in base64 that is white where they are not."""
 
-    kept_RR: Tensor
+    kept_HW: Tensor
     text: str
 
     @classmethod
-    def of(cls, kept_RR: Tensor) -> Mask:
+    def of(cls, kept_HW: Tensor) -> Mask:
         """Write a mask as text, short enough for a link."""
         buffer = io.BytesIO()
-        Image.fromarray((~kept_RR).numpy()).save(buffer, format="png", optimize=True)
-        return cls(kept_RR, base64.urlsafe_b64encode(buffer.getvalue()).decode().rstrip("="))
+        Image.fromarray((~kept_HW).numpy()).save(buffer, format="png", optimize=True)
+        return cls(kept_HW, base64.urlsafe_b64encode(buffer.getvalue()).decode().rstrip("="))
 
     @classmethod
     def read(cls, text: str, how: Decoding, limits: Limits) -> Mask:
         """Read a mask; a data URL is as good.
 
         Raises:
-            DataError: it is not an image of R × R pixels in base64.
+            DataError: it is not an image of the model's size in base64.
         """
         text = text.rpartition(",")[2].translate(str.maketrans("-_", "+/"))
         try:
@@ -127,6 +127,8 @@ class Mask:
         except (binascii.Error, ValueError):
             raise DataError("mask: not base64 of an image file") from None
         size = check_picture(content, limits, "mask")
-        if size != (how.size, how.size):
-            raise DataError(f"mask: {size[0]} × {size[1]} pixels; expected the model's {how.size} × {how.size}")
+        wanted = how.shape[::-1]
+        if size != wanted:
+            told = "{} × {} pixels; expected the model's {} × {}".format(*size, *wanted)
+            raise DataError(f"mask: {told}, width and height")
         return cls.of(mask_of(content, how, "mask"))

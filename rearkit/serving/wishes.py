@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 import attrs
 from torch import Tensor
 
+from rearkit.contracts import ImageSize, size_argument, size_text
 from rearkit.data.photos import keep_part
 from rearkit.errors import RearkitError
 from rearkit.recipe.tables import SampleTable
@@ -23,7 +24,7 @@ SETTINGS = ("guidance_scale", "guidance_power", "guidance_schedule", "temperatur
 
 @attrs.frozen(eq=False)
 class Edit:
-    """A photo (3, R, R) uint8 of which a part is kept."""
+    """A photo (3, H, W) uint8 of which a part is kept."""
 
     photo: Tensor
     name: str
@@ -101,14 +102,14 @@ class Drawing:
         content = {**self.content(), "classes": ",".join(map(str, self.classes))}
         return "/?" + urlencode(content, safe=",")
 
-    def command(self, side: int | None = None) -> str:
-        """The command line that draws the same of the model in a file MODEL; ``side`` if it was trained at another."""
+    def command(self, size: ImageSize | None = None) -> str:
+        """The command line that draws the same of the model in a file MODEL; ``size`` if it was trained at another."""
         settings = [f"sample.seed={self.seed}", *(f"sample.{n}={getattr(self.table, n)}" for n in SETTINGS)]
         options = " ".join(f"--set {setting}" for setting in settings)
         classes = ",".join(map(str, self.classes))
         edit = self.edit
         photo = "" if edit is None else f"--image photo.png --mask mask.png --fade {edit.fade} "
-        sized = "" if side is None else f"--size {side} "
+        sized = "" if size is None else f"--size {size_argument(size)} "
         images = f"--classes {classes} -k {self.count}"
         return f"python -m rearkit sample MODEL {photo}{sized}{images} {options} --grid images.png"
 
@@ -144,8 +145,8 @@ def _edit_of(request: ImageRequest, served: Served, photos: Photos, limits: Limi
         mask = Mask.read(request.mask, photos.how, limits)
     else:
         mask = Mask.of(keep_part(request.keep or "", photos.how.size))
-    known_tokens(served.model, mask.kept_RR)  # refused here if nothing is left to keep or to draw
+    known_tokens(served.model, mask.kept_HW)  # refused here if nothing is left to keep or to draw
     fade = default_fade(served.model) if request.fade is None else request.fade
-    if fade > photos.how.size:
-        raise RearkitError(f"fade: {fade} pixels; the model's images have {photos.how.size}")
+    if fade > max(photos.how.shape):
+        raise RearkitError(f"fade: {fade} pixels; the model's images have {size_text(photos.how.size)}")
     return Edit(photo, request.photo, mask, fade)

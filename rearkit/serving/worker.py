@@ -102,7 +102,7 @@ class Worker(threading.Thread):
             if one.edit is not None and i and drawings[i - 1] is one:
                 given_BN[i], known_BN[i] = given_BN[i - 1], known_BN[i - 1]
             elif one.edit is not None:
-                given_BN[i], known_BN[i] = given_tokens(sampler, one.edit.photo, one.edit.mask.kept_RR)
+                given_BN[i], known_BN[i] = given_tokens(sampler, one.edit.photo, one.edit.mask.kept_HW)
         return fixed_tokens(given_BN, known_BN, (len(drawings), space.num_tokens), space.codebook_size)
 
     def _hand_out(self, batch: Batch, tokens_BN: Tensor) -> None:
@@ -114,7 +114,7 @@ class Worker(threading.Thread):
             for (job, index), row, image in zip(part, tokens.tolist(), pixels(tokens), strict=True):
                 edit = job.wish.edit if isinstance(job.wish, Drawing) else None
                 if edit is not None:
-                    image = blend(image[None], edit.photo, edit.mask.kept_RR, edit.fade)[0]
+                    image = blend(image[None], edit.photo, edit.mask.kept_HW, edit.fade)[0]
                 job.tokens[index] = row
                 job.images[index] = png(image)
                 self.jobs.tell(job)

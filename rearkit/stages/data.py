@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from rearkit.contracts import SPLITS, Classes, Dataset
+from rearkit.contracts import SPLITS, Classes, Dataset, ImageSize, square_side
 from rearkit.data.access import Access
 from rearkit.data.bad_samples import BadSamples
 from rearkit.data.decoding import Decoding
@@ -92,7 +92,7 @@ def _list(
     return Outcome(result, (folder.images.name, *written))
 
 
-def decoding_of(recipe: Recipe, image_size: int) -> Decoding:
+def decoding_of(recipe: Recipe, image_size: ImageSize) -> Decoding:
     """How a recipe's image files become pixels, of a size."""
     table = recipe.data
     return Decoding(image_size, table.crop, table.background, table.orientation)
@@ -153,7 +153,8 @@ def load_images(recipe: Recipe, split: str = "train") -> ImageSet:
         DataError: the data cannot be read.
     """
     dataset = build_dataset(recipe)
-    how = decoding_of(recipe, build_tokenizer(recipe, load=False).image_size)
+    size = square_side(build_tokenizer(recipe, load=False))
+    how = decoding_of(recipe, size)
     shards = dataset.shards(split)
     if shards is not None:
         fields = _fields(dataset)
@@ -167,7 +168,7 @@ def load_images(recipe: Recipe, split: str = "train") -> ImageSet:
         ).all()
     samples = list(dataset.images(split))
     bad = BadSamples(recipe.data.max_bad_share, len(samples))
-    return ImageSet.of(read_dataset(samples, how, dataset.num_classes, bad), how.size)
+    return ImageSet.of(read_dataset(samples, how, dataset.num_classes, bad), size)
 
 
 def _retry(recipe: Recipe) -> Retry:

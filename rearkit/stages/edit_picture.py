@@ -38,7 +38,7 @@ class Edit:
     fade: int | None = None
 
     def read(self, model: Model) -> tuple[Tensor, Tensor]:
-        """Return the photo (3, R, R) uint8 and what is kept of it (R, R) bool.
+        """Return the photo (3, H, W) uint8 and what is kept of it (H, W) bool.
 
         Raises:
             RearkitError: a file or the part cannot be used.
@@ -69,12 +69,12 @@ def edit_picture(model: Model, wanted: Edit, classes: str | None, path: Path, al
     if classes is None and len(names) > 1:
         raise RearkitError(f"--image: name what it shows, or is to show: --class, one of {len(names)} classes")
     labels = [0] if classes is None else [find_class(text, names) for text in classes.split(",")]
-    photo, kept_RR = wanted.read(model)
-    known_N = known_tokens(model, kept_RR)
+    photo, kept_HW = wanted.read(model)
+    known_N = known_tokens(model, kept_HW)
     numbers = [k for _ in labels for k in range(alternatives)]
     each = [label for label in labels for _ in range(alternatives)]
-    images = torch.from_numpy(edit(Sampler(model), photo, kept_RR, each, numbers, wanted.fade)).permute(0, 3, 1, 2)
-    shown = torch.stack([photo, torch.where(kept_RR, photo, GREY)])
+    images = torch.from_numpy(edit(Sampler(model), photo, kept_HW, each, numbers, wanted.fade)).permute(0, 3, 1, 2)
+    shown = torch.stack([photo, torch.where(kept_HW, photo, GREY)])
     rows = [torch.cat([shown, row]) for row in images.split(alternatives)]
     save_grid(path, torch.cat(rows), 2 + alternatives)
     kept = int(known_N.sum())

@@ -11,7 +11,7 @@ import attrs
 import numpy as np
 from torch import Tensor
 
-from rearkit.contracts import SPLITS
+from rearkit.contracts import SPLITS, square_side
 from rearkit.data.bad_samples import BadSamples
 from rearkit.data.image_sets import ImageSet, Split
 from rearkit.model import build_tokenizer
@@ -98,7 +98,7 @@ def prepare_classifier(recipe: Recipe, folder: RunFolder) -> None:
 
     if recipe.evaluate.features != "classifier":
         return
-    size = build_tokenizer(recipe, load=False).image_size
+    size = square_side(build_tokenizer(recipe, load=False))
     device = resolve_device(recipe.device)
     train = _images(recipe, folder, "train", size, folder.classifier.name)
     find_classifier(folder.classifier, train.images, train.labels, recipe.evaluate.classifier, recipe.seed, device)
@@ -113,7 +113,7 @@ def _images(recipe: Recipe, folder: RunFolder, split: str, size: int, stage: str
 def score_tokenizer(recipe: Recipe, folder: RunFolder) -> Reconstruction:
     """Score only a run's tokenizer, on held-out images or, if there are none, on training images."""
     tokenizer = fitted_tokenizer(recipe, folder)
-    side = tokenizer.image_size
+    side = square_side(tokenizer)
     chosen, images = SPLITS[1], split_images(recipe, folder, SPLITS[1], side)
     if not len(images):
         chosen, images = SPLITS[0], split_images(recipe, folder, SPLITS[0], side)
@@ -141,7 +141,7 @@ def training_reference(recipe: Recipe, folder: RunFolder, target: Path) -> int:
     from rearkit.evaluation.reference_files import make_reference
 
     scorer = _scorer(recipe, folder)
-    side = build_tokenizer(recipe, load=False).image_size
+    side = square_side(build_tokenizer(recipe, load=False))
     images = split_images(recipe, folder, SPLITS[0], side)
     # As in a manifest of samples, so that `evaluate` notices samples of another dataset.
     about = {"recipe": {"name": recipe.name, "data": recipe_to_dict(recipe)["data"]}}
@@ -155,7 +155,7 @@ def _scorer(recipe: Recipe, folder: RunFolder) -> Scorer:
 
     if recipe.evaluate.features == "inception":
         return Scorer.of(recipe, inception_space(recipe.evaluate.feature_weights))
-    side = build_tokenizer(recipe, load=False).image_size
+    side = square_side(build_tokenizer(recipe, load=False))
     train, held_out = (_images(recipe, folder, split, side, "classifier") for split in SPLITS)
     return Scorer.of(recipe, judge(recipe, train, held_out, folder.classifier)[1])
 

@@ -148,6 +148,11 @@ def sample_manifest(recipe: Recipe, files: Mapping[str, Path], classes: Sequence
     }
 
 
+def size_record(model: Model) -> Manifest:
+    """Return what a manifest says besides of a model at another size than it was trained at."""
+    return {} if model.resized is None else {"size": dict(model.resized)}
+
+
 def write_manifest(place: Path, recipe: Recipe, folder: RunFolder, classes: Sequence[int], num_classes: int) -> Path:
     """Write the manifest to a file in the folder ``place``, from which it is put into the archive; return its path."""
     path = place / MEMBER

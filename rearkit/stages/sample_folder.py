@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import attrs
 import numpy as np
 
+from rearkit.contracts import ImageSize
 from rearkit.errors import DataError
 from rearkit.evaluation.image_streams import NpzImages
 from rearkit.recipe.tables import Recipe
@@ -14,7 +16,7 @@ from rearkit.sampling.png_folders import png_folder
 from rearkit.sampling.sampler import Sampler, balanced_classes
 from rearkit.stages.model_files import model_file, tokenizer_file
 from rearkit.stages.run_folder import RunFolder
-from rearkit.stages.sample import sample_manifest
+from rearkit.stages.sample import sample_manifest, size_record
 from rearkit.stages.train import load_model
 from rearkit.system.console import progress_bar, say
 from rearkit.system.hub import local_file
@@ -41,7 +43,9 @@ def export_samples(folder: RunFolder, target: Path, batch: int = 64) -> None:
     say(f"sample: {len(images)} images in {target}")
 
 
-def sample_model(source: str | Path, recipe: Recipe, target: Path, trust: bool = False) -> None:
+def sample_model(
+    source: str | Path, recipe: Recipe, target: Path, trust: bool = False, size: ImageSize | None = None
+) -> None:
     """Sample an exported model, which needs no run, into a folder; what an earlier call wrote there is kept.
 
     Args:
@@ -49,15 +53,18 @@ def sample_model(source: str | Path, recipe: Recipe, target: Path, trust: bool =
         recipe: the model's own; its ``[sample]`` table may have been changed.
         target: the folder.
         trust: as for `load_model`.
+        size: of the images, if it is another than the model was trained at.
 
     Raises:
         RearkitError: the folder holds something else, or the model cannot be loaded.
     """
-    model = load_model(source, trust=trust)
+    model = load_model(source, trust=trust, image_size=size)
+    # Its modules are the file's, at the size that is wanted, and the manifest says so.
+    recipe = attrs.evolve(recipe, tokenizer=model.recipe.tokenizer)  # type: ignore[misc]
     classes = balanced_classes(recipe.sample.num_images, model.num_classes)
     tokenizer = tokenizer_file(source, recipe) or local_file(recipe.tokenizer.weights or "")
     files = {"backbone": model_file(source), "tokenizer": tokenizer}
-    manifest = sample_manifest(recipe, files, classes, model.num_classes)
+    manifest = sample_manifest(recipe, files, classes, model.num_classes) | size_record(model)
     sampler = Sampler(model, recipe.sample, recipe.sample_seed)
     with png_folder(target, manifest, classes) as pngs:
         missing = pngs.missing()

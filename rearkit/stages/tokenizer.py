@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rearkit.contracts import FittableTokenizer, Tokenizer
+from rearkit.contracts import FittableTokenizer, Tokenizer, square_side
 from rearkit.data.image_sets import ImageSet, Split
 from rearkit.data.pixels import psnr, to_float
 from rearkit.errors import DataError, RearkitError
@@ -79,7 +79,7 @@ def _fit(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, table: FitTabl
     if table.batch < (ranks := distributed.world_size()):
         raise RearkitError(f"[tokenizer.fit] batch: {table.batch} images cannot be shared by {ranks} ranks; use more")
     tokenizer.to(distributed.local_device(resolve_device(recipe.device)))
-    images = open_split(recipe, folder, "train", tokenizer.image_size, "tokenizer")
+    images = open_split(recipe, folder, "train", square_side(tokenizer), "tokenizer")
     perceptual = None if table.perceptual is None else _perceptual(recipe, folder, table.perceptual, images)
     fit = TokenizerFit(tokenizer, table, recipe.seed, folder.fit_checkpoint, perceptual)
     # All have read the same checkpoint before the first rank writes the next.
@@ -147,7 +147,7 @@ def check_fit(recipe: Recipe) -> list[str]:
 def _judge(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, table: FitTable) -> dict[str, Any]:
     """Measure a fitted tokenizer on held-out images; raise DataError if it is below the recipe's ``min_psnr``."""
     # Checked at once, since a poor tokenizer would cost a whole training before the scores show it.
-    held_out = open_split(recipe, folder, "held-out", tokenizer.image_size, "tokenizer").all()
+    held_out = open_split(recipe, folder, "held-out", square_side(tokenizer), "tokenizer").all()
     if not len(held_out):
         return {}
     decoded = reconstruct(tokenizer, held_out.images, recipe.tokens.batch)

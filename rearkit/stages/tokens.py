@@ -12,7 +12,7 @@ import attrs
 import numpy as np
 import torch
 
-from rearkit.contracts import SPLITS, Tokenizer
+from rearkit.contracts import SPLITS, Tokenizer, square_side
 from rearkit.data.fetching import ShardCache
 from rearkit.data.image_index import ImageIndex, ImageReader, write_index
 from rearkit.data.image_sets import ImageSet
@@ -102,7 +102,7 @@ def training_data(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer) -> To
 def _on_the_fly(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, stage: str) -> OnTheFly:
     """Open the images that are tokenized during training, for a stage."""
     table = recipe.tokens
-    how = read_at(table.augment, decoding_of(recipe, tokenizer.image_size))
+    how = read_at(table.augment, decoding_of(recipe, square_side(tokenizer)))
     images = open_split(recipe, folder, "train", how, stage)
     counts = dict(zip(images.shards, _listing(folder)["on_the_fly"]["images"], strict=True))
     bad = images.budget()
@@ -129,7 +129,7 @@ def _tokenize_split(
         return []
     # Held-out tokens are for measuring, on the images as they are.
     augment = table.augment if split == "train" else "none"
-    how = read_at(augment, decoding_of(recipe, tokenizer.image_size))
+    how = read_at(augment, decoding_of(recipe, square_side(tokenizer)))
     images = open_split(recipe, folder, split, how, "tokens")
     names, reasons = write_token_shards(tokenizer, images, augment, table.batch, folder.stage("tokens"))
     skipped.update(reasons)
@@ -223,7 +223,7 @@ def _originals(
     recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, split: str, data: TokenData
 ) -> tuple[ImageSet, TokenData]:
     """Return some images from all over a split as they were tokenized, the first view of each, and their tokens."""
-    size = tokenizer.image_size
+    size = square_side(tokenizer)
     augment = recipe.tokens.augment if split == "train" else "none"
     images = open_split(recipe, folder, split, read_at(augment, decoding_of(recipe, size)), "tokens")
     limit = recipe.tokens.check_images

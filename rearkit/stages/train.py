@@ -11,10 +11,9 @@ import attrs
 import torch
 from torch import nn
 
-from rearkit.contracts import Classes, Tokenizer, num_parameters
+from rearkit.contracts import Classes, ImageSize, Tokenizer, num_parameters
 from rearkit.errors import WeightsError
 from rearkit.model import Model, build
-from rearkit.partial_weights import fitting_part
 from rearkit.planning.machine import Machine
 from rearkit.planning.micro_batch import with_micro_batch
 from rearkit.planning.step_memory import GIB
@@ -24,6 +23,7 @@ from rearkit.recipe.tables import Recipe
 from rearkit.stages.data import run_classes
 from rearkit.stages.intact import check_written, keys_of
 from rearkit.stages.model_files import model_file, run_of, tokenizer_file
+from rearkit.stages.resizing import resized, take_weights
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.stage import Outcome, Stage, hash_of
 from rearkit.stages.tokenizer import fitted_tokenizer, load_tokenizer
@@ -35,7 +35,7 @@ from rearkit.system.files import remove
 from rearkit.system.hub import hub_records
 from rearkit.training.checkpoints import CHECKPOINTS, Checkpoints
 from rearkit.training.loop import train_checked
-from rearkit.weights import listed, load_weights, write_state_dict
+from rearkit.weights import load_weights, write_state_dict
 
 
 def run(recipe: Recipe, folder: RunFolder) -> Outcome:
@@ -97,7 +97,7 @@ def trained_model(recipe: Recipe, folder: RunFolder) -> Model:
 
 
 def load_model(
-    path: str | Path, tokenizer: Tokenizer | None = None, trust: bool = False, image_size: int | None = None
+    path: str | Path, tokenizer: Tokenizer | None = None, trust: bool = False, image_size: ImageSize | None = None
 ) -> Model:
     """Load an exported model, ``RUN/train/model.safetensors``, which contains its recipe and its classes.
 
@@ -107,8 +107,8 @@ def load_model(
             beside the file, or the one whose weights the recipe names.
         trust: also take what the file's recipe names outside the file, such as weights on the hub and components of
             plugins that only training needs.
-        image_size: a side in pixels other than the one that it was trained at, where tokenizer and backbone allow it:
-            tables of positions are interpolated in two dimensions, and a line says so.
+        image_size: another size than the one that it was trained at, a side in pixels or (height, width), where
+            tokenizer and backbone allow it: tables of positions are interpolated in two dimensions, and a line says so.
 
     Raises:
         RecipeError: the file contains no recipe, or one that does not fit what is installed now.
@@ -119,8 +119,9 @@ def load_model(
     if file.absolute() == run.model:
         check_written(("train",), run)
     recipe = load_recipe(file, trust=trust)
+    trained = getattr(recipe.tokenizer.settings, "image_size", 0)
     if image_size is not None:
-        recipe = _resized(recipe, image_size)
+        recipe = resized(recipe, image_size)
     if tokenizer is None and (saved := tokenizer_file(path, recipe)) is not None:
         if saved == run.tokenizer:
             check_written(("tokenizer",), run)
@@ -128,32 +129,7 @@ def load_model(
     classes = _exported_classes(file, run)
     if image_size is None:
         return _with_weights(recipe, tokenizer, classes, file)
-    model = build(_without_weights(recipe), tokenizer, classes)
-    part = fitting_part(model.backbone, str(file))
-    fresh = [name for name in model.backbone.state_dict() if name not in part.taken]
-    if fresh:
-        raise WeightsError(
-            f"{file}: {recipe.backbone.name} cannot take its {listed(fresh)} over to {image_size} pixels; train at "
-            f'that size instead, from these weights: [backbone] weights = "{file}", weights_fit = "partial"'
-        )
-    model.backbone.load_state_dict(part.taken)
-    for line in part.told[1:]:
-        say(f"sample: {image_size} pixels: {line}")
-    model.backbone.eval()
-    return model
-
-
-def _resized(recipe: Recipe, image_size: int) -> Recipe:
-    """Return a recipe whose tokenizer has another size, if it is one that has."""
-    settings = recipe.tokenizer.settings
-    if not hasattr(settings, "image_size"):
-        raise WeightsError(f"[tokenizer] {recipe.tokenizer.name} has no image_size, and so one size only")
-    try:
-        changed = attrs.evolve(settings, image_size=image_size)
-    except ValueError as error:
-        raise WeightsError(f"[tokenizer] {recipe.tokenizer.name}: {error}") from None
-    evolved: Recipe = attrs.evolve(recipe, tokenizer=attrs.evolve(recipe.tokenizer, settings=changed))  # type: ignore[misc]
-    return evolved
+    return take_weights(build(_without_weights(recipe), tokenizer, classes), file, trained)
 
 
 def _exported_classes(path: Path, folder: RunFolder) -> Classes | None:

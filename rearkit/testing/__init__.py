@@ -25,6 +25,7 @@ from rearkit.registry.component import Component
 from rearkit.testing.backbones import check_backbone
 from rearkit.testing.clauses import SPACE, require, seeded
 from rearkit.testing.datasets import check_dataset
+from rearkit.testing.grids import check_oblong
 from rearkit.testing.noise import check_noise_schedule
 from rearkit.testing.published import check_published
 from rearkit.testing.regularizers import check_regularizer
@@ -66,6 +67,7 @@ def check_component(component: Component, settings: Any = None, space: TokenSpac
             check_dataset(component.build(settings))
         elif component.kind == "tokenizer":
             check_tokenizer(component.build(settings), lambda: component.build(settings))
+            check_oblong(component, settings)
         elif component.kind == "backbone":
             check_backbone(lambda space: component.build(settings, space), space)
         elif component.kind == "noise":

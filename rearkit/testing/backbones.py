@@ -29,6 +29,7 @@ from rearkit.testing.clauses import (
     seeded,
     stir,
 )
+from rearkit.testing.grids import check_grids
 
 
 def check_backbone(build: Callable[[TokenSpace], Backbone], space: TokenSpace = SPACE) -> None:
@@ -66,6 +67,8 @@ def check_backbone(build: Callable[[TokenSpace], Backbone], space: TokenSpace = 
         stir(module)
         _check_decoding(backbone, module, tokens_BN, classes_B, space, "weights were changed before start")
         _check_state(build, module, tokens_BN, classes_B, space)
+        if backbone.any_grid:
+            check_grids(build, space)
         _check_recordable(backbone, tokens_BN, classes_B, space)
         _check_blocks(backbone, module, tokens_BN, classes_B)
         _check_gradients(module, tokens_BN, classes_B)

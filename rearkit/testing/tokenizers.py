@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from rearkit.contracts import FittableTokenizer, Tokenizer
+from rearkit.contracts import FittableTokenizer, Tokenizer, grid_of, height_width, size_text
 from rearkit.testing.clauses import (
     close,
     copy_state,
@@ -44,22 +43,23 @@ def check_tokenizer(tokenizer: Tokenizer, rebuild: Callable[[], Tokenizer] | Non
         isinstance(tokenizer, Tokenizer),
         f"a tokenizer must inherit from rearkit.contracts.Tokenizer; {named(tokenizer)} does not",
     )
-    for attribute in ("num_tokens", "codebook_size", "embedding_dim", "image_size"):
+    for attribute in ("num_tokens", "codebook_size", "embedding_dim"):
         require_count(tokenizer, attribute, "tokenizer")
+    shape = _shape(tokenizer)
     require(
         tokenizer.codebook_size <= MOST_CODES,
         f"tokenizer.codebook_size must be {MOST_CODES} at most, since token shards hold uint16; "
         f"found {tokenizer.codebook_size}",
     )
-    side = math.isqrt(tokenizer.num_tokens)
+    grid = grid_of(tokenizer)
     require(
-        not tokenizer.raster or (side**2 == tokenizer.num_tokens and tokenizer.image_size % side == 0),
-        f"a tokenizer with raster = True must have a square grid of tokens, whose side divides image_size "
-        f"({tokenizer.image_size}); found {tokenizer.num_tokens} tokens",
+        not tokenizer.raster or (grid is not None and shape[0] % grid[0] == 0),
+        "a tokenizer with raster = True must have a grid of tokens, each of its own square patch of the image "
+        f"({size_text(shape)} pixels); found {tokenizer.num_tokens} tokens",
     )
     with seeded():
         module.eval()
-        images = torch.rand(ROWS, 3, tokenizer.image_size, tokenizer.image_size)
+        images = torch.rand(ROWS, 3, *shape)
         # Black, and a picture of extreme values: results must stay in range and finite there too.
         images[0] = 0.0
         images[1] = images[1].round()
@@ -81,6 +81,16 @@ def check_tokenizer(tokenizer: Tokenizer, rebuild: Callable[[], Tokenizer] | Non
                 _check_state(tokenizer, module, rebuild, images, tokens_BN)
         if isinstance(tokenizer, FittableTokenizer):
             _check_fit(module, images)
+
+
+def _shape(tokenizer: Tokenizer) -> tuple[int, int]:
+    """Return height and width of the images, which must be a number or a pair of them."""
+    size = tokenizer.image_size
+    if not isinstance(size, tuple):
+        require_count(tokenizer, "image_size", "tokenizer")
+    elif len(size) != 2 or not all(type(side) is int and side >= 1 for side in size):
+        raise AssertionError(f"tokenizer.image_size must be a whole number, or (height, width); found {size!r}")
+    return height_width(size)
 
 
 def _check_codebook(tokenizer: Tokenizer) -> None:
@@ -108,8 +118,8 @@ def _check_encode(tokenizer: Tokenizer, images: Tensor) -> None:
 
 
 def _check_decode(tokenizer: Tokenizer, tokens_BN: Tensor) -> None:
-    shape = (len(tokens_BN), 3, tokenizer.image_size, tokenizer.image_size)
-    images = require_tensor(tokenizer.decode(tokens_BN), shape, torch.float32, "decode(tokens), (B, 3, R, R),")
+    shape = (len(tokens_BN), 3, *height_width(tokenizer.image_size))
+    images = require_tensor(tokenizer.decode(tokens_BN), shape, torch.float32, "decode(tokens), (B, 3, H, W),")
     require(
         ((images >= 0) & (images <= 1)).all(),
         f"decoded images must lie in [0, 1]; found {images.min():g} to {images.max():g}",

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rearkit.contracts import Tokenizer
+from rearkit.contracts import Tokenizer, square_side
 from rearkit.data.bad_samples import BadSamples, Unusable
 from rearkit.data.image_index import ImageReader
 from rearkit.data.pixels import to_float
@@ -48,7 +48,7 @@ class OnTheFly:
         # Before worker processes are forked, since each would import it again.
         import torchvision.transforms.functional  # noqa: F401
 
-        self.num_tokens, self.image_size = tokenizer.num_tokens, tokenizer.image_size
+        self.num_tokens, self.image_size = tokenizer.num_tokens, square_side(tokenizer)
         self.names, self.starts, self.window = images.index.shards, images.index.starts, table.shuffle_shards
         self.workers = table.workers
         self.tokenizer = tokenizer

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rearkit.contracts import Tokenizer
+from rearkit.contracts import Tokenizer, square_side
 from rearkit.data.bad_samples import BadSamples
 from rearkit.data.image_sets import ImageSet, Split
 from rearkit.data.pixels import to_float
@@ -44,7 +44,7 @@ def tokenize_shard(tokenizer: Tokenizer, images: Split, augment: str, batch: int
         path: file for the token shard.
         bad: counts images that have to be skipped.
     """
-    device = module_device(tokenizer)
+    device, size = module_device(tokenizer), square_side(tokenizer)
     tokens: list[np.ndarray] = []
     classes: list[int] = []
     held: list[Tensor] = []
@@ -58,7 +58,7 @@ def tokenize_shard(tokenizer: Tokenizer, images: Split, augment: str, batch: int
     # The counter goes on over all shards of a split, so this shard's part is the difference.
     before = bad.reasons.copy()
     for read in images.read(bad=bad):
-        for view in views(read.image, augment, tokenizer.image_size):
+        for view in views(read.image, augment, size):
             held.append(view)
             classes.append(read.label)
             if len(held) >= batch:

@@ -225,6 +225,22 @@ def test_adm_s_crop_averages_whole_blocks_and_keeps_an_image_of_the_size() -> No
     assert not torch.equal(adm_crop(Image.fromarray(image), 12), square(Image.fromarray(image), Decoding(12)))
 
 
+@pytest.mark.parametrize("crop", ["center", "adm"])
+@given(st.integers(2, 40), st.integers(2, 40), st.integers(1, 24), st.integers(1, 24))
+def test_an_image_is_cut_to_any_height_and_width(crop: str, width: int, height: int, high: int, wide: int) -> None:
+    image = Image.new("RGB", (width, height), (10, 20, 30))
+    found = square(image, Decoding((high, wide), crop))
+    assert found.shape == (3, high, wide)
+    # No border where the image would not reach.
+    assert found.flatten(1).float().mean(1).tolist() == [10, 20, 30]
+
+
+@pytest.mark.parametrize("crop", ["center", "adm"])
+def test_height_and_width_that_are_the_same_are_a_square(crop: str) -> None:
+    image = Image.fromarray(noise(31, 77))
+    assert torch.equal(square(image, Decoding((16, 16), crop)), square(image, Decoding(16, crop)))
+
+
 # Settings
 
 

@@ -60,6 +60,30 @@ def test_a_part_is_a_half_or_a_box(text: str, box: tuple[int, int, int, int]) ->
     assert torch.equal(keep_part(text, 8), expected)
 
 
+@pytest.mark.parametrize(("text", "box"), [("left", (0, 0, 3, 8)), ("bottom", (0, 4, 6, 8)), ("1,2,6,8", (1, 2, 6, 8))])
+def test_a_part_of_an_image_that_is_no_square(text: str, box: tuple[int, int, int, int]) -> None:
+    left, top, right, bottom = box
+    expected = torch.zeros(8, 6, dtype=torch.bool)
+    expected[top:bottom, left:right] = True
+    assert torch.equal(keep_part(text, (8, 6)), expected)
+    with pytest.raises(RearkitError, match="no part of an image of 6 × 8 pixels"):
+        keep_part("0,0,8,6", (8, 6))
+
+
+def test_a_photo_and_its_mask_are_cut_to_height_and_width(photo: Path, tmp_path: Path) -> None:
+    how = Decoding((8, 4))
+    found = read_photo(photo, how)
+    assert found.shape == (3, 8, 4)
+    # Its height fits, and of its 12 columns the middle is left.
+    assert torch.equal(found, read_photo(photo, Decoding((8, 12)))[:, :, 4:8])
+    pixels = np.zeros((16, 24), np.uint8)
+    pixels[8:] = 255
+    assert read_mask(saved(tmp_path / "mask.png", pixels), photo, how).shape == (8, 4)
+    assert read_mask(saved(tmp_path / "own.png", pixels[:8, :4]), photo, how).all()
+    with pytest.raises(RearkitError, match="mask of 8 × 4 pixels"):
+        read_mask(saved(tmp_path / "turned.png", pixels[:4, :8]), photo, how)
+
+
 @pytest.mark.parametrize("text", ["middle", "1,2,3", "4,0,4,8", "0,0,9,8", "5,0,4,8", "-1,0,4,8", "0.5,0,4,8", ""])
 def test_what_is_no_part_is_refused(text: str) -> None:
     with pytest.raises(RearkitError, match=r"expected .*(LEFT,TOP,RIGHT,BOTTOM|LEFT below RIGHT)"):

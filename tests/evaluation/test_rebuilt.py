@@ -58,6 +58,17 @@ def test_fields_of_the_token_picture_are_of_one_colour_a_code(tokenizer: Tokeniz
             assert torch.equal(colours[i], colours[j]) == (one.tokens[i] == one.tokens[j])
 
 
+def test_the_token_picture_has_the_rows_and_columns_of_the_grid(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
+    tall = build_tokenizer(tiny(tokenizer={"image_size": [12, 4]})).eval()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 12, 3), np.uint8)).save(tmp_path / "a.png")
+    one = rearkit.reconstruct(tall, [tmp_path / "a.png"])[0]
+    assert all(picture.shape == (3, 12, 4) for picture in one.pictures.values())
+    fields = one.token_picture.reshape(3, 6, 2, 2, 2)
+    assert torch.equal(fields, fields[:, :, :1, :, :1].expand_as(fields))
+    colours = code_colours(tall.codebook().detach())[one.tokens]
+    assert torch.equal(fields[:, :, 0, :, 0].flatten(1).T, colours)
+
+
 def test_like_codes_have_like_colours_in_few_dimensions_too() -> None:
     line = torch.tensor([[0.0], [3.0], [1.0], [2.0]])
     assert code_colours(line)[:, 0].tolist() == [0, 255, 85, 170]

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
 import torch.nn.functional as F
+from sharp import sharpened
 
-from rearkit.model import Model
+from rearkit.errors import RearkitError
+from rearkit.model import Model, build
+from rearkit.recipe.tables import Recipe
 from rearkit.sampling.attention_maps import COLUMNS, WATCHED, AttentionWatch, sample_maps
 
 
@@ -40,3 +46,25 @@ def test_maps_show_certainty_and_attention_where_they_are(model: Model) -> None:
     assert dark[15] == dark.min()
     middle = pictures[3].float().sum(0)[::2, ::2].flatten()
     assert (middle[10:] == middle.min()).all() and middle[:10].max() > middle.min()
+
+
+def test_maps_have_the_rows_and_columns_of_the_grid(tiny: Callable[..., Recipe]) -> None:
+    model = sharpened(build(tiny(tokenizer={"image_size": [12, 8]})))
+    assert model.space.grid == (6, 4)
+    tokens = torch.randint(12, (1, 24), generator=torch.Generator().manual_seed(0))
+    images = torch.zeros(1, 12, 8, 3, dtype=torch.uint8)
+    pictures, _ = sample_maps(model, images, tokens, torch.tensor([0]))
+    assert pictures.shape == (5, 3, 12, 8)
+    with torch.no_grad():
+        likeliest = model.backbone(tokens, torch.tensor([0]))[0][0, :24].softmax(-1).amax(-1)
+    brightness = pictures[1].float().mean(0)[::2, ::2]
+    assert divmod(int(likeliest.argmax()), 4) == divmod(int(brightness.flatten().argmax()), brightness.shape[1])
+    # Of 6 rows, the middle token is in the fourth: nothing after it is seen.
+    middle = pictures[3].float().sum(0)[::2, ::2].flatten()
+    assert (middle[14:] == middle.min()).all() and middle[:14].max() > middle.min()
+
+
+def test_tokens_without_places_have_no_maps(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(model.tokenizer), "raster", False)
+    with pytest.raises(RearkitError, match="maskgit-vqgan: its tokens have no places"):
+        sample_maps(model, torch.zeros(1, 8, 8, 3), torch.zeros(1, 16, dtype=torch.int64), torch.tensor([0]))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
+from sharp import sharpened
 from torch import Tensor
 
 from rearkit.errors import RearkitError
-from rearkit.model import Model
-from rearkit.sampling.editing import blend, edit, known_tokens
+from rearkit.model import Model, build
+from rearkit.recipe.tables import Recipe
+from rearkit.sampling.editing import blend, edit, given_tokens, known_tokens
 from rearkit.sampling.sampler import Sampler
 
 
@@ -52,6 +56,23 @@ def test_kept_pixels_come_back_and_alternatives_differ(model: Model, photo: Tens
     assert len(np.unique(images.reshape(4, -1), axis=0)) == 4
     # Each by itself is the same.
     assert np.array_equal(edit(Sampler(model), photo, mask, [7], [0], fade=0)[0], images[3])
+
+
+def test_a_photo_that_is_no_square_is_edited(tiny: Callable[..., Recipe]) -> None:
+    model = sharpened(build(tiny(tokenizer={"image_size": [8, 12]})))
+    photo = torch.randint(0, 256, (3, 8, 12), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    mask = torch.zeros(8, 12, dtype=torch.bool)
+    mask[:, :7] = True  # three columns of patches, and half of the fourth one
+    known = known_tokens(model, mask).reshape(4, 6)
+    assert known[:, :3].all() and not known[:, 3:].any()
+    sampler = Sampler(model)
+    images = edit(sampler, photo, mask, [3, 7], fade=0)
+    assert images.shape == (2, 8, 12, 3)
+    assert (images[:, :, :7] == photo.permute(1, 2, 0).numpy()[:, :7]).all()
+    given, _ = given_tokens(sampler, photo, mask)
+    (part,) = sampler.stream([3, 7], given=given, known=known.flatten())
+    assert (part.tokens.reshape(2, 4, 6)[:, :, :3] == given.reshape(4, 6)[:, :3].numpy()).all()
+    assert (part.images[:, :, 7:] == images[:, :, 7:]).all()
 
 
 def test_kept_pixels_fade_towards_those_that_are_drawn() -> None:

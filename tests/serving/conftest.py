@@ -74,13 +74,13 @@ def trained(tiny: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="session")
 def serving(trained: tuple[Model, dict[str, Path]]) -> Callable[..., Iterator[Client]]:
-    """Start a server, with other limits if they are given; it ends with the iterator."""
+    """Start a server, of another model or with other limits if they are given; it ends with the iterator."""
     pytest.importorskip("fastapi", reason="the package fastapi is not installed (rearkit[serve])")
     pytest.importorskip("uvicorn", reason="the package uvicorn is not installed (rearkit[serve])")
     from rearkit.serving.server import serve
 
-    def start(batch: int = 8, **limits: Any) -> Iterator[Client]:
-        served = Served.of(*trained, batch)
+    def start(batch: int = 8, served: Served | None = None, **limits: Any) -> Iterator[Client]:
+        served = served or Served.of(*trained, batch)
         found: list[Client] = []
         listening = threading.Event()
 
@@ -105,3 +105,12 @@ def serving(trained: tuple[Model, dict[str, Path]]) -> Callable[..., Iterator[Cl
 def client(serving: Callable[..., Iterator[Client]]) -> Iterator[Client]:
     """A server of the tiny model with the usual limits."""
     yield from serving()
+
+
+@pytest.fixture(scope="module")
+def tall(
+    tiny: Callable[..., Recipe], trained: tuple[Model, dict[str, Path]], serving: Callable[..., Iterator[Client]]
+) -> Iterator[Client]:
+    """A server of a model of 16 × 8 pixels, 8 rows of 4 tokens."""
+    model = sharpened(build(tiny(tokenizer={"image_size": [16, 8]}), None, Classes(3)))
+    yield from serving(served=Served.of(model, trained[1], 8, (16, 8)))

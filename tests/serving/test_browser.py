@@ -36,7 +36,10 @@ def chromium() -> Iterator[Any]:
 @pytest.fixture(params=WIDTHS)
 def page(request: pytest.FixtureRequest, chromium: Any, client: Any) -> Iterator[Any]:
     """The page, freshly opened; what its scripts complain of fails the test."""
-    width, height = WIDTHS[request.param]
+    yield from opened_page(chromium, client.port, *WIDTHS[request.param])
+
+
+def opened_page(chromium: Any, port: int, width: int, height: int) -> Iterator[Any]:
     context = chromium.new_context(viewport={"width": width, "height": height}, permissions=["clipboard-read"])
     opened = context.new_page()
     opened.set_default_timeout(20_000)
@@ -45,7 +48,7 @@ def page(request: pytest.FixtureRequest, chromium: Any, client: Any) -> Iterator
     # Of answers that a test makes fail, the browser says this itself.
     own = "Failed to load resource"
     opened.on("console", lambda said: None if said.text.startswith(own) else complaints.append(said.text))
-    opened.goto(f"http://127.0.0.1:{client.port}/")
+    opened.goto(f"http://127.0.0.1:{port}/")
     yield opened
     # Nothing is cut off at the side.
     assert opened.evaluate("document.documentElement.scrollWidth") <= width
@@ -228,3 +231,26 @@ def _luminance(colour: str) -> float:
     parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_images_that_are_no_squares(chromium: Any, tall: Any) -> None:
+    """Frames, tokens and the brush have 16 × 8 pixels and 8 rows of 4 tokens."""
+    for page in opened_page(chromium, tall.port, *WIDTHS["desktop"]):
+        page.locator("#count").fill("2")
+        page.locator("#go").click()
+        finished(page, 2)
+        frame = page.locator("figure .frame").first.bounding_box()
+        assert frame["height"] == pytest.approx(2 * frame["width"], abs=2)
+        raster = page.locator("figure canvas").first
+        assert raster.evaluate("one => [one.width, one.height]") == [8, 16]
+        # The last token of all has its colour in the last field of the last row.
+        assert raster.evaluate("one => one.getContext('2d').getImageData(7, 15, 1, 1).data[3]") == 255
+        assert np.array_equal(shown(page, tall), sample(tall.served.model, [0, 0], None, 0, numbers=[0, 1]).images)
+        page.locator("figure .edit").first.click()
+        page.get_by_role("button", name="Lower half").click()
+        page.get_by_text("16 of 32 tokens are drawn anew.").wait_for()
+        page.locator("#go").click()
+        page.locator(".job").nth(1).wait_for()
+        finished(page, 4)
+        kept = shown(page, tall)[:, :6]
+        assert (kept == shown(page, tall, 1)[:1, :6]).all()

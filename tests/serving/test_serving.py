@@ -10,32 +10,13 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from rearkit.cli.main import main
-from rearkit.contracts import Classes
 from rearkit.errors import RearkitError
-from rearkit.model import build
-from rearkit.recipe.tables import Recipe
 from rearkit.serving.limits import Limits
-from rearkit.stages.model_files import TOKENIZER
-from rearkit.stages.run_folder import RunFolder
-from rearkit.stages.train import export
-from rearkit.weights import write_state_dict
-
-
-@pytest.fixture
-def exported(tiny: Callable[..., Recipe], tmp_path: Path) -> Path:
-    model, folder = build(tiny(), None, Classes(3, ("cat", "dog", "cow"))), RunFolder(tmp_path / "run")
-    export(model, 4, folder)
-    file = tmp_path / "model" / "model.safetensors"
-    file.parent.mkdir()
-    folder.model.rename(file)
-    write_state_dict(file.parent / TOKENIZER, model.tokenizer.state_dict())
-    return file.parent
 
 
 @pytest.mark.slow

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -215,6 +217,51 @@ class NamesTooManyBlocks(NamesOtherBlocks):
         self.blocks = [self.mix, self.head]
 
 
+class OfAnyGrid(Running):
+    """Keeps the contract of `any_grid`: a table of positions, which it cuts out of a square's."""
+
+    any_grid = True
+
+    def __init__(self, space: TokenSpace) -> None:
+        super().__init__(space)
+        self.place = nn.Parameter(torch.zeros(space.num_tokens, self.hidden_size))
+
+    def forward(
+        self, tokens_BN: Tensor, classes_B: Tensor, layers: Sequence[int] = ()
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        x_BTD = torch.cat([self.classes(classes_B)[:, None], self.tokens(tokens_BN) + self.place], dim=1)
+        hidden_BTD = self.block(x_BTD)
+        return self.head(hidden_BTD), {0: hidden_BTD} if 0 in layers else {}
+
+    def start(self, classes_B: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        logits, cache = super().start(classes_B)
+        return logits, {**cache, "place": 0}
+
+    def step(self, tokens_B: Tensor, cache: dict[str, Any]) -> Tensor:
+        cache["place"] += 1
+        return self.append(self.tokens(tokens_B) + self.place[cache["place"] - 1], cache)
+
+    def adapted(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        side = math.isqrt(len(state["place"]))
+        rows, columns = self.space.grid or (side, side)
+        at = [min(i // columns, side - 1) * side + min(i % columns, side - 1) for i in range(rows * columns)]
+        return {**state, "place": state["place"][at]}, []
+
+
+class CannotChangeItsGrid(OfAnyGrid):
+    def adapted(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        return dict(state), []
+
+
+class MixesUpRowsAndColumns(OfAnyGrid):
+    def adapted(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        return {**state, "place": state["place"][: self.space.num_tokens]}, []
+
+
+def test_a_good_backbone_of_any_grid_passes() -> None:
+    check_backbone(OfAnyGrid)
+
+
 @pytest.mark.parametrize("space", [TokenSpace(6, 11, 3), TokenSpace(1, 2, 1), TokenSpace(5, 300, 2)])
 def test_a_good_backbone_passes(space: TokenSpace) -> None:
     check_backbone(Running, space)
@@ -246,6 +293,8 @@ def test_a_good_backbone_passes(space: TokenSpace) -> None:
         (NoLastPlace, r"logits, \(B, N\+1, V\), must be a tensor"),
         (LogitsOnly, "forward must return logits and hidden states by layer; found Tensor"),
         (NoHidden, r"must have exactly the layers asked for, \[0\]; found \[\]"),
+        (CannotChangeItsGrid, r"weights of a square grid to one of 4 × 2 tokens, in adapted; place do not fit"),
+        (MixesUpRowsAndColumns, "must tell rows from columns, by TokenSpace.grid"),
         (PrefixOfTwo, r"the output of block 0, \(B, prefix_length \+ N, D\), must be a tensor"),
         (NoPrefix, "prefix_length must be a whole number from 1; found 0"),
         (lambda space: object(), "must be an nn.Module; found object"),

@@ -58,6 +58,36 @@ class InRaster(Line):
     raster = True
 
 
+class ThreeSides(Line):
+    def __init__(self) -> None:
+        super().__init__()
+        self.image_size = (6, 6, 6)
+
+
+class Tall(Line):
+    """Keeps the contract with images that are no squares: 4 × 2 tokens, each of 3 × 3 pixels."""
+
+    raster, num_tokens, image_size = True, 8, (12, 6)
+
+    def __init__(self, codebook_size: int = 13, embedding_dim: int = 4) -> None:
+        super(Line, self).__init__()
+        self.codebook_size, self.embedding_dim = codebook_size, embedding_dim
+        self.read = nn.Conv2d(3, embedding_dim, 3, 3)
+        self.codes = nn.Embedding(codebook_size, embedding_dim)
+        self.write = nn.ConvTranspose2d(embedding_dim, 3, 3, 3)
+
+    def encode(self, images_B3yx: Tensor) -> Tensor:
+        return torch.cdist(self.read(images_B3yx).flatten(2).mT, self.codebook()).argmin(-1)
+
+    def decode(self, tokens_BN: Tensor) -> Tensor:
+        return self.write(self.codebook()[tokens_BN].mT.unflatten(2, (-1, 2))).sigmoid()
+
+
+class TallInSquares(Tall):
+    def encode(self, images_B3yx: Tensor) -> Tensor:
+        return super().encode(images_B3yx[:, :, :6])
+
+
 class OnAGrid(Line):
     def encode(self, images_B3RR: Tensor) -> Tensor:
         return super().encode(images_B3RR)[:, None]
@@ -153,7 +183,7 @@ class FitWithoutGradient(Fitted):
 
 
 @pytest.mark.parametrize("size", [(13, 4), (2, 1), (300, 500)])
-@pytest.mark.parametrize("kind", [Line, Fitted])
+@pytest.mark.parametrize("kind", [Line, Fitted, Tall])
 def test_a_good_tokenizer_passes(kind: type[Line], size: tuple[int, int]) -> None:
     check_tokenizer(kind(*size), lambda: kind(*size))
 
@@ -163,7 +193,9 @@ def test_a_good_tokenizer_passes(kind: type[Line], size: tuple[int, int]) -> Non
     [
         (OutOfRange, r"tokens must lie in \[0, codebook_size\), that is 0 to 12"),
         (Negative, r"tokens must lie in \[0, codebook_size\)"),
-        (InRaster, r"square grid of tokens, whose side divides image_size \(6\); found 5 tokens"),
+        (InRaster, r"must have a grid of tokens, .* \(6 × 6 pixels\); found 5 tokens"),
+        (ThreeSides, r"must be a whole number, or \(height, width\); found \(6, 6, 6\)"),
+        (TallInSquares, r"encode\(images\), \(B, N\), must be .* of shape \(3, 8\)"),
         (OnAGrid, r"encode\(images\), \(B, N\), must be a tensor, torch.int64 of shape \(3, 5\)"),
         (Int32, "found torch.int32"),
         (Random, "in eval mode, the same images must give the same tokens"),

@@ -1,26 +1,30 @@
 """LlamaGen's tokenizer (arXiv 2406.06525, section 2.1): a VQGAN with many narrow codes of length 1.
 
 Shapes: B batch, R image side, r = R / 2^(levels-1) grid side, N = r² tokens in raster order, V codes, Z their width,
-Z' the ``z_channels``.
+Z' the ``z_channels``. Images that are no squares have height × width in the place of R × R, and rows × columns in that
+of r × r.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rearkit import VectorQuantizer, setting, settings
-from rearkit.contracts import FitPass, FittableTokenizer
+from rearkit.contracts import FitPass, FittableTokenizer, ImageSize, height_width, size_text
 from rearkit_llamagen.convolutions import Decoder, Encoder
 
 
 @settings
 class LlamaGenVQSettings:
-    """Convolutional VQ tokenizer on a square grid; defaults are VQ-16 at 256 × 256. VQ-8 has levels (1, 2, 2, 4)."""
+    """Convolutional VQ tokenizer on a grid; defaults are VQ-16 at 256 × 256. VQ-8 has levels (1, 2, 2, 4)."""
 
-    image_size: int = setting("R, side of the images in pixels", default=256, ge=1)
+    image_size: ImageSize = setting(
+        "R, side of the images in pixels; for sampling also [height, width]", default=256, ge=1
+    )
     hidden_channels: int = setting("channels at full resolution", default=128, ge=1)
     channel_mult: tuple[int, ...] = setting(
         "channel factor of each level; each level but the last halves the side",
@@ -38,8 +42,10 @@ class LlamaGenVQSettings:
     codebook_decay: float = setting("decay of the codebook's moving average, in a fit", default=0.97, ge=0, lt=1)
 
     def __attrs_post_init__(self) -> None:
-        if self.image_size % (factor := 2 ** (len(self.channel_mult) - 1)):
-            raise ValueError(f"image_size ({self.image_size}) must be a multiple of {factor}, the down-sampling")
+        factor = 2 ** (len(self.channel_mult) - 1)
+        if any(side % factor for side in height_width(self.image_size)):
+            size = size_text(self.image_size)
+            raise ValueError(f"image_size ({size}) must be a multiple of {factor}, the down-sampling")
         for channels in (self.hidden_channels, *self.widths):
             if channels % self.norm_groups:
                 raise ValueError(f"norm_groups ({self.norm_groups}) must divide {channels}, the channels of a level")
@@ -50,9 +56,11 @@ class LlamaGenVQSettings:
         return [self.hidden_channels * factor for factor in self.channel_mult]
 
     @property
-    def grid(self) -> int:
-        """Side of the grid, r."""
-        return self.image_size // 2 ** (len(self.channel_mult) - 1)
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the grid."""
+        height, width = height_width(self.image_size)
+        factor = 2 ** (len(self.channel_mult) - 1)
+        return height // factor, width // factor
 
 
 class LlamaGenVQ(FittableTokenizer):
@@ -66,7 +74,7 @@ class LlamaGenVQ(FittableTokenizer):
         self.codebook_size = settings.codebook_size
         self.embedding_dim = settings.embedding_dim
         self.grid = settings.grid
-        self.num_tokens = settings.grid**2
+        self.num_tokens = math.prod(settings.grid)
         self.commitment = settings.commitment
         rest = (settings.z_channels, settings.num_res_blocks, settings.norm_groups)
         self.encoder = Encoder(settings.widths, settings.hidden_channels, *rest)
@@ -84,7 +92,7 @@ class LlamaGenVQ(FittableTokenizer):
 
     def draw(self, codes_BNZ: Tensor) -> Tensor:
         """Decode code vectors (B, N, Z) to (B, 3, R, R) in [-1, 1], not clamped."""
-        codes_BZrr = codes_BNZ.transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        codes_BZrr = codes_BNZ.transpose(1, 2).unflatten(2, self.grid)
         images_B3RR: Tensor = self.decoder(self.post_quant_conv(codes_BZrr))
         return images_B3RR
 

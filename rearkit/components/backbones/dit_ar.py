@@ -17,7 +17,7 @@ from rearkit.components.backbones.dit_ar_blocks import PREFIX, Block, Condition,
 from rearkit.components.backbones.dit_ar_decoding import Decoder
 from rearkit.contracts import Backbone, TokenSpace
 from rearkit.layers.lean import LeanLinear
-from rearkit.layers.position_tables import resized_table
+from rearkit.layers.position_tables import resized_table, square_grid
 
 # The tables with a row for each position.
 POSITIONS = ("pos_embed", "target_aware_pos_embed", "timesteps_embeddings")
@@ -32,6 +32,7 @@ class DiTAR(Backbone):
     """
 
     prefix_length = PREFIX
+    any_grid = True
 
     def __init__(self, settings: DiTARSettings, space: TokenSpace) -> None:
         super().__init__()
@@ -104,14 +105,15 @@ class DiTAR(Backbone):
         """Take over rows of tokens, interpolate positions; see `rearkit.contracts.Backbone.adapted`."""
         ours = self.state_dict()
         adapted, told = dict(state), []
+        grid = self.space.grid or square_grid(self.space.num_tokens)
         for name in POSITIONS:
-            table, places = state.get(name), ours[name].shape[1]
-            if table is None or table.ndim != 3 or table.shape[1] == places:
+            table = state.get(name)
+            if grid is None or table is None or table.ndim != 3:
                 continue
-            resized = resized_table(table, places, PREFIX)
-            if resized is not None:
-                adapted[name] = resized
-                told.append(f"interpolated: {name}, from {table.shape[1] - PREFIX} to {places - PREFIX} tokens")
+            own = square_grid(table.shape[1] - PREFIX)
+            if own is not None and own != grid:
+                adapted[name] = resized_table(table, own, grid, PREFIX)
+                told.append("interpolated: {}, from {} × {} to {} × {} tokens".format(name, *own, *grid))
         rows, head = state.get("embeddings.weight"), state.get("lm_head.weight")
         if rows is not None and head is not None and rows.shape[1:] == ours["embeddings.weight"].shape[1:]:
             adapted["embeddings.weight"] = self._token_rows(rows, len(head), told)

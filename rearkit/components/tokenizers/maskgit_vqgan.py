@@ -1,6 +1,7 @@
-"""The MaskGIT VQGAN: convolutional encoder and decoder around a vector quantizer on a square grid.
+"""The MaskGIT VQGAN: convolutional encoder and decoder around a vector quantizer on a grid.
 
 Shapes: B batch, R image side, r = R / 2^(levels-1) grid side, N = r² tokens in raster order, V codes, Z their width.
+Images that are no squares have height × width in the place of R × R, and rows × columns in that of r × r.
 Parameter names are those of the published checkpoints. Two details differ from the usual VQGAN and change results: in
 a block that changes the width, the shortcut reads the block's output, not its input; down-sampling is a mean.
 """
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rearkit.components.tokenizers.quantizer import VectorQuantizer
-from rearkit.contracts import FitPass, FittableTokenizer
+from rearkit.contracts import FitPass, FittableTokenizer, ImageSize, height_width, size_text
 from rearkit.recipe.settings import setting, settings
 
 
@@ -21,7 +22,9 @@ from rearkit.recipe.settings import setting, settings
 class MaskGITVQGANSettings:
     """Convolutional VQ tokenizer on a square grid; defaults are the published ImageNet 256 model (16×, 1024 codes)."""
 
-    image_size: int = setting("R, side of the images in pixels", default=256, ge=1)
+    image_size: ImageSize = setting(
+        "R, side of the images in pixels; for sampling also [height, width]", default=256, ge=1
+    )
     hidden_channels: int = setting("channels at full resolution", default=128, ge=1)
     channel_mult: tuple[int, ...] = setting(
         "channel factor of each level; each level but the last halves the side",
@@ -45,8 +48,10 @@ class MaskGITVQGANSettings:
     entropy_temperature: float = setting("of its softmax over codes", default=0.1, gt=0, since="0.2.0")
 
     def __attrs_post_init__(self) -> None:
-        if self.image_size % (factor := 2 ** (len(self.channel_mult) - 1)):
-            raise ValueError(f"image_size ({self.image_size}) must be a multiple of {factor}, the down-sampling")
+        factor = 2 ** (len(self.channel_mult) - 1)
+        if any(side % factor for side in height_width(self.image_size)):
+            size = size_text(self.image_size)
+            raise ValueError(f"image_size ({size}) must be a multiple of {factor}, the down-sampling")
         for channels in (self.hidden_channels * mult for mult in (1, *self.channel_mult)):
             if channels % self.norm_groups:
                 raise ValueError(f"norm_groups ({self.norm_groups}) must divide {channels}, the channels of a level")
@@ -170,8 +175,9 @@ class MaskGITVQGAN(FittableTokenizer):
         self.image_size = settings.image_size
         self.codebook_size = settings.codebook_size
         self.embedding_dim = settings.embedding_dim
-        self.grid = settings.image_size // 2 ** (len(settings.channel_mult) - 1)
-        self.num_tokens = self.grid**2
+        rows, columns = (side // 2 ** (len(settings.channel_mult) - 1) for side in height_width(settings.image_size))
+        self.grid = (rows, columns)
+        self.num_tokens = rows * columns
         self.commitment = settings.commitment
         self.entropy, self.entropy_temperature = settings.entropy, settings.entropy_temperature
         self.encoder = Encoder(settings)
@@ -223,7 +229,7 @@ class MaskGITVQGAN(FittableTokenizer):
         return (self.decoder,)
 
     def _tokens_to_grid(self, codes_BNZ: Tensor) -> Tensor:
-        return codes_BNZ.transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        return codes_BNZ.transpose(1, 2).unflatten(2, self.grid)
 
 
 def _grid_to_tokens(features_BZrr: Tensor) -> Tensor:

@@ -4,19 +4,21 @@ const accent = () => getComputedStyle(document.documentElement).getPropertyValue
 
 export class Brush {
   constructor(about) {
-    this.side = about.image_size;
-    this.patches = about.side;
+    this.width = about.width;
+    this.height = about.height;
+    [this.rows, this.columns] = about.grid ?? [1, 1];
     this.canvas = document.getElementById("canvas");
     this.says = document.getElementById("brush-says");
     this.size = document.getElementById("brush-size");
-    this.scale = Math.max(1, Math.ceil(640 / this.side));
-    this.canvas.width = this.canvas.height = this.side * this.scale;
-    this.mask = new Uint8Array(this.side ** 2);
+    this.scale = Math.max(1, Math.ceil(640 / this.width));
+    this.canvas.width = this.width * this.scale;
+    this.canvas.height = this.height * this.scale;
+    this.mask = new Uint8Array(this.width * this.height);
     this.before = [];
     this.erasing = false;
     this.painting = true; // false while a photo is only looked at
-    const middle = (Math.floor(this.patches / 2) + 0.5) * (this.side / this.patches);
-    this.at = { x: middle, y: middle };
+    this.patch = this.width / this.columns; // side of a token's patch, in pixels
+    this.at = { x: (Math.floor(this.columns / 2) + 0.5) * this.patch, y: (Math.floor(this.rows / 2) + 0.5) * this.patch };
     this.last = null;
     this.keyboard = false;
     const on = (name, act) => this.canvas.addEventListener(name, act);
@@ -43,16 +45,16 @@ export class Brush {
     this.before = [];
     this.mask.fill(0);
     if (mask) {
-      const draw = square(this.side);
+      const draw = blank(this.width, this.height);
       draw.drawImage(await picture(mask), 0, 0);
-      draw.getImageData(0, 0, this.side, this.side).data.forEach((value, i) => { if (i % 4 === 0) this.mask[i / 4] = value > 127; });
+      draw.getImageData(0, 0, this.width, this.height).data.forEach((value, i) => { if (i % 4 === 0) this.mask[i / 4] = value > 127; });
     }
     this.show();
   }
 
   // The mask as a canvas of the image's size: one colour where it is painted, another elsewhere.
   drawn(painted, elsewhere) {
-    const draw = square(this.side), data = draw.createImageData(this.side, this.side);
+    const draw = blank(this.width, this.height), data = draw.createImageData(this.width, this.height);
     this.mask.forEach((is, i) => data.data.set(is ? painted : elsewhere, 4 * i));
     draw.putImageData(data, 0, 0);
     return draw.canvas;
@@ -67,10 +69,10 @@ export class Brush {
 
   // Tokens that are drawn anew: those of whose patch any pixel is painted.
   touched() {
-    const patch = this.side / this.patches;
     const found = new Set();
     this.mask.forEach((is, i) => {
-      if (is) found.add(Math.floor(i / this.side / patch) * this.patches + Math.floor((i % this.side) / patch));
+      const row = Math.floor(i / this.width / this.patch), column = Math.floor((i % this.width) / this.patch);
+      if (is) found.add(row * this.columns + column);
     });
     return found;
   }
@@ -95,23 +97,24 @@ export class Brush {
   // Paint the pixels for which a rule says so.
   fill(rule) {
     this.remember();
-    this.mask.forEach((_, i) => { this.mask[i] = rule(i % this.side, Math.floor(i / this.side)); });
+    this.mask.forEach((_, i) => { this.mask[i] = rule(i % this.width, Math.floor(i / this.width)); });
     this.show();
   }
 
   part(which) {
-    const half = this.side / 2, inside = (one) => one >= half / 2 && one < half + half / 2;
+    const within = (one, side) => one >= side / 4 && one < (side / 4) * 3;
+    const inside = (x, y) => within(x, this.width) && within(y, this.height);
     this.fill({
-      right: (x) => x >= half,
-      bottom: (x, y) => y >= half,
-      inside: (x, y) => inside(x) && inside(y),
-      outside: (x, y) => !(inside(x) && inside(y)),
+      right: (x) => x >= this.width / 2,
+      bottom: (x, y) => y >= this.height / 2,
+      inside,
+      outside: (x, y) => !inside(x, y),
     }[which]);
   }
 
   place(event) {
     const box = this.canvas.getBoundingClientRect();
-    return { x: ((event.clientX - box.left) / box.width) * this.side, y: ((event.clientY - box.top) / box.height) * this.side };
+    return { x: ((event.clientX - box.left) / box.width) * this.width, y: ((event.clientY - box.top) / box.height) * this.height };
   }
 
   down(event) {
@@ -133,12 +136,12 @@ export class Brush {
     const from = this.last ?? to, dx = to.x - from.x, dy = to.y - from.y, length = dx * dx + dy * dy || 1;
     const radius = Math.max(Number(this.size.value) / 2, 0.71), value = this.erasing ? 0 : 1;
     const low = (a, b) => Math.max(0, Math.floor(Math.min(a, b) - radius));
-    const high = (a, b) => Math.min(this.side - 1, Math.ceil(Math.max(a, b) + radius));
-    for (let y = low(from.y, to.y); y <= high(from.y, to.y); y++) {
-      for (let x = low(from.x, to.x); x <= high(from.x, to.x); x++) {
+    const high = (a, b, side) => Math.min(side - 1, Math.ceil(Math.max(a, b) + radius));
+    for (let y = low(from.y, to.y); y <= high(from.y, to.y, this.height); y++) {
+      for (let x = low(from.x, to.x); x <= high(from.x, to.x, this.width); x++) {
         const along = Math.min(1, Math.max(0, ((x + 0.5 - from.x) * dx + (y + 0.5 - from.y) * dy) / length));
         const away = Math.hypot(x + 0.5 - from.x - along * dx, y + 0.5 - from.y - along * dy);
-        if (away <= radius) this.mask[y * this.side + x] = value;
+        if (away <= radius) this.mask[y * this.width + x] = value;
       }
     }
     if (this.last) this.last = to;
@@ -147,13 +150,13 @@ export class Brush {
 
   key(event) {
     if (!this.painting) return;
-    const step = event.shiftKey ? 1 : this.side / this.patches;
+    const step = event.shiftKey ? 1 : this.patch;
     const moves = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] };
-    const inside = (value) => Math.min(this.side - 0.5, Math.max(0.5, value));
+    const inside = (value, side) => Math.min(side - 0.5, Math.max(0.5, value));
     this.keyboard = true;
     if (event.key in moves) {
       const [x, y] = moves[event.key];
-      this.at = { x: inside(this.at.x + x), y: inside(this.at.y + y) };
+      this.at = { x: inside(this.at.x + x, this.width), y: inside(this.at.y + y, this.height) };
     } else if (event.key === " ") {
       this.remember();
       this.stroke(this.at);
@@ -169,28 +172,28 @@ export class Brush {
 
   tell() {
     const where = this.keyboard ? `Column ${Math.ceil(this.at.x)}, row ${Math.ceil(this.at.y)}. ` : "";
-    const all = this.patches ** 2, count = this.painting ? this.touched().size : 0;
+    const all = this.rows * this.columns, count = this.painting ? this.touched().size : 0;
     this.says.textContent = this.painting ? `${where}${count} of ${all} tokens are drawn anew.` : "";
   }
 
   show() {
     if (!this.photo) return;
-    const draw = this.canvas.getContext("2d"), scale = this.scale, all = this.side * scale;
+    const draw = this.canvas.getContext("2d"), { width, height } = this.canvas;
     draw.imageSmoothingEnabled = false;
-    draw.drawImage(this.photo, 0, 0, all, all);
+    draw.drawImage(this.photo, 0, 0, width, height);
     if (!this.painting) return this.tell();
     const veil = this.drawn([0, 0, 0, 255], [0, 0, 0, 0]), tint = veil.getContext("2d");
     tint.globalCompositeOperation = "source-in";
     tint.fillStyle = accent();
-    tint.fillRect(0, 0, this.side, this.side);
+    tint.fillRect(0, 0, this.width, this.height);
     draw.globalAlpha = 0.72;
-    draw.drawImage(veil, 0, 0, all, all);
+    draw.drawImage(veil, 0, 0, width, height);
     draw.globalAlpha = 1;
-    const patch = all / this.patches, touched = this.touched();
+    const patch = width / this.columns, touched = this.touched();
     draw.strokeStyle = accent();
-    draw.lineWidth = Math.max(1, all / 400);
+    draw.lineWidth = Math.max(1, width / 400);
     for (const token of touched) {
-      draw.strokeRect((token % this.patches) * patch, Math.floor(token / this.patches) * patch, patch, patch);
+      draw.strokeRect((token % this.columns) * patch, Math.floor(token / this.columns) * patch, patch, patch);
     }
     if (this.keyboard) this.cursor(draw);
     this.tell();
@@ -208,7 +211,7 @@ export class Brush {
   }
 }
 
-const square = (side) => new OffscreenCanvas(side, side).getContext("2d");
+const blank = (width, height) => new OffscreenCanvas(width, height).getContext("2d");
 
 export async function picture(url) {
   const image = new Image();

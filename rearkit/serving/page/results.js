@@ -144,16 +144,19 @@ class Card {
       `seed ${request.seed}`, `guidance ${plain(request.guidance_scale)}`, `temperature ${plain(request.temperature)}`,
       request.top_k ? `top-k ${request.top_k}` : "", request.top_p < 1 ? `top-p ${plain(request.top_p)}` : "", request.photo ? "a photo, in part" : "",
     ].filter(Boolean).join(" · ");
-    const { image_size: size, tokens, side } = this.results.about;
-    this.item.classList.add(size < 128 ? "small" : "large");
+    const { width, height, tokens, grid } = this.results.about;
+    this.item.classList.add(Math.max(width, height) < 128 ? "small" : "large");
     this.drawn = images.map(() => 0);
-    this.fields = side ?? Math.ceil(Math.sqrt(tokens));
+    // Tokens without places are laid out as a square.
+    const side = Math.ceil(Math.sqrt(tokens));
+    [this.rows, this.columns] = grid ?? [side, side];
     this.figures = images.map((image) => {
       const figure = document.getElementById("image").content.firstElementChild.cloneNode(true);
       const canvas = figure.querySelector("canvas");
-      canvas.width = canvas.height = this.fields * Math.max(1, Math.round(size / this.fields));
+      canvas.width = this.columns * Math.max(1, Math.round(width / this.columns));
+      canvas.height = this.rows * Math.max(1, Math.round(height / this.rows));
       figure.querySelector(".name").textContent = this.drawing ? `No. ${image.number}` : image.name;
-      figure.querySelector(".edit").hidden = !side;
+      figure.querySelector(".edit").hidden = !grid;
       figure.querySelector(".edit").addEventListener("click", () => this.results.act.edit(image));
       return figure;
     });
@@ -163,21 +166,21 @@ class Card {
 
   // Where a photo is edited: what is kept of it, around the tokens that are drawn.
   async ground({ photo, mask }) {
-    const size = this.results.about.image_size, patch = size / this.fields;
+    const { width, height } = this.results.about, patch = width / this.columns;
     try {
-      const white = await pixels(`data:image/png;base64,${mask.replaceAll("-", "+").replaceAll("_", "/")}`, size);
-      const kept = await pixels(`/v1/photos/${photo}.png`, size);
+      const white = await pixels(`data:image/png;base64,${mask.replaceAll("-", "+").replaceAll("_", "/")}`, width, height);
+      const kept = await pixels(`/v1/photos/${photo}.png`, width, height);
       this.fresh = new Set();
-      for (let i = 0; i < size * size; i++) {
+      for (let i = 0; i < width * height; i++) {
         if (white.data[4 * i] < 128) continue;
-        this.fresh.add(Math.floor(i / size / patch) * this.fields + Math.floor((i % size) / patch));
+        this.fresh.add(Math.floor(i / width / patch) * this.columns + Math.floor((i % width) / patch));
         kept.data[4 * i + 3] = 0;
       }
-      const layer = new OffscreenCanvas(size, size);
+      const layer = new OffscreenCanvas(width, height);
       layer.getContext("2d").putImageData(kept, 0, 0);
       for (const figure of this.figures) {
-        const { width } = figure.querySelector("canvas");
-        figure.querySelector("canvas").getContext("2d").drawImage(layer, 0, 0, width, width);
+        const canvas = figure.querySelector("canvas");
+        canvas.getContext("2d").drawImage(layer, 0, 0, canvas.width, canvas.height);
       }
     } catch {
       // The photo is not kept any more; its edits are.
@@ -203,13 +206,14 @@ class Card {
   }
 
   tokens(k, first, tokens) {
-    const draw = this.figures[k].querySelector("canvas").getContext("2d"), field = draw.canvas.width / this.fields;
+    const draw = this.figures[k].querySelector("canvas").getContext("2d");
+    const across = draw.canvas.width / this.columns, down = draw.canvas.height / this.rows;
     tokens.forEach((token, i) => {
       // Those that are given show as the photo that they are of.
       if (this.fresh && !this.fresh.has(first + i)) return;
       const place = first + i, colour = this.results.colours.subarray(3 * token, 3 * token + 3);
       draw.fillStyle = `rgb(${colour.join(" ")})`;
-      draw.fillRect((place % this.fields) * field, Math.floor(place / this.fields) * field, field, field);
+      draw.fillRect((place % this.columns) * across, Math.floor(place / this.columns) * down, across, down);
     });
     this.drawn[k] = first + tokens.length;
     this.progress(this.job);
@@ -219,7 +223,7 @@ class Card {
     const image = new Image();
     image.src = uri;
     await image.decode().catch(() => {});
-    const canvas = this.figures[k].querySelector("canvas"), rows = Math.floor(tokens / this.fields) / this.fields;
+    const canvas = this.figures[k].querySelector("canvas"), rows = Math.floor(tokens / this.columns) / this.rows;
     const context = canvas.getContext("2d");
     // Only the part that is drawn: what stands below is made of tokens that are none yet.
     context.drawImage(image, 0, 0, image.width, image.height * rows, 0, 0, canvas.width, canvas.height * rows);
@@ -269,10 +273,10 @@ class Card {
   }
 }
 
-async function pixels(url, size) {
-  const image = await picture(url), draw = new OffscreenCanvas(size, size).getContext("2d");
-  draw.drawImage(image, 0, 0, size, size);
-  return draw.getImageData(0, 0, size, size);
+async function pixels(url, width, height) {
+  const image = await picture(url), draw = new OffscreenCanvas(width, height).getContext("2d");
+  draw.drawImage(image, 0, 0, width, height);
+  return draw.getImageData(0, 0, width, height);
 }
 
 async function copy(button, text) {

@@ -73,7 +73,7 @@ async function wish(now) {
   body.guidance_schedule = by("guidance_schedule").value;
   if (now === "draw") return body;
   const count = brush.touched().size;
-  if (!count || count === about.side ** 2) {
+  if (!count || count === about.tokens) {
     brush.canvas.focus();
     return says(count ? "Everything is painted: leave something to keep." : "Paint what is to be drawn anew.", true);
   }
@@ -98,7 +98,8 @@ by("reset").addEventListener("click", () => fill({ ...about.defaults, first: 0 }
 for (const [name, low, high] of [["guidance_scale", 0, 100], ["guidance_power", 0.01, 100], ["temperature", 0, 100], ["top_k", 0, 2 ** 31 - 1], ["top_p", 0.0001, 1]]) {
   Object.assign(by(name), { min: low, max: high });
 }
-document.body.classList.toggle("small", about.image_size < 128);
+document.body.classList.toggle("small", Math.max(about.width, about.height) < 128);
+document.body.style.setProperty("--shape", `${about.width} / ${about.height}`);
 
 // A link has all settings. It draws at once, unless another site sent us here.
 async function open(link) {
