@@ -35,7 +35,7 @@ def test_a_recipe_becomes_modules_of_its_sizes(tiny: Callable[..., Recipe]) -> N
     assert isinstance(model.backbone, Backbone)
     assert isinstance(model.tokenizer, Tokenizer)
     assert isinstance(model.noise, NoiseSchedule)
-    assert model.space == TokenSpace(16, 12, 10)
+    assert model.space == TokenSpace(16, 12, 10, grid=(4, 4))
     assert (model.backbone.hidden_size, model.backbone.num_layers) == (16, 2)
     assert model.objective.layers == (0, 1)
 
