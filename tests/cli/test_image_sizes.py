@@ -20,6 +20,7 @@ from rearkit.recipe.tables import Recipe
 from rearkit.registry.component import Component
 from rearkit.sampling.manifest import manifest_lines, read_manifest
 from rearkit.sampling.sampler import sample
+from rearkit.serving.served import Served
 from rearkit.stages.data import load_images
 from rearkit.stages.resizing import resized
 from rearkit.stages.train import load_model
@@ -67,6 +68,9 @@ def test_a_folder_of_them_says_how_it_was_drawn_and_can_be_drawn_again(
     assert "drawn at 8 × 12 pixels, trained at 8 × 8; interpolated: pos_embed" in manifest_lines(manifest)[-1]
     again = load_model(exported, image_size=manifest["recipe"]["tokenizer"]["image_size"])
     assert np.array_equal(sample(again, [0, 1, 2, 0, 1], seed=manifest["seeds"]["seed"]).images, found)
+    # A server's manifests say the same.
+    files = {"backbone": exported / "model.safetensors", "tokenizer": exported / "tokenizer.safetensors"}
+    assert Served.of(again, files, size=(8, 12)).manifest["size"] == manifest["size"]
     # It goes on at that size alone.
     (folder / "000003-class0000.png").unlink()
     told = line("sample", exported, "--to-folder", folder, "--set", "sample.num_images=5", code=2)

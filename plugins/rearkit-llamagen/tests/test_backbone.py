@@ -157,6 +157,14 @@ def test_rows_are_as_wide_as_a_square_unless_told(num_tokens: int, grid_width: i
     assert torch.equal(found, rotary_table(num_tokens, same_as, 8))
 
 
+@pytest.mark.parametrize(("grid", "same_as"), [((4, 2), 2), ((2, 4), 4), ((3, 3), 5)])
+def test_rows_are_those_of_a_grid_that_is_no_square(grid: tuple[int, int], same_as: int) -> None:
+    """The setting is of the square that was trained."""
+    settings = LlamaGenGPTSettings(hidden_size=8, num_layers=1, num_heads=1, grid_width=5)
+    found = LlamaGenGPT(settings, TokenSpace(grid[0] * grid[1], 11, 3, grid=grid)).rotary_2Tp
+    assert torch.equal(found, rotary_table(grid[0] * grid[1], same_as, 8))
+
+
 def test_heads_of_odd_pairs_are_refused() -> None:
     with pytest.raises(ValueError, match=r"hidden_size \(24\) must be a multiple of 16, four times num_heads"):
         LlamaGenGPTSettings(hidden_size=24, num_heads=4)
