@@ -198,14 +198,8 @@ def _drawn(chart: Chart, size: tuple[float, float], alone: bool = False) -> str:
         for index, (series, colour) in enumerate(zip(chart.series, COLOURS * len(chart.series), strict=False)):
             marker = "o" if len(series.steps) <= SPARSE else None
             # Not clipped: a marker at the edge would be cut in half.
-            drawing = {
-                "color": colour,
-                "marker": marker,
-                "markersize": 2.6,
-                "clip_on": False,
-                "ls": "--" if index >= SERIES else "-",
-            }
-            axes.plot(series.steps, series.values, label=series.name, **drawing)
+            (line,) = axes.plot(series.steps, series.values, label=series.name, clip_on=False)
+            line.set(color=colour, linestyle="--" if index >= SERIES else "-", marker=marker, markersize=2.6)
         for mark in chart.marks:
             axes.axvline(mark, color=INK, alpha=0.5, linewidth=0.8, linestyle=":")
         if chart.share:
