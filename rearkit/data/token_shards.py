@@ -248,7 +248,7 @@ def read_meta(path: Path) -> dict[str, Any]:
     with tarfile.open(path) as archive:
         member = archive.extractfile("000000.json")
         assert member is not None
-        return json.load(member)  # type: ignore[no-any-return]
+        return json.load(member)
 
 
 def count_samples(path: Path) -> int:
