@@ -47,7 +47,9 @@ def write_state_dict(path: Path, state: Mapping[str, Tensor], metadata: Mapping[
         memory.add(place)
     with replacing(path) as temporary:
         if path.suffix in TORCH_SUFFIXES:
-            torch.save(plain, temporary)
+            # Given a name, torch would write it into the file, with the number of this process.
+            with temporary.open("wb") as file:
+                torch.save(plain, file)
         else:
             save_file(plain, temporary, metadata=dict(metadata) if metadata else None)
 

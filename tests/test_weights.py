@@ -69,6 +69,10 @@ def test_a_state_dict_comes_back_from_every_format(suffix: str, tmp_path: Path) 
     module = Tiny()
     load_weights(module, path)
     assert same(module.state_dict(), saved)
+    for name in "ab":
+        write_state_dict(tmp_path / f"{name}{suffix}", saved)
+    # Neither the file's name nor a number of this process is in it.
+    assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
 
 
 def test_older_torch_files_are_read_too(tmp_path: Path) -> None:

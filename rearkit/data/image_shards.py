@@ -200,8 +200,6 @@ def _found(file: IO[bytes], sample: Sample, fields: Fields, num_classes: int, wh
         label = read_class(_bytes(file, sample.label), sample.label.name, fields, num_classes, where)
     elif not fields.unlabelled:
         raise Unusable("no label in the sample")
-    if sample.image.offset + sample.image.size > file.seek(0, 2):
-        raise Unusable(LOST)
     return Found(sample.key, sample.image, label)
 
 

@@ -22,6 +22,7 @@ import attrs
 from webdataset.tariterators import base_plus_ext
 
 from rearkit.data.class_folders import image_suffixes, is_hidden
+from rearkit.data.whole_tars import members_in_tar
 from rearkit.errors import DataError
 
 CLASS = "cls"
@@ -165,7 +166,7 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
 
 
 def read_contents(shard: str, file: IO[bytes], fields: Fields) -> Contents:
-    """Group a shard's members into samples, by its headers alone.
+    """Group a shard's members into samples, by its headers alone; of a damaged one, those before the damage.
 
     Raises:
         DataError: it cannot be told which members belong together, or which is meant.
@@ -174,25 +175,20 @@ def read_contents(shard: str, file: IO[bytes], fields: Fields) -> Contents:
     names: list[str] = []
     groups: dict[tuple[str, int], dict[str, Member]] = {}
     turns: dict[str, int] = {}
-    end, whole = 0, True
-    file.seek(0)
+    whole = True
     try:
-        with tarfile.open(fileobj=file, mode="r:") as archive:
-            for member in archive:
-                digest.update(f"{member.name} {member.size} {member.mtime}\n".encode("utf-8", "surrogateescape"))
-                end = member.offset_data + member.size
-                archive.members = []  # type: ignore[attr-defined]  # or it would hold them all
-                key, name = base_plus_ext(member.name)
-                if key is None or not member.isfile() or _foreign(member.name):
-                    continue
-                if len(names) < SHOWN:
-                    names.append(member.name)
-                group = groups.setdefault((key, turns.get(key, 0)), {})
-                if name.lower() in group:  # the same name again is another sample
-                    turns[key] = turns.get(key, 0) + 1
-                    group = groups.setdefault((key, turns[key]), {})
-                group[name.lower()] = Member(name, member.offset_data, member.size)
-        whole = file.seek(0, 2) >= end > 0
+        for member in members_in_tar(file, 0, file.seek(0, 2)):
+            digest.update(f"{member.name} {member.size} {member.mtime}\n".encode("utf-8", "surrogateescape"))
+            key, name = base_plus_ext(member.name)
+            if key is None or not member.isfile() or _foreign(member.name):
+                continue
+            if len(names) < SHOWN:
+                names.append(member.name)
+            group = groups.setdefault((key, turns.get(key, 0)), {})
+            if name.lower() in group:  # the same name again is another sample
+                turns[key] = turns.get(key, 0) + 1
+                group = groups.setdefault((key, turns[key]), {})
+            group[name.lower()] = Member(name, member.offset_data, member.size)
     except (tarfile.TarError, OSError):
         whole = False
     samples = [sample for (key, _), group in groups.items() for sample in _samples(shard, key, group, fields)]

@@ -27,7 +27,7 @@ from rearkit.data.token_writing import write_token_shard as write_token_shard
 from rearkit.data.training_data import TrainingSamples
 from rearkit.errors import DataError
 from rearkit.system.console import progress_bar, say
-from rearkit.system.files import read_npy_header, sha256
+from rearkit.system.files import check_disk, read_npy_header, sha256
 
 # Bytes read at a time where all tokens are looked at.
 BLOCK = 1 << 24
@@ -70,6 +70,7 @@ class FileRows:
             # `pread` takes the position with the call: threads and forked processes share the descriptor's own.
             read = [os.pread(self._descriptor, width, self.start + row * width) for row in rows.tolist()]
         except OSError as error:
+            check_disk(self.path, error)
             raise DataError(f"{self.path}: token shard cannot be read: {error.strerror}") from None
         content = b"".join(read)
         if len(content) != len(rows) * width:
@@ -92,6 +93,7 @@ class FileRows:
                     # ValueError: fewer bytes than that.
                     yield np.frombuffer(content, self.dtype).reshape(shape)
         except OSError as error:
+            check_disk(self.path, error)
             raise DataError(f"{self.path}: token shard cannot be read: {error.strerror}") from None
         except ValueError:
             raise DataError(f"{self.path}: token shard was cut off; remove it and run the tokens stage again") from None
@@ -246,8 +248,7 @@ def read_meta(path: Path) -> dict[str, Any]:
     with tarfile.open(path) as archive:
         member = archive.extractfile("000000.json")
         assert member is not None
-        meta: dict[str, Any] = json.load(member)
-        return meta
+        return json.load(member)
 
 
 def count_samples(path: Path) -> int:
@@ -271,6 +272,7 @@ def _open_members(path: Path) -> tuple[FileRows, np.ndarray]:
     except FileNotFoundError:
         raise DataError(f"{path}: token shard is missing; run the tokens stage again") from None
     except OSError as error:
+        check_disk(path, error)
         raise DataError(f"{path}: token shard cannot be read: {error.strerror}") from None
     except Exception as error:
         # numpy parses an array's header as Python, so a damaged one can raise many exceptions.

@@ -7,32 +7,48 @@ from collections.abc import Iterator
 from typing import IO
 
 
-def files_in_tar(file: IO[bytes], start: int, size: int) -> Iterator[tarfile.TarInfo]:
-    """Yield the files of an uncompressed tar that lies somewhere in a file; offsets are those in the file.
+def members_in_tar(file: IO[bytes], start: int, size: int) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of an uncompressed tar that lies somewhere in a file; offsets are those in the file.
+
+    A member is yielded once it has been seen to end where the next one, or the end, begins. Its header tells too
+    little: the checksum is a plain sum, which may hold though bytes are repeated in it, and the content has moved.
 
     Args:
-        file: open, and not used otherwise meanwhile.
+        file: open; nothing else moves in it meanwhile.
         start: offset of the tar's first byte.
         size: bytes of the tar.
 
     Raises:
-        tarfile.TarError: it is damaged or cut off.
+        tarfile.TarError: it is damaged, cut off or empty; the members before that have been yielded.
     """
     end = start + size
     file.seek(start)
-    first = file.read(tarfile.BLOCKSIZE)
-    file.seek(start)
-    if not first:
+    if not file.read(1):
         raise tarfile.ReadError("it is empty")
+    file.seek(start)
+    last: tarfile.TarInfo | None = None
     with tarfile.open(fileobj=file, mode="r:") as archive:
         for member in archive:
+            archive.members = []  # type: ignore[attr-defined]  # or it would hold them all
+            if last is not None:
+                yield last
+            last = member
             if member.offset_data + (member.size if member.isfile() else 0) > end:
                 raise tarfile.ReadError(f"it is cut off in {member.name!r}")
-            if member.isfile():
-                yield member
         behind = archive.offset
-    # A tar ends in blocks of zeros; some programs leave them out.
-    file.seek(min(behind, end))
-    block = file.read(min(tarfile.BLOCKSIZE, max(end - behind, 0)))
-    if any(block):
-        raise tarfile.ReadError(f"it is damaged at byte {behind - start}")
+    # What fills a content up to whole blocks is zeros, and so are the blocks that end a tar, if it has any.
+    stop = behind
+    if last is not None and last.isfile() and not last.issparse():
+        stop = last.offset_data + last.size
+    file.seek(stop)
+    rest = file.read(max(min(behind + tarfile.BLOCKSIZE, end) - stop, 0))
+    if any(rest):
+        raise tarfile.ReadError(f"it is damaged at byte {stop - start + len(rest) - len(rest.lstrip(bytes(1)))}")
+    if last is None:
+        raise tarfile.ReadError("it is empty")
+    yield last
+
+
+def files_in_tar(file: IO[bytes], start: int, size: int) -> Iterator[tarfile.TarInfo]:
+    """Yield the files among `members_in_tar`, and raise what it raises."""
+    return (member for member in members_in_tar(file, start, size) if member.isfile())

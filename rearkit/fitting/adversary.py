@@ -6,6 +6,7 @@ does not depend on how ranks share a batch.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,10 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rearkit.contracts import FitPass
+from rearkit.errors import DivergedError
 from rearkit.fitting.shared_steps import take_step
 from rearkit.recipe.fit_table import AdversarialTable
 from rearkit.system import distributed
+from rearkit.system.console import say
 from rearkit.system.devices import derive_seed
+from rearkit.training.guards import poisoned
 
 # Channels grow up to so many times those of the first convolution.
 MOST_CHANNELS = 8
@@ -63,6 +67,9 @@ class Adversary:
         table: the settings.
         seed: of its weights.
         device: to put it on.
+
+    Attributes:
+        skipped: its steps that were skipped since the start or the resume.
     """
 
     def __init__(self, table: AdversarialTable, seed: int, device: torch.device) -> None:
@@ -75,6 +82,8 @@ class Adversary:
         self.optimizer = torch.optim.AdamW(self.discriminator.parameters(), lr=table.lr, betas=(0.5, 0.9))
         # Averages of its judgement on real and on rebuilt images, for LeCam.
         self.usual = torch.zeros(2, device=device)
+        self.skipped = 0
+        self._norm = 0.0
 
     def opinion(self, passed: FitPass, loss: Tensor, share: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the term of the tokenizer's loss, weighted, and parts for the log.
@@ -100,7 +109,9 @@ class Adversary:
             group["lr"] = self.table.lr * factor
 
     def learn(self, real: Tensor, rebuilt: Tensor, share: float, precision: str) -> dict[str, Tensor]:
-        """Take a step of the discriminator; return parts for the log.
+        """Take a step of the discriminator, or skip it where its gradient is not finite; return parts for the log.
+
+        All ranks must call this, and all skip the same steps. `after_step` says so.
 
         Args:
             real: this rank's images, (B, 3, R, R) in [0, 1].
@@ -120,14 +131,40 @@ class Adversary:
             loss = loss + self.table.r1 / 2 * gradient.float().square().sum((1, 2, 3)).mean()
         if self.table.lecam:
             loss = loss + self.table.lecam * self._lecam(judged_real, judged_rebuilt, share)
-        take_step(self.optimizer, loss, share)
+        # An infinite loss may have a finite gradient.
+        self._norm = take_step(self.optimizer, poisoned(loss), share)
+        self.skipped += not math.isfinite(self._norm)
         right = ((judged_real > 0).float().mean() + (judged_rebuilt < 0).float().mean()) / 2
-        return {"discriminator": hinge, "discriminator_right": right}
+        skipped = torch.tensor(float(self.skipped), device=loss.device)
+        return {"discriminator": hinge, "discriminator_right": right, "discriminator_skipped": skipped}
+
+    def after_step(self, step: int) -> None:
+        """Say that the discriminator's last step was skipped, if it was.
+
+        Args:
+            step: the step's number, counted from 1.
+
+        Raises:
+            DivergedError: more were skipped than the recipe allows; raised on all ranks.
+        """
+        if math.isfinite(self._norm):
+            return
+        text = f"tokenizer: step {step}: the discriminator's loss or gradient is NaN or infinite"
+        limit = self.table.max_skipped_steps
+        if self.skipped > limit:
+            raise DivergedError(
+                f"{text}; {self.skipped} of its steps skipped, more than the {limit} that [tokenizer.fit.adversarial] "
+                f"max_skipped_steps allows; lower its lr than {self.table.lr} or its r1, or fit in fp32; running again "
+                "goes on from the last checkpoint"
+            )
+        say(f"{text}; its step is skipped ({self.skipped} of at most {limit})")
 
     def _lecam(self, real: Tensor, rebuilt: Tensor, share: float) -> Tensor:
         """Each judgement's distance from the other kind's average (Tseng et al. 2021, equation 5)."""
         means = torch.stack([real.detach().mean(), rebuilt.detach().mean()])
-        self.usual.lerp_(distributed.summed(means * share), 1 - LECAM_DECAY)
+        means = distributed.summed(means * share)
+        # One judgement that is not finite would stay in the averages, and have all later steps skipped.
+        self.usual.lerp_(torch.where(means.isfinite(), means, self.usual), 1 - LECAM_DECAY)
         return (real - self.usual[1]).square().mean() + (self.usual[0] - rebuilt).square().mean()
 
     def state(self) -> dict[str, Any]:

@@ -137,6 +137,8 @@ class TokenizerFit:
                 named = {name: distributed.summed(value.to(loss) * share) for name, value in named.items()}
         values = {name: value.item() for name, value in named.items()}
         self._check(values["loss"], norm)
+        if adversary is not None:
+            adversary.after_step(self.step + 1)
         if self.average:
             now = [p.detach() for p in self.tokenizer.parameters()]
             torch._foreach_lerp_(list(self.average.values()), now, 1 - self.fit.ema_decay)

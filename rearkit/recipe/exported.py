@@ -18,6 +18,7 @@ from rearkit.recipe.tables import DatasetTable, Recipe
 from rearkit.registry import plugins
 from rearkit.registry.provenance import is_built_in
 from rearkit.system.console import say_once
+from rearkit.system.files import check_disk
 
 if TYPE_CHECKING:
     from rearkit.contracts import Classes
@@ -88,6 +89,7 @@ def read_about(path: Path) -> dict[str, Any]:
 
     Raises:
         RecipeError: the file is missing, damaged or was not exported by rearkit.
+        StorageError: the disk fails.
     """
     from rearkit.weights import read_metadata
 
@@ -100,6 +102,7 @@ def read_about(path: Path) -> dict[str, Any]:
         content = None
     # safetensors has its own errors for a damaged file.
     except Exception as error:
+        check_disk(path, error)
         raise RecipeError([f"{path}: not a readable safetensors file: {first_line(error)}"]) from None
     if not isinstance(content, dict):
         raise RecipeError([f"{path}: has no recipe inside; the models that rearkit exports have"])

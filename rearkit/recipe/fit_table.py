@@ -37,6 +37,13 @@ class AdversarialTable:
     layers: int = setting("convolutions that halve the side; more make the patches larger", default=3, ge=1, le=6)
     r1: float = setting("weight of the R1 penalty; 0: none", default=0.0, ge=0)
     lecam: float = setting("weight of the LeCam regularizer; 0: none", default=0.0, ge=0)
+    max_skipped_steps: int = setting(
+        "its steps skipped for a NaN or infinite gradient, since the start or the resume; one more stops the fit",
+        default=20,
+        ge=0,
+        since="0.2.0",
+        cosmetic=True,
+    )
 
 
 @settings

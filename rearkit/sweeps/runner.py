@@ -24,7 +24,7 @@ from rearkit.sweeps.sweep import PlannedRun, Sweep
 from rearkit.system.console import say
 from rearkit.system.files import read_json, write_json
 from rearkit.system.locks import try_lock
-from rearkit.system.signals import GUARD
+from rearkit.system.signals import GUARD, StopRequest
 
 LOG = "run.log"
 # Seconds between looks at the processes: short beside any run, long enough to cost no processor time.
@@ -205,7 +205,8 @@ def _start(job: Job, width: int, gpu: str | None, lock: int) -> None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu
     recipe = str(job.folder.recipe)
     out = str(job.folder.path)
-    with (job.folder.path / LOG).open("wb") as log:
+    # A signal is handled once the process is known, or nobody would stop it.
+    with (job.folder.path / LOG).open("wb") as log, StopRequest():
         job.process = subprocess.Popen(
             [sys.executable, "-m", "rearkit", "run", recipe, "--out", out],
             stdin=subprocess.DEVNULL,

@@ -21,6 +21,7 @@ from typing import IO, Any
 import numpy as np
 
 from rearkit.errors import StorageError
+from rearkit.system.console import say_once
 
 TEMPORARY = ".tmp"
 _CALLS = count()
@@ -30,6 +31,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 # The disk or the file system fails: EIO, ESTALE. EINVAL: it cannot flush. EXDEV: a rename to another file system.
 FAILING = (errno.EIO, errno.EINVAL, errno.EXDEV, errno.ESTALE, errno.ENAMETOOLONG)
+
+# Of a folder, on file systems that have no such call.
+NO_FLUSH = (errno.EINVAL, errno.EOPNOTSUPP)
 
 
 @contextlib.contextmanager
@@ -128,6 +132,12 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise
 
 
+def check_disk(path: Path | str, error: Exception) -> None:
+    """Raise StorageError where a file could not be read since the disk fails, and not for what is in it."""
+    if isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE, errno.EROFS):
+        raise StorageError(f"{path}: {error.strerror}, while reading it; check the disk, then run again") from None
+
+
 def _says_full(error: Exception) -> bool:
     """Return whether a library's own error means that a write failed for lack of space."""
     text = str(error)
@@ -170,10 +180,21 @@ def read_json(path: Path) -> Any:
 
 
 def sync(path: Path) -> None:
-    """Flush a file's content, or a folder's entries, to the disk."""
+    """Flush a file's content, or a folder's entries, to the disk.
+
+    Raises:
+        OSError: the disk fails; named, as the operating system does not name what is open.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FLUSH or not path.is_dir():
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        say_once(
+            f"warning: a file system here cannot flush folders ({error.strerror}); after a power cut, what was "
+            "written last may be missing"
+        )
     finally:
         os.close(descriptor)
 

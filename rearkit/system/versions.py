@@ -32,12 +32,16 @@ def versions() -> dict[str, str]:
 
 def git_revision() -> str:
     """Return the git revision of the current folder, and whether tracked files have changed since."""
-    # --exclude=* leaves tags out, so that the answer is always the full hash.
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        # The timeout is for checkouts on slow network disks: a report is not worth more than ten seconds.
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        revision = _git("rev-parse", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
         return "not a git checkout"
-    revision, dirty, _ = done.stdout.strip().partition("-dirty")
-    return f"{revision}, with uncommitted changes" if dirty else f"{revision}, clean"
+    return f"{revision}, with uncommitted changes" if changed else f"{revision}, clean"
+
+
+def _git(*words: str) -> str:
+    # Without a lock: ended by a full disk or the timeout, git would leave it, and refuse all further work there. The
+    # timeout is for checkouts on slow network disks: a report is not worth more than seconds.
+    command = ["git", "--no-optional-locks", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rearkit.errors import WeightsError, did_you_mean, first_line
 from rearkit.system.console import say_once
+from rearkit.system.files import check_disk
 from rearkit.system.hub import local_file
 
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "net", "weights", "ema", "model_ema", "ema_state_dict")
@@ -64,6 +65,7 @@ def read_state_dict(path: str | Path, key: str | None = None) -> dict[str, Tenso
         try:
             content: Any = load_file(path)
         except Exception as error:
+            check_disk(path, error)
             raise WeightsError(f"{path}: not a readable weights file ({first_line(error)})") from None
     else:
         content = _read_torch(path, key)
@@ -123,6 +125,7 @@ def _read_torch(path: Path, key: str | None) -> Any:
         raise _refused(path, key, found[1]) from None
     # Unpickling damaged bytes can raise anything.
     except Exception as error:
+        check_disk(path, error)
         raise WeightsError(f"{path}: not a readable weights file ({first_line(error)})") from None
 
 

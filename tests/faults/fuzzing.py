@@ -141,8 +141,7 @@ def _try(ledger: Ledger, kind: str, detail: str, folder: Path, work: Callable[[]
     elif "\x1b" in out.getvalue():
         ledger.add(kind, "let in", f"{detail}: printed {out.getvalue()!r:.200}")
     else:
-        ledger.counts += trial.counts
-        ledger.details += trial.details
+        ledger.take(trial)
 
 
 def judged(work: Callable[[], Outcome]) -> Outcome:

@@ -54,6 +54,11 @@ class Ledger:
             outcome, detail = "traceback", f"{detail}: {type(error).__name__}: {error}"
         self.add(kind, outcome, detail)
 
+    def take(self, other: Ledger) -> None:
+        """Add what another has counted."""
+        self.counts += other.counts
+        self.details += other.details
+
     def tried(self, kind: str | None = None) -> int:
         """Return how many faults were tried, of a kind or in all."""
         return sum(count for (one, _), count in self.counts.items() if kind in (None, one))

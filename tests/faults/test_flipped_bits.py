@@ -73,7 +73,7 @@ class Runs:
     """One tiny run, finished and cut off at several places, to be copied, damaged and started again."""
 
     def __init__(self, recipe: Recipe, place: Path) -> None:
-        self.recipe, self.place = recipe, place
+        self.recipe, self.place, self.said = recipe, place, ""
         pipeline.run(recipe, place / "finished")
         self.results = digests(place / "finished")
 
@@ -106,9 +106,9 @@ class Runs:
             pipeline.run(self.recipe, folder)
         except RearkitError as error:
             return "held" if str(file) in str(error) or file.name in str(error) else "lost"
+        told = self.said = out()
         if digests(folder) == self.results:
             return "held"
-        told = out()
         named = {str(file), str(file.parent)} if file.parent != Path() else {str(file)}
         return "held" if any(name in told for name in named) else "silent"
 
@@ -171,6 +171,21 @@ def test_a_training_that_is_resumed_passes_damage_over(runs: Runs, out: Callable
         work = functools.partial(runs.after_fault, "while it trains", Path("train") / file, flip(bit), out)
         ledger.attempt("flipped bit", file, work)
     ledger.check()
+
+
+@pytest.mark.parametrize("shard", ["train-000000.tar", "held-out-000000.tar"])
+@pytest.mark.parametrize("damage", ["flipped bit", "cut", "emptied"])
+def test_a_damaged_shard_of_tokens_is_named_and_made_again(
+    shard: str, damage: str, runs: Runs, out: Callable[[], str]
+) -> None:
+    file = Path("tokens", shard)
+    written = (runs.copy("finished") / file).read_bytes()
+    # Of a token, which is then another one and no less likely.
+    token = 8 * (written.index(b"NUMPY", written.index(b"tokens.npy")) + 130)
+    fault = {"flipped bit": flip(token), "cut": lambda content: content[: len(content) // 2], "emptied": lambda _: b""}
+    assert runs.after_fault("finished", file, fault[damage], out) == "held"
+    assert f"{file} is missing or has changed since it was written; running it again" in runs.said.replace("\n", " ")
+    assert (runs.place / "damaged" / file).read_bytes() == written
 
 
 def test_verify_names_what_is_damaged_and_writes_nothing(

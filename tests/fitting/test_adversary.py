@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rearkit.contracts import FitPass
+from rearkit.errors import DivergedError
 from rearkit.fitting.adversary import Adversary, PatchDiscriminator
 from rearkit.recipe.fit_table import AdversarialTable
 
@@ -98,3 +99,31 @@ def test_lecam_compares_with_the_other_kinds_average() -> None:
     # Averages begin at 0 and take a hundredth of the means 2 and -1.
     expected = ((real + 0.01).square().mean() + (0.02 - rebuilt).square().mean()).item()
     assert own._lecam(real, rebuilt, 1.0).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_step_without_a_finite_gradient_changes_nothing_and_is_counted_and_said(
+    bad: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = adversary(lecam=1.0, max_skipped_steps=2)
+    real = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def learn(step: int, images: torch.Tensor) -> float:
+        parts = own.learn(images, real * 0.5, 1.0, "fp32")
+        own.after_step(step)
+        return parts["discriminator_skipped"].item()
+
+    assert learn(1, real) == 0
+    before = [value.clone() for value in (*own.discriminator.parameters(), own.usual)]
+    assert learn(2, real * bad) == 1
+    after = (*own.discriminator.parameters(), own.usual)
+    assert all(map(torch.equal, before[:-1], after))
+    assert own.usual.isfinite().all()
+    said = "tokenizer: step 2: the discriminator's loss or gradient is NaN or infinite; its step is skipped (1 of at"
+    assert said in capsys.readouterr().out.replace("\n", " ")
+    assert learn(3, real) == 1 and not torch.equal(before[0], after[0])
+    assert learn(4, real * bad) == 2
+    with pytest.raises(
+        DivergedError, match=r"step 5: .* 3 of its steps skipped, more than the 2 that \[tokenizer\.fit"
+    ):
+        learn(5, real * bad)

@@ -16,6 +16,7 @@ from rearkit.contracts import Tokenizer
 from rearkit.data.image_sets import ImageSet
 from rearkit.data.pixels import psnr, to_float
 from rearkit.errors import DivergedError, RearkitError
+from rearkit.fitting.adversary import Adversary
 from rearkit.fitting.fit import TokenizerFit, learning_rate
 from rearkit.model import build_tokenizer
 from rearkit.recipe.fit_table import AdversarialTable, FitTable
@@ -149,3 +150,14 @@ def test_a_fit_that_diverges_stops_and_writes_no_checkpoint(tiny: Callable[..., 
     with pytest.raises(DivergedError, match=r"\[tokenizer.fit\]: the loss of step 1 was nan; fit at a lower lr"):
         TokenizerFit(tokenizer, table, 0, tmp_path / "fit.pt").run(batches())
     assert not (tmp_path / "fit.pt").exists()
+
+
+def test_a_discriminator_whose_gradient_is_never_finite_stops_the_fit(
+    tiny: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Adversary, "_lecam", lambda self, real, rebuilt, share: real.mean() * math.nan)
+    table = attrs.evolve(WITH_ALL, adversarial=attrs.evolve(WITH_ALL.adversarial, max_skipped_steps=3))
+    with pytest.raises(DivergedError, match=r"step 6: the discriminator's .*; 4 of its steps skipped"):
+        TokenizerFit(fresh(tiny), table, 0).run(batches(), TrainLog(tmp_path, 0))
+    # It takes part from step 2 on.
+    assert [line["discriminator_skipped"] for line in read_log(tmp_path)[2:]] == [1, 2, 3]

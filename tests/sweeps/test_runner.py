@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from rearkit.sweeps.runner import Job, _last_words, _work, run_sweep
 from rearkit.sweeps.sharing import link
 from rearkit.sweeps.sweep import Sweep, load_sweep
 from rearkit.system.locks import try_lock
+from rearkit.system.signals import GUARD
 
 DONE = "stage.json"
 
@@ -124,6 +126,22 @@ def test_runs_go_side_by_side_and_a_failure_stops_no_other(jobs: list[Job], tmp_
     _work(jobs, tmp_path, 3, [])
     assert time.monotonic() - started < 2.9  # one after the other, they sleep 4.5 s
     assert [job.trouble for job in jobs] == [None, "the disk is full", None]
+
+
+def test_a_signal_while_a_run_is_started_stops_that_run_too(
+    jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, started = subprocess.Popen, []
+
+    def stopped(arguments: list[str], **options: Any) -> Any:
+        started.append(start(arguments, **options))
+        signal.raise_signal(signal.SIGINT)  # before anybody else knows the process
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", stopped)
+    with GUARD, pytest.raises(KeyboardInterrupt):
+        _work(jobs, tmp_path, 1, [])
+    assert [process.poll() for process in started] == [-signal.SIGTERM]
 
 
 def test_a_run_that_another_process_is_at_is_waited_for(jobs: list[Job], tmp_path: Path) -> None:
