@@ -196,7 +196,7 @@ def _drawn(chart: Chart, size: tuple[float, float], alone: bool = False) -> str:
         axes.tick_params(axis="y", length=0)
         axes.tick_params(axis="x", width=0.6, length=3)
         for index, (series, colour) in enumerate(zip(chart.series, COLOURS * len(chart.series), strict=False)):
-            marker = "o" if len(series.steps) <= SPARSE else None
+            marker = "o" if len(series.steps) <= SPARSE else "None"
             # Not clipped: a marker at the edge would be cut in half.
             (line,) = axes.plot(series.steps, series.values, label=series.name, clip_on=False)
             line.set(color=colour, linestyle="--" if index >= SERIES else "-", marker=marker, markersize=2.6)

@@ -360,6 +360,12 @@ def test_drawings_take_their_colours_from_the_page() -> None:
     assert svg == draw(chart)
 
 
+def test_a_line_of_many_points_has_no_markers() -> None:
+    few, many = (training_charts([{"step": step, "loss": 1.0 / step} for step in range(n)][1:])[0] for n in (20, 200))
+    # Ticks are drawn in the same way: some of them are left.
+    assert draw(few).count("<use") > 19 and draw(many).count("<use") < 19
+
+
 def test_git_revision_tells_clean_from_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
