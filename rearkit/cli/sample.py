@@ -129,9 +129,24 @@ def _model(recipe: Any, out: Path | None, temperature: float | None, size: Image
         return trained_model(recipe, trained_run(recipe, out))
     if out is not None:
         raise click.UsageError("--out: not with an exported model, which needs no run")
+    _check_modules(recipe, source)
     model = load_model(source, trust=click.get_current_context().params["trust"], image_size=size)
-    # Modules are the file's, and so are their settings; what the line may change is how they are sampled.
     return attrs.evolve(model, recipe=attrs.evolve(recipe, tokenizer=model.recipe.tokenizer))
+
+
+def _check_modules(recipe: Any, source: Path) -> None:
+    """Check that ``--set`` leaves a model's modules as they are: it may change how they are sampled, not what they are.
+
+    Raises:
+        click.UsageError: it does not.
+    """
+    from rearkit.recipe.loading import load_recipe
+    from rearkit.recipe.recipe_files import find_file
+
+    own = load_recipe(find_file(source), trust=click.get_current_context().params["trust"])
+    for table in ("tokenizer", "backbone"):
+        if getattr(recipe, table) != getattr(own, table):
+            raise click.UsageError(f"--set {table}.…: the model's file says what it is; another size is --size")
 
 
 def _refuse_size(size: ImageSize | None) -> None:
@@ -152,6 +167,7 @@ def _sample_to_folder(
     if find_file(source).suffix == ".safetensors":
         if num_gpus not in (None, 1) or out is not None:
             raise click.UsageError("--num-gpus, --out: not with an exported model, which is sampled by one process")
+        _check_modules(recipe, source)
         sample_model(source, recipe, target, click.get_current_context().params["trust"], size)
         return
     _refuse_size(size)

@@ -55,6 +55,15 @@ def test_a_picture_of_images_that_are_no_squares(line: Line, exported: Path, tmp
     assert "drawn" not in line("sample", exported, "--classes", "cat", "--grid", grid)
 
 
+@pytest.mark.parametrize("options", [("--classes", "cat", "--grid"), ("--to-folder",)])
+def test_a_size_is_not_set_as_a_key(line: Line, exported: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+    arguments = ("sample", exported, *options, tmp_path / "out.png")
+    assert "another size is --size" in line(*arguments, "--set", "tokenizer.image_size=16", code=2)
+    assert "--set backbone" in line(*arguments, "--set", "backbone.num_heads=1", code=2)
+    assert not (tmp_path / "out.png").exists()
+    line(*arguments, "--set", "sample.top_k=3", "--set", "sample.num_images=3")
+
+
 def test_a_folder_of_them_says_how_it_was_drawn_and_can_be_drawn_again(
     line: Line, exported: Path, tmp_path: Path
 ) -> None:
