@@ -79,7 +79,7 @@ def test_a_diagnosis_goes_to_plain_values_and_back(tiny: Callable[..., Recipe]) 
     assert len(screen_tables(named)) == 3
     assert summary(named)[0][1][0].endswith("± 0.000")
     drawn = charts(named)
-    assert len(drawn) == 6
+    assert len(drawn) == 7
     assert [series.name for series in drawn[0].series] == ["one", "two"]
     assert "at 0% context replaced" in drawn[0].alt
     assert draw(drawn[0]).startswith("<svg")
@@ -136,7 +136,7 @@ def test_colours_and_legend_are_those_of_the_groups(finished: RunFolder, copied:
     diagnose(finished, 50)
     (copied.path / FILE).unlink(missing_ok=True)
     page = gather([Group("a", [copied]), Group("b", [finished]), Group("c", [])], Table((), (), ()), "t")
-    assert len(page["diagnosis"]) == 6
+    assert len(page["diagnosis"]) == 7
     for drawing in page["diagnosis"]:
         assert [series.name for series in drawing["chart"].series] == ["a", "b", "c"]
         assert "var(--series-2)" in drawing["svg"] and "var(--series-1)" not in drawing["svg"]
