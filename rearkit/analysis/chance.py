@@ -5,7 +5,7 @@ Shapes: V variants, S seeds, D draws of a run's samples, n samples, F features.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import attrs
 import numpy as np
@@ -52,6 +52,7 @@ class Order:
         others: the comparisons, in the sweep's order.
         best_first: names of all variants from the lowest mean FID to the highest.
         same: share of resamples with the same whole order.
+        lower: for each two variants, the share of resamples in which the first one's mean FID is below the second's.
     """
 
     seeds: int
@@ -59,6 +60,7 @@ class Order:
     others: tuple[Against, ...]
     best_first: tuple[str, ...]
     same: float
+    lower: Mapping[str, Mapping[str, float]]
 
 
 def resampled_fids(folder: RunFolder, draws: int) -> list[float]:
@@ -115,14 +117,9 @@ def order(names: Sequence[str], fids_VS: np.ndarray, drawn_VSD: np.ndarray, seed
         found: np.ndarray = drawn_VSD[:, seeds, draws].mean(axis)
         return found
 
-    resampled_VR = bootstrap(
-        (np.arange(fids_VS.shape[1]),),
-        means,
-        n_resamples=RESAMPLES,
-        method="percentile",
-        vectorized=True,
-        rng=generator,
-    ).bootstrap_distribution
+    seeds_S = np.arange(fids_VS.shape[1])
+    found = bootstrap((seeds_S,), means, n_resamples=RESAMPLES, method="percentile", vectorized=True, rng=generator)
+    resampled_VR = found.bootstrap_distribution
     means_V = fids_VS.mean(1)
     best_first = np.argsort(means_V, kind="stable")
     others = []
@@ -139,4 +136,8 @@ def order(names: Sequence[str], fids_VS: np.ndarray, drawn_VSD: np.ndarray, seed
             )
         )
     same = (np.diff(resampled_VR[best_first], axis=0) > 0).all(0).mean()
-    return Order(fids_VS.shape[1], names[0], tuple(others), tuple(names[i] for i in best_first), float(same))
+    lower = {
+        first: {second: float((resampled_VR[i] < resampled_VR[j]).mean()) for j, second in enumerate(names) if j != i}
+        for i, first in enumerate(names)
+    }
+    return Order(len(seeds_S), names[0], tuple(others), tuple(names[i] for i in best_first), float(same), lower)

@@ -27,6 +27,8 @@ from rearkit.training.logs import read_log
 
 PAGE = "comparison.html"
 # Held-out values only: training's depend on each run's own noise and dropout, so they do not compare.
+# Keys of each run's own, which make no difference.
+OWN_KEYS = ("name", "train.seed", "sample.seed")
 CURVES = (
     ("held_out/cross_entropy", "Held-out cross-entropy", "nats per token, clean context", False),
     ("held_out/accuracy", "Held-out accuracy", "share of tokens whose likeliest code is right", True),
@@ -90,10 +92,9 @@ def differences(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
     # Groups without a run have no recipe: they show dashes, but make no difference.
     firsts = [group.folders[0] if group.folders else None for group in groups]
     found = differing([recipe_to_dict(run_recipe(one)) for one in firsts if one is not None])
-    own = ("name", "train.seed", "sample.seed")
     rows = []
     for key, values in found:
-        if key not in own:
+        if key not in OWN_KEYS:
             told = iter(map(str, values))
             rows.append((key, [ABSENT if one is None else next(told) for one in firsts]))
     return rows

@@ -77,7 +77,7 @@ def charts(named: Named) -> list[Chart]:
             found.append(Chart(title, unit, series, share, "context replaced", True))
     rises = tuple(_mean_series(name, [_rise(one) for one in members]) for name, members in named.items())
     unit = "nats per token that own draws as context cost, held-out"
-    found.append(Chart("Exposure bias along the image", unit, rises, over="token in raster order"))
+    found.append(Chart("Exposure bias along the image", unit, rises, over="token"))
     for kind, what in (("current", "the token just read"), ("next", "the token about to be written")):
         series = tuple(
             _mean_series(name, [[(float(p.layer), getattr(p, kind).r2) for p in one.probes] for one in members])

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import re
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from rearkit.analysis.table import Table, make_table
+from rearkit.errors import StorageError
 from rearkit.pipeline import DEFAULT_ROOT
 from rearkit.reports.comparison_page import PAGE, write_page
 from rearkit.sweeps.runner import finished_groups, run_sweep
 from rearkit.sweeps.sweep import Sweep, load_sweep
-from rearkit.sweeps.write_up import write_docs
+from rearkit.sweeps.write_up import diagnose_runs, without_folders_of_machine, write_docs
 from rearkit.system.console import console, say
 from rearkit.system.files import write_text
 
@@ -37,10 +38,13 @@ def sweep_and_report(
         RearkitError: the sweep file or folder can't be used, or some runs failed.
     """
     sweep = load_sweep(path, overrides)
+    if docs is not None:
+        _check_docs(docs)
     root = DEFAULT_ROOT / sweep.name if out is None else out
     say(f"{sweep.name}: {len(sweep.runs)} runs of {len(sweep.variants)} variants in {root}")
     try:
         run_sweep(sweep, root, num_jobs)
+        diagnose_runs(sweep, root)
     finally:
         # Also after an error or Ctrl-C: a sweep takes days, and what has finished can be read already.
         table = _write(sweep, root)
@@ -50,11 +54,21 @@ def sweep_and_report(
     return table
 
 
+def _check_docs(docs: Path) -> None:
+    """Make the folder of the page, before the runs: they take too long to fail in the end."""
+    try:
+        docs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"--docs: {docs}: {error.strerror}; choose another folder") from None
+    if not os.access(docs, os.W_OK):
+        raise StorageError(f"--docs: {docs}: no permission to write; choose another folder")
+
+
 def shown_command(path: Path, overrides: Sequence[str], docs: Path) -> str:
     """Return the command that made a page, for readers elsewhere: of absolute paths the last part is shown."""
-    parts = ["python -m rearkit sweep", str(path), *(f"--set {shlex.quote(one)}" for one in overrides)]
-    # A path starts where a word does, or a value, quoted or not.
-    return re.sub(r"""(?<![^\s"'=])/(?:[^\s"'/]+/)*([^\s"'/]+)""", r"…/\1", " ".join([*parts, f"--docs {docs}"]))
+    words = ["python", "-m", "rearkit", "sweep", str(path)]
+    words += [word for one in overrides for word in ("--set", one)]
+    return without_folders_of_machine(shlex.join([*words, "--docs", str(docs)]))
 
 
 def _write(sweep: Sweep, root: Path) -> Table:

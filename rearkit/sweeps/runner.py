@@ -19,6 +19,7 @@ from rearkit.stages.flow import STAGES
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.run_recipe import save_resolved_recipe
 from rearkit.stages.stage import expected_keys, up_to_date
+from rearkit.sweeps.predictions import KEY, noted
 from rearkit.sweeps.sharing import COMMON, link, prepare_common
 from rearkit.sweeps.sweep import PlannedRun, Sweep
 from rearkit.system.console import say
@@ -123,6 +124,8 @@ def _claim(sweep: Sweep, root: Path) -> None:
     runs = {name: [run.name for run in sweep.runs if run.variant == name] for name in sweep.variants}
     own = sweep.table
     told = {"sweep": sweep.name, "runs": runs, "published": own.published, "published_as": own.published_as}
+    trained = sum(RunFolder(root / run.name).done("train") is not None for run in sweep.runs)
+    told[KEY] = noted(about, own.prediction, own.expected, trained)
     # Variants and seeds may have been added since; the runs of the others stay.
     if about != told:
         write_json(root / ABOUT, told)

@@ -11,6 +11,7 @@ import attrs
 from rearkit.analysis.chance import Order
 from rearkit.analysis.diagnose import Diagnosis
 from rearkit.analysis.table import Group, Table, mean_and_deviation, results_of, spread
+from rearkit.reports.charts import Chart
 from rearkit.reports.diagnosis import measures
 from rearkit.stages.run_recipe import run_recipe
 
@@ -25,8 +26,9 @@ class Figure:
 
     @classmethod
     def of(cls, values: Sequence[float], show: Callable[[float], str]) -> Figure:
-        """Make the cell of several runs' values."""
-        return cls(mean_and_deviation(values, show), *spread(values))
+        """Make the cell of several runs' values; those that are all the same have no deviation."""
+        same = len(set(values)) == 1
+        return cls(mean_and_deviation(values[:1] if same else values, show), *spread(values[:1] if same else values))
 
 
 @attrs.frozen
@@ -47,7 +49,12 @@ class Sheet:
         """Format as Markdown."""
         lines = [["", *self.columns], ["---"] * (1 + len(self.columns))]
         lines += [[name, *(figure.shown for figure in figures)] for name, figures in self.rows.items()]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return markdown_table(lines)
+
+
+def markdown_table(lines: Iterable[Sequence[str]]) -> str:
+    """Format rows of text as Markdown."""
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
 def as_csv(sheets: Iterable[Sheet]) -> str:
@@ -61,6 +68,18 @@ def as_csv(sheets: Iterable[Sheet]) -> str:
             for column, figure in zip(sheet.columns, figures, strict=True):
                 numbers = ("" if value is None else value for value in (figure.mean, figure.deviation))
                 writer.writerow([sheet.name, row, column, figure.shown, *numbers])
+    return buffer.getvalue()
+
+
+def charts_as_csv(charts: Iterable[Chart]) -> str:
+    """Write each point of several charts as a line: chart, unit, series, what is along the axis, its value, value."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["chart", "unit", "series", "along", "at", "value"])
+    for chart in charts:
+        for series in chart.series:
+            for place, value in zip(series.steps, series.values, strict=True):
+                writer.writerow([chart.title, chart.unit, series.name, chart.over, place, value])
     return buffer.getvalue()
 
 
@@ -82,7 +101,7 @@ def scores(table: Table) -> Sheet:
 
 def order(found: Order) -> Sheet:
     """Return the table of what each variant's FID differs by from the first one's, and how surely."""
-    columns = (f"FID less that of {found.base}", "95% from", "to", "not better, share of resamples")
+    columns = (f"FID minus that of {found.base}", "95% interval from", "to", "resamples in which it is not better")
 
     def figures(values: Sequence[float]) -> tuple[Figure, ...]:
         *differences, share = values

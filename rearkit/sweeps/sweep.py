@@ -53,9 +53,12 @@ class SweepTable:
         "bootstrap draws of each run's samples, from which the probability of the order by FID comes; 0: none",
         default=0,
         ge=0,
+        le=10_000,
         since="0.2.0",
     )
-    diagnose: int = setting("held-out images to diagnose each run on; 0: none", default=0, ge=0, since="0.2.0")
+    diagnose: int = setting(
+        "held-out images to diagnose each run on; 0: none", default=0, ge=0, le=1_000_000, since="0.2.0"
+    )
 
 
 @attrs.frozen
@@ -113,10 +116,12 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
             raise RecipeError([f"{path}: [published] {variant}: expected a number for one of the variants: {known}"])
     if unknown := [name for name in table.expected if name not in names]:
         raise RecipeError([f"{path}: expected: no variant {unknown[0]!r}; there are {', '.join(names)}"])
+    if len(table.expected) == 1 or len(set(table.expected)) < len(table.expected):
+        raise RecipeError([f"{path}: expected: an order needs two variants or more, each once"])
     runs = []
     # Each recipe is loaded, and so checked, before anything runs: the last run must not fail after days on a typo.
     for seed, (variant, changes) in itertools.product(table.seeds, variants):
-        name = f"{re.sub(r'[^A-Za-z0-9._=-]+', '_', variant)}-s{seed}"
+        name = f"{file_name(variant)}-s{seed}"
         said = f"{path}: run {name}"
         # Not the recipe's own seed: that is the seed of data, tokenizer and classifier, which all runs share.
         own = {("name",): f"{table.name}-{name}", ("train", "seed"): seed, ("sample", "seed"): seed}
@@ -126,6 +131,11 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     if len({run.name for run in runs}) < len(runs):
         raise RecipeError([f"{path}: seeds, [grid]: a value is listed twice"])
     return Sweep(table.name, names, tuple(runs), table)
+
+
+def file_name(variant: str) -> str:
+    """Return a variant's name as a part of names of files and folders."""
+    return re.sub(r"[^A-Za-z0-9._=-]+", "_", variant)
 
 
 def _variants(table: SweepTable, path: Path) -> Iterator[tuple[str, dict[KeyPath, Any]]]:

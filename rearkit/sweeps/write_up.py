@@ -5,25 +5,36 @@ Nothing on the page is typed by hand, so that it can be made anew and compared w
 
 from __future__ import annotations
 
-import itertools
+import re
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import tomli_w
 
 from rearkit.analysis.chance import Order, order, resampled_fids
-from rearkit.analysis.diagnose import diagnose
+from rearkit.analysis.diagnose import Diagnosis, diagnose, read_diagnosis
+from rearkit.analysis.differences import differing
+from rearkit.analysis.groups import SWEEP
 from rearkit.analysis.table import Group, Table
+from rearkit.recipe.cleaning import without_places
+from rearkit.recipe.loading import recipe_to_dict
 from rearkit.reports.charts import Chart, draw_file
-from rearkit.reports.comparison_page import curves
+from rearkit.reports.comparison_page import OWN_KEYS, curves
 from rearkit.reports.diagnosis import charts as diagnosis_charts
 from rearkit.stages.run_folder import RunFolder
+from rearkit.stages.run_recipe import run_recipe
 from rearkit.sweeps import sheets
+from rearkit.sweeps.predictions import KEY, written
 from rearkit.sweeps.runner import finished_groups
-from rearkit.sweeps.sweep import Sweep
+from rearkit.sweeps.sweep import Sweep, file_name
 from rearkit.system.console import say
-from rearkit.system.files import replacing, write_text
+from rearkit.system.files import read_json, replacing, write_text
+
+# From so many seeds on, a deviation between them is known well enough to resample.
+MANY_SEEDS = 8
 
 
 def write_docs(sweep: Sweep, command: str, table: Table, root: Path, target: Path) -> Path:
@@ -38,31 +49,51 @@ def write_docs(sweep: Sweep, command: str, table: Table, root: Path, target: Pat
     """
     groups = [group for group in finished_groups(sweep, root) if group.folders]
     found = find_order(sweep, root)
-    # As a sweep's file asks for it; what others have diagnosed before is shown as well.
-    images = sweep.table.diagnose
-    named = {group.name: [diagnose(folder, images) for folder in group.folders] for group in groups} if images else {}
+    named = {group.name: known for group in groups if (known := diagnoses(group))}
     files = target / sweep.name
     parts = {"Scores": sheets.scores(table)}
     if found is not None:
         parts["Is the order chance?"] = sheets.order(found)
     if named:
-        parts["Why: the diagnosis"] = sheets.mechanism(named)
+        images = max(one.images for members in named.values() for one in members)
+        parts[f"Why: the diagnosis, on {images:,} held-out images"] = sheets.mechanism(named)
     parts["How far it was trained"] = sheets.regime(groups)
-    charts = [*curves(groups), *(diagnosis_charts(named) if named else [])]
-    lines = [*_head(sweep, command, found)]
+    lines = [*_head(sweep, command), *written((read_json(root / SWEEP) or {}).get(KEY, []), found)]
     for title, sheet in parts.items():
         lines += [f"## {title}", sheet.markdown()]
         if sheet.name == "scores":
-            lines += table.notes
+            lines += [*table.notes, *_warnings(groups)]
         if sheet.name == "order" and found is not None:
             lines += [_how_sure(sweep, found)]
-    lines += ["## Charts", *(_picture(files, chart) for chart in charts)]
+    charts = [*curves(groups), *(diagnosis_charts(named) if named else [])]
+    lines += ["## Charts", "Means over the seeds.", *(_picture(files, chart) for chart in charts)]
     lines += ["## Samples", "The first run of each variant, the same seeds and classes.", *_samples(groups, files)]
+    lines += _made_of(sweep, groups, files)
     write_text(files / "table.csv", table.csv())
-    write_text(files / "figures.csv", sheets.as_csv(parts.values()))
+    write_text(files / "figures.csv", without_folders_of_machine(sheets.as_csv(parts.values())))
+    write_text(files / "charts.csv", sheets.charts_as_csv(charts))
     page = target / f"{sweep.name}.md"
-    write_text(page, "\n\n".join(lines) + "\n")
+    write_text(page, without_folders_of_machine("\n\n".join(lines) + "\n"))
     return page
+
+
+def without_folders_of_machine(text: str) -> str:
+    """Return a text in which absolute paths have their last part only."""
+    # A path starts where a word does, or a value, quoted or not.
+    return re.sub(r"""(?<![^\s"'=`])/(?:[^\s"'/]+/)*([^\s"'/]+)""", r"…/\1", text)
+
+
+def diagnose_runs(sweep: Sweep, root: Path) -> None:
+    """Diagnose the finished runs, if the sweep's file asks for it."""
+    if sweep.table.diagnose:
+        for group in finished_groups(sweep, root):
+            for folder in group.folders:
+                diagnose(folder, sweep.table.diagnose)
+
+
+def diagnoses(group: Group) -> list[Diagnosis]:
+    """Return the diagnoses that a group's runs have."""
+    return [found for folder in group.folders if (found := read_diagnosis(folder)) is not None]
 
 
 def find_order(sweep: Sweep, root: Path) -> Order | None:
@@ -80,36 +111,53 @@ def find_order(sweep: Sweep, root: Path) -> Order | None:
     return order(sweep.variants, fids_VS, drawn_VSD)
 
 
-def _head(sweep: Sweep, command: str, found: Order | None) -> list[str]:
-    lines = [
+def _head(sweep: Sweep, command: str) -> list[str]:
+    return [
         f"# Measured: {sweep.name}",
-        f"`{command}` wrote this page; no figure was typed by hand. Each stands unrounded in "
-        f"[figures.csv]({sweep.name}/figures.csv), scores also in [table.csv]({sweep.name}/table.csv). "
-        "Mean ± standard deviation over seeds of training and sampling.",
+        f"`{command}` wrote this page; no figure was typed by hand. Those of the tables stand unrounded in "
+        f"[figures.csv]({sweep.name}/figures.csv), scores also in [table.csv]({sweep.name}/table.csv), those of the "
+        f"charts in [charts.csv]({sweep.name}/charts.csv). Mean ± standard deviation over seeds of training and "
+        "sampling.",
     ]
-    if sweep.table.prediction:
-        lines += ["## The prediction, made before the runs", sweep.table.prediction]
-    if found is not None and sweep.table.expected:
-        lines += [_verdict(sweep.table.expected, found)]
-    return lines
 
 
-def _verdict(expected: Sequence[str], found: Order) -> str:
-    """Compare the order found with the expected one, pair by pair."""
-    place = {name: index for index, name in enumerate(found.best_first)}
-    pairs = list(itertools.combinations(expected, 2))
-    wrong = [f"{better} before {worse}" for better, worse in pairs if place[better] > place[worse]]
-    told = f"Expected by FID, best first: {', '.join(expected)}. Found: {', '.join(found.best_first)}. "
-    if not wrong:
-        return told + "The prediction held."
-    return f"{told}{len(pairs) - len(wrong)} of {len(pairs)} pairs are as predicted; not so: {', '.join(wrong)}."
+def _warnings(groups: Sequence[Group]) -> list[str]:
+    """Return what the evaluation warned of, each once with the number of runs."""
+    counts = Counter(
+        text
+        for group in groups
+        for folder in group.folders
+        for text in set(folder.result("evaluate").get("warnings", []))
+    )
+    return [f"**Warning**, of {count} runs: {text}." for text, count in counts.items()]
+
+
+def _made_of(sweep: Sweep, groups: Sequence[Group], files: Path) -> list[str]:
+    """Return the section that says what was compared, and how to make it again."""
+    first = groups[0].folders[0]
+    write_text(files / "recipe.toml", tomli_w.dumps(without_places(recipe_to_dict(run_recipe(first)))))
+    seeds = ", ".join(map(str, sweep.table.seeds))
+    lines = [
+        "## What was compared",
+        f"Seeds {seeds} of training and sampling; all else is in [recipe.toml]({files.name}/recipe.toml), the whole "
+        f"recipe of {groups[0].name} with every default, but for these keys:",
+    ]
+    # Without folders of this machine, which would say nothing to a reader elsewhere.
+    recipes = [without_places(recipe_to_dict(run_recipe(group.folders[0]))) for group in groups]
+    keys = [(key, values) for key, values in differing(recipes) if key not in OWN_KEYS]
+    rows = [["", *(group.name for group in groups)], ["---"] * (1 + len(groups))]
+    rows += [[f"`{key}`", *(f"`{value}`" for value in values)] for key, values in keys]
+    lines += [sheets.markdown_table(rows)]
+    manifest = first.result("evaluate").get("manifest") or {}
+    made_with = ", ".join(f"{name} {version}" for name, version in manifest.get("versions", {}).items())
+    return [*lines, *([f"Made with {made_with}."] if made_with else [])]
 
 
 def _how_sure(sweep: Sweep, found: Order) -> str:
     return (
         f"A paired bootstrap over {found.seeds} seeds and {sweep.table.resamples} draws of each run's samples. The "
-        f"whole order, {', '.join(found.best_first)}, comes out again in {found.same:.1%} of the resamples. With so "
-        "few seeds the intervals are too narrow rather than too wide."
+        f"whole order, {', '.join(found.best_first)}, comes out again in {found.same:.1%} of the resamples."
+        + (" With so few seeds the intervals are too narrow rather than too wide." if found.seeds < MANY_SEEDS else "")
     )
 
 
@@ -124,7 +172,7 @@ def _samples(groups: Sequence[Group], files: Path) -> list[str]:
     for group in groups:
         grid = group.folders[0].sample_grid
         if grid.is_file():
-            name = f"samples-{group.name}.png"
+            name = f"samples-{file_name(group.name)}.png"
             with replacing(files / name) as temporary:
                 shutil.copyfile(grid, temporary)
             lines += [f"**{group.name}**", f"![samples of {group.name}, a class a row]({files.name}/{name})"]

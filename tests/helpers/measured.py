@@ -39,7 +39,8 @@ def check(page: Path) -> int:
     lines = list(csv.DictReader((folder / "figures.csv").read_text(encoding="utf-8").splitlines()))
     names = list(dict.fromkeys(line["table"] for line in lines))
     count = 0
-    for name, cells in zip(names, tables(text), strict=True):
+    # The last table of a page says which keys of the recipe differ.
+    for name, cells in zip(names, tables(text)[: len(names)], strict=True):
         known = {(line["row"], line["column"]): line for line in lines if line["table"] == name}
         assert cells.keys() == known.keys(), name
         for place, cell in cells.items():

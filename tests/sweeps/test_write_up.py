@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from rearkit.errors import RecipeError
+from rearkit.analysis.chance import order
+from rearkit.errors import RecipeError, StorageError
 from rearkit.evaluation.fidelity import frechet
 from rearkit.evaluation.gaussians import Gaussian
 from rearkit.pipeline import run
 from rearkit.stages.evaluate import features_and_reference
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.run_recipe import run_recipe
+from rearkit.sweeps.predictions import noted, verdict
 from rearkit.sweeps.report import shown_command, sweep_and_report
+from rearkit.sweeps.runner import _claim
 from rearkit.sweeps.sharing import COMMON, link, prepare_common
 from rearkit.sweeps.sweep import load_sweep
-from rearkit.system.files import write_json
 from tests.helpers.measured import check
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +48,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     top = tmp_path_factory.mktemp("written")
     (top / "small.toml").write_text(SWEEP, encoding="utf-8")
     sweep = load_sweep(top / "small.toml", SMALLER)
+    _claim(sweep, top / "runs")
     # In this process, since starting one for each run takes longer than the runs.
     shared = prepare_common([run.recipe for run in sweep.runs], top / "runs")
     for planned, common in zip(sweep.runs, shared, strict=True):
@@ -52,7 +56,6 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
         folder.claim(planned.recipe.name)
         link(common, folder, (*COMMON, "classifier"))
         run(planned.recipe, folder.path)
-    write_json(top / "runs" / "sweep.json", {"sweep": "small"})
     sweep_and_report(top / "small.toml", SMALLER, top / "runs", 2, top / "docs")
     return top / "small.toml", top / "runs", top / "docs"
 
@@ -70,8 +73,10 @@ def test_the_page_says_what_was_expected_and_what_was_found(swept: tuple[Path, P
     }
     best = ", ".join(sorted(fids, key=fids.__getitem__))
     assert "Guidance helps, since it always has." in page
-    assert f"Expected by FID, best first: guided, plain. Found: {best}." in page
-    assert ("The prediction held" in page) == (best == "guided, plain")
+    assert f"Expected by FID, best first: guided, plain. Found: {best}. Pair by pair" in page
+    assert re.search(r"(as predicted|the other way round|not to be told apart): guided before plain\.", page)
+    assert "## The prediction, made before the runs" in page
+    assert "| `sample.guidance_scale` |" in page and "Seeds 0, 1 of training" in page and "torch " in page
     assert f"The whole order, {best}, comes out again in" in page
     # The command as it can be run elsewhere, with what was changed; no path of this machine.
     assert f"sweep …/small.toml --set {' --set '.join(SMALLER)} --docs …/docs`" in page
@@ -82,7 +87,7 @@ def test_all_its_pictures_are_there_and_none_is_left_over(swept: tuple[Path, Pat
     page = (swept[2] / "small.md").read_text(encoding="utf-8")
     files = {path.name for path in (swept[2] / "small").iterdir()}
     named = {line.rpartition("(small/")[2].rstrip(")") for line in page.splitlines() if line.startswith("![")}
-    assert files == named | {"table.csv", "figures.csv"}
+    assert files == named | {"table.csv", "figures.csv", "charts.csv", "recipe.toml"}
     assert {"samples-plain.png", "exposure-bias-along-the-image.svg", "held-out-cross-entropy.svg"} <= named
     chart = (swept[2] / "small" / "held-out-cross-entropy.svg").read_text(encoding="utf-8")
     assert "guided" in chart and "Held-out cross-entropy" in chart and "var(" not in chart
@@ -120,14 +125,58 @@ def test_a_figure_changed_by_hand_is_noticed(swept: tuple[Path, Path, Path], tmp
         check(page)
 
 
-def test_a_command_shows_no_path_of_the_machine_and_stays_as_it_is_otherwise() -> None:
+def test_a_prediction_changed_after_the_runs_is_one_made_after_them(
+    swept: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    file, runs, _ = swept
+    later = tmp_path / "later.toml"
+    later.write_text(file.read_text(encoding="utf-8").replace("Guidance helps, since", "It does harm, as"))
+    kept = (runs / "sweep.json").read_bytes()
+    sweep_and_report(later, SMALLER, runs, 2, tmp_path / "docs")
+    page = (tmp_path / "docs" / "small.md").read_text(encoding="utf-8")
+    before, after = page.split("## The prediction, made after 4 runs had been trained")
+    assert "made before the runs" in before and "Guidance helps" in before and "It does harm" in after
+    (runs / "sweep.json").write_bytes(kept)
+
+
+def test_a_prediction_is_noted_once() -> None:
+    first = noted(None, "a", ["x", "y"], 0)
+    assert noted({"predictions": first}, "a", ["x", "y"], 4) == first
+    second = noted({"predictions": first}, "b", ["x", "y"], 4)
+    assert [(one["prediction"], one["trained"]) for one in second] == [("a", 0), ("b", 4)]
+    assert noted(None, "", [], 0) == []
+
+
+def test_a_verdict_is_only_of_what_can_be_told_apart() -> None:
+    fids = np.array([[10.0, 10.1, 9.9], [8.0, 8.1, 7.9], [8.02, 7.98, 8.0]])
+    noise = np.random.default_rng(0).normal(size=(3, 3, 50)) * 0.1
+    told = verdict(["a", "b", "c"], order(["a", "b", "c"], fids, fids[..., None] + noise))
+    assert "the other way round: a before b, a before c; not to be told apart: b before c." in told
+    assert "as predicted" not in told and "There is no verdict" in verdict(["a", "b"], None)
+
+
+def test_a_command_shows_no_path_of_the_machine_and_can_be_run() -> None:
     source = 'data.source={name="folder",train="/home/anna/my/train",held_out="relative/test"}'
-    told = shown_command(Path("recipes/a.toml"), [source, "train.lr=1e-3"], Path("docs/measured"))
+    told = shown_command(Path("recipes/a.toml"), [source, "train.lr=1e-3"], Path("docs/of me"))
     assert told == (
         'python -m rearkit sweep recipes/a.toml --set \'data.source={name="folder",train="…/train",'
-        'held_out="relative/test"}\' --set train.lr=1e-3 --docs docs/measured'
+        "held_out=\"relative/test\"}' --set train.lr=1e-3 --docs 'docs/of me'"
     )
-    assert shown_command(Path("/a b/c.toml"), [], Path("/docs")).endswith("c.toml --docs …/docs")
+    assert shown_command(Path("/a/c.toml"), [], Path("/docs")) == "python -m rearkit sweep …/c.toml --docs …/docs"
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_runs(tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text(SWEEP, encoding="utf-8")
+    with pytest.raises(StorageError, match=r"--docs: .*s\.toml: File exists; choose another folder"):
+        sweep_and_report(tmp_path / "s.toml", SMALLER, tmp_path / "runs", 1, tmp_path / "s.toml")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("expected", ['"plain"', '"plain", "plain"'])
+def test_an_expected_order_has_two_variants_each_once(tmp_path: Path, expected: str) -> None:
+    (tmp_path / "s.toml").write_text(SWEEP.replace('"guided", "plain"', expected), encoding="utf-8")
+    with pytest.raises(RecipeError, match="two variants or more, each once"):
+        load_sweep(tmp_path / "s.toml")
 
 
 def test_an_order_of_unknown_variants_is_refused(tmp_path: Path) -> None:
