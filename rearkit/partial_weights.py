@@ -49,7 +49,7 @@ def fitting_part(backbone: Backbone, path: str, component: Component | None = No
     fresh = [name for name in own if name not in taken]
     unused = [name for name in given if name not in own]
     told = [
-        f"{path}: {len(taken)} of {len(own)} tensors taken",
+        f"{path}: {len(taken)} of {len(own)} tensors taken" + (", some of them changed" if changed else ""),
         *changed,
         *([f"initialised: {listed(fresh)}"] if fresh else []),
         *([f"not used: {listed(unused)}"] if unused else []),

@@ -53,8 +53,9 @@ class Card:
         space, side = model.space, square_side(model.tokenizer)
         titles = [str(title) for title in model.classes.titles]
         named = ", ".join(titles[:NAMES_SHOWN]) + (", …" if len(titles) > NAMES_SHOWN else "")
-        added = [table.name for table in (recipe.noise, *recipe.regularizers) if table is not None]
-        with_ = f", with {', '.join(added)}" if added else ""
+        added = [] if recipe.noise is None else [f"context noise by `{recipe.noise.name}`"]
+        added += [f"the regularizer `{table.name}`" for table in recipe.regularizers]
+        with_ = f", with {' and '.join(added)}" if added else ""
         return (
             f"An autoregressive model of images of {side} × {side} pixels: the backbone `{recipe.backbone.name}` "
             f"({num_parameters(model.backbone):,} parameters) draws {space.num_tokens} tokens of {space.codebook_size} "
