@@ -27,6 +27,7 @@ from rearkit.data.tar_headers import remedy_of
 from rearkit.data.whole_tars import UNSPARSE, files_in_tar
 from rearkit.errors import DataError, StorageError
 from rearkit.system.console import say_once
+from rearkit.system.files import storage_errors
 
 CLASS = "cls"
 OTHER_LABELS = ("json", "txt")  # taken for the label where there is no `CLASS`
@@ -166,7 +167,8 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
     with unpack(path) as packed, tempfile.TemporaryFile() as plain:
         while part := _next_part(packed):
             _check_room(path, plain.tell() + len(part))
-            plain.write(part)
+            with storage_errors(Path(tempfile.gettempdir())):
+                plain.write(part)
         yield plain
 
 

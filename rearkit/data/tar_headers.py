@@ -60,7 +60,7 @@ class CheckedHeader(tarfile.TarInfo):
             raise TarFault(f"a header says {self.size} bytes for {self.name!r}")
         if self.type == tarfile.GNUTYPE_SPARSE:
             self.sparse: Any = []
-            return self._proc_builtin(archive)  # type: ignore[attr-defined, no-any-return]
+            return self._proc_builtin(archive)  # type: ignore[attr-defined]
         if self.type in (*NAMES, *PAX):
             if self.size > MOST_BYTES:
                 raise TarFault(f"a header has {self.size:,} bytes of names; {MOST_BYTES:,} are read")
@@ -73,7 +73,7 @@ class CheckedHeader(tarfile.TarInfo):
         if member.offset_data <= where:
             raise TarFault(f"a header leads back, behind byte {where}")
         archive.nested = 0
-        return member  # type: ignore[no-any-return]
+        return member
 
     def _check_records(self, archive: Any) -> None:
         """Check what a pax header has; of the tar's last one, which no member follows, there is no more to read."""
@@ -92,7 +92,8 @@ class CheckedHeader(tarfile.TarInfo):
         if self.type == tarfile.XGLTYPE:
             after = begin + -(-self.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
             archive.fileobj.seek(after)
-            if archive.nested == 1 and not any(archive.fileobj.read(tarfile.BLOCKSIZE)):
+            ends = after >= getattr(archive, "end", after + 1) or not any(archive.fileobj.read(tarfile.BLOCKSIZE))
+            if ends and archive.nested == 1:
                 archive.offset = after
                 raise tarfile.EOFHeaderError("end of file header")  # type: ignore[attr-defined]
         archive.fileobj.seek(begin)

@@ -42,6 +42,7 @@ def members_in_tar(file: IO[bytes], start: int, size: int) -> Iterator[tarfile.T
     filled = start
     try:
         with tarfile.open(fileobj=file, mode="r:", tarinfo=CheckedHeader) as archive:
+            archive.end = end  # type: ignore[attr-defined]  # for its headers
             while (member := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # or it would hold them all
                 if last is not None:
