@@ -94,7 +94,7 @@ def _check_end(file: IO[bytes], start: int, last: tarfile.TarInfo | None, ends: 
 def _first_not_zero(file: IO[bytes], place: int, end: int) -> int | None:
     file.seek(place)
     while part := file.read(min(CHUNK, max(end - place, 0))):
-        if part.count(0) < len(part):
+        if part != bytes(len(part)):
             return place + len(part) - len(part.lstrip(bytes(1)))
         place += len(part)
     return None
