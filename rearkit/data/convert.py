@@ -26,6 +26,7 @@ from rearkit.data.class_folders import (
 )
 from rearkit.data.conversions import conversion
 from rearkit.data.label_files import read_labels
+from rearkit.data.tar_headers import remedy_of
 from rearkit.data.whole_tars import files_in_tar
 from rearkit.errors import DataError
 from rearkit.system.console import progress_bar
@@ -34,6 +35,7 @@ from rearkit.system.files import replacing, write_json
 from rearkit.system.processes import in_processes
 
 CLASSES = "classes.json"
+COPY = "copy it again"
 FLAT = "; of those outside, --labels FILE lists their classes, --unlabelled does without"
 
 
@@ -156,20 +158,20 @@ def _files(source: Path) -> dict[str, Place]:
         try:
             return strip_roots(dict(_in_tar(source, 0, source.stat().st_size, "")))
         except tarfile.TarError as error:
-            raise DataError(f"{source}: not a readable tar ({error}); copy it again") from None
+            raise DataError(f"{source}: not a readable tar ({error}); {remedy_of(error, COPY)}") from None
     raise DataError(f"{source}: no such folder or tar")
 
 
 def _in_tar(path: Path, start: int, size: int, owner: str) -> Iterator[tuple[str, Place]]:
     """Files of a tar that lies in a file; a tar in a tar is a class of its own."""
     with path.open("rb") as file:
-        for member in files_in_tar(file, start, size):
+        for member in files_in_tar(file, start, size, f"{path}: {owner[:-1]}.tar" if owner else str(path)):
             if member.name.endswith(".tar") and not owner:
                 try:
                     yield from _in_tar(path, member.offset_data, member.size, f"{Path(member.name).stem}/")
                 except tarfile.TarError as error:
                     raise DataError(
-                        f"{path}: {member.name} in it is not a readable tar ({error}); copy it again"
+                        f"{path}: {member.name} in it is not a readable tar ({error}); {remedy_of(error, COPY)}"
                     ) from None
             else:
                 # As `tar` unpacks them: below the folder, whatever is said.

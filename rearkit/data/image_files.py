@@ -13,6 +13,7 @@ import numpy as np
 
 from rearkit.data.class_folders import image_suffixes, is_hidden, sort_classes, strip_roots, suffix_of
 from rearkit.data.shard_lists import expand_shards
+from rearkit.data.tar_headers import remedy_of
 from rearkit.data.whole_tars import files_in_tar
 from rearkit.errors import DataError
 
@@ -129,13 +130,11 @@ def _files(source: Path) -> Iterator[ImageFile]:
 def _in_tar(path: Path) -> list[ImageFile]:
     try:
         with path.open("rb") as file:
-            found = files_in_tar(file, 0, path.stat().st_size)
+            found = files_in_tar(file, 0, path.stat().st_size, str(path))
             members: Mapping[str, tarfile.TarInfo] = {one.name: one for one in found}
     except tarfile.TarError as error:
-        raise DataError(
-            f"{path}: not a readable tar ({error}); unpack it where it is compressed, since images are read out of "
-            "its middle"
-        ) from None
+        remedy = remedy_of(error, "unpack it where it is compressed, since images are read out of its middle")
+        raise DataError(f"{path}: not a readable tar ({error}); {remedy}") from None
     return [ImageFile(name, str(path), one.offset_data, one.size) for name, one in strip_roots(members).items()]
 
 

@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import lzma
 import re
+import shutil
 import tarfile
 import tempfile
 import zlib
@@ -22,12 +23,16 @@ import attrs
 from webdataset.tariterators import base_plus_ext
 
 from rearkit.data.class_folders import image_suffixes, is_hidden
-from rearkit.data.whole_tars import members_in_tar
-from rearkit.errors import DataError
+from rearkit.data.tar_headers import remedy_of
+from rearkit.data.whole_tars import UNSPARSE, files_in_tar
+from rearkit.errors import DataError, StorageError
+from rearkit.system.console import say_once
+from rearkit.system.files import storage_errors
 
 CLASS = "cls"
 OTHER_LABELS = ("json", "txt")  # taken for the label where there is no `CLASS`
 SHOWN = 6  # members that a message lists
+LEFT, LEFT_SHARE = 1 << 30, 0.1  # of a disk: bytes, or if less a share, that unpacking leaves free
 META = re.compile(r"__[^/]*__($|/)")  # WebDataset's own members
 UNPACK: tuple[tuple[bytes, Any], ...] = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzma.open))
 REMEDY = (
@@ -152,6 +157,7 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
 
     Raises:
         OSError: it cannot be read.
+        StorageError: unpacked it fills the disk; a few MB may have as many GB in them.
     """
     with path.open("rb") as file:
         unpack = _packing(file.read(6))
@@ -159,28 +165,49 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
             yield file
             return
     with unpack(path) as packed, tempfile.TemporaryFile() as plain:
-        with contextlib.suppress(OSError, EOFError, zlib.error, lzma.LZMAError):
-            while part := packed.read(1 << 20):
+        while part := _next_part(packed):
+            _check_room(path, plain.tell() + len(part))
+            with storage_errors(Path(tempfile.gettempdir())):
                 plain.write(part)
         yield plain
+
+
+def _next_part(packed: IO[bytes]) -> bytes:
+    """Unpack a part more; none at the end, or where it is damaged."""
+    with contextlib.suppress(OSError, EOFError, zlib.error, lzma.LZMAError):
+        return packed.read(1 << 20)
+    return b""
+
+
+def _check_room(path: Path, size: int) -> None:
+    folder = tempfile.gettempdir()
+    disk = shutil.disk_usage(folder)
+    if disk.free < min(LEFT, LEFT_SHARE * disk.total):
+        raise StorageError(
+            f"{path}: more than {size >> 20:,} MiB unpacked, and {folder} has {disk.free >> 20:,} MiB left; if it "
+            "should be so large, unpack it where there is room, or name another folder by TMPDIR"
+        )
 
 
 def read_contents(shard: str, file: IO[bytes], fields: Fields) -> Contents:
     """Group a shard's members into samples, by its headers alone; of a damaged one, those before the damage.
 
     Raises:
-        DataError: it cannot be told which members belong together, or which is meant.
+        DataError: it cannot be told which members belong together, or which is meant; or one is sparse.
     """
     digest = hashlib.sha256()
     names: list[str] = []
     groups: dict[tuple[str, int], dict[str, Member]] = {}
     turns: dict[str, int] = {}
     whole = True
+
+    def see(member: tarfile.TarInfo) -> None:
+        digest.update(f"{member.name} {member.size} {member.mtime}\n".encode("utf-8", "surrogateescape"))
+
     try:
-        for member in members_in_tar(file, 0, file.seek(0, 2)):
-            digest.update(f"{member.name} {member.size} {member.mtime}\n".encode("utf-8", "surrogateescape"))
+        for member in files_in_tar(file, 0, file.seek(0, 2), shard, see):
             key, name = base_plus_ext(member.name)
-            if key is None or not member.isfile() or _foreign(member.name):
+            if key is None or _foreign(member.name):
                 continue
             if len(names) < SHOWN:
                 names.append(member.name)
@@ -189,8 +216,14 @@ def read_contents(shard: str, file: IO[bytes], fields: Fields) -> Contents:
                 turns[key] = turns.get(key, 0) + 1
                 group = groups.setdefault((key, turns[key]), {})
             group[name.lower()] = Member(name, member.offset_data, member.size)
-    except (tarfile.TarError, OSError):
+    except OSError:
         whole = False
+    except tarfile.TarError as error:
+        whole = False
+        if remedy := remedy_of(error, ""):
+            if remedy == UNSPARSE:  # no damage that some samples are lost with, but how it was packed
+                raise DataError(f"{shard}: {error}; {remedy}") from None
+            say_once(f"data: {shard}: {error}; {remedy}")
     samples = [sample for (key, _), group in groups.items() for sample in _samples(shard, key, group, fields)]
     complete = any(s.image is not None and (fields.unlabelled or s.label is not None) for s in samples)
     if whole and names and not complete and len(samples) != 1:

@@ -25,6 +25,7 @@ from rearkit.data.token_writing import CLASSES, TOKENS, as_whole
 from rearkit.data.token_writing import MAX_CODES as MAX_CODES
 from rearkit.data.token_writing import write_token_shard as write_token_shard
 from rearkit.data.training_data import TrainingSamples
+from rearkit.data.whole_tars import members_in_tar
 from rearkit.errors import DataError
 from rearkit.system.console import progress_bar, say
 from rearkit.system.files import check_disk, read_npy_header, sha256
@@ -262,9 +263,8 @@ def count_samples(path: Path) -> int:
 
 def _open_members(path: Path) -> tuple[FileRows, np.ndarray]:
     try:
-        # "r:" refuses a compressed tar, whose members cannot be read at a position.
-        with tarfile.open(path, "r:") as archive:
-            members = {member.name: member for member in archive}
+        with path.open("rb") as file:
+            members = {member.name: member for member in members_in_tar(file, 0, path.stat().st_size)}
         tokens = _find_array(path, members["000000.tokens.npy"], TOKENS, 2)
         classes = _find_array(path, members["000000.classes.npy"], CLASSES, 1)
         if len(tokens) != len(classes):

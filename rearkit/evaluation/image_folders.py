@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +16,8 @@ from rearkit.data.bad_samples import Unusable
 from rearkit.data.class_folders import suffix_of
 from rearkit.data.decoding import Decoding, decoded, opened
 from rearkit.data.image_files import ImageFile, list_image_files
+from rearkit.data.shard_members import is_packed
+from rearkit.data.tar_headers import is_tar
 from rearkit.errors import DataError
 from rearkit.evaluation.image_streams import NpzImages
 from rearkit.evaluation.shares import WHOLE, Share
@@ -116,7 +117,7 @@ def open_samples(path: str | Path) -> NpzImages | FileImages:
         DataError: it is none of these.
     """
     path = Path(path)
-    if path.is_dir() or (path.is_file() and tarfile.is_tarfile(path)):
+    if path.is_dir() or (path.is_file() and (is_tar(path) or is_packed(path))):
         return FileImages.open(path)
     return NpzImages.open(path)
 

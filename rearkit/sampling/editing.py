@@ -69,8 +69,10 @@ def edit(
         fade: pixels over which kept ones fade into drawn ones, inside the kept part; if None, a quarter of a patch.
 
     Raises:
-        RearkitError: see `known_tokens`.
+        RearkitError: see `known_tokens`; or ``fade`` is longer than the image.
     """
+    if fade is not None and fade > max(kept_HW.shape):
+        raise RearkitError(f"fade: {fade} pixels, but the image's longer side has {max(kept_HW.shape)}; give fewer")
     given_N, known_N = given_tokens(sampler, photo, kept_HW)
     parts = [part.images for part in sampler.stream(classes, 0, numbers, None, given_N, known_N)]
     return blend(np.concatenate(parts), photo, kept_HW, default_fade(sampler.model) if fade is None else fade)

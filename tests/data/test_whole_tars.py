@@ -51,7 +51,7 @@ def test_a_content_that_has_moved_is_damage_though_all_headers_hold(what: str, m
     with tarfile.open(path) as archive:
         assert list(CONTENTS)[member] in archive.getnames()
     with path.open("rb") as file, pytest.raises(tarfile.ReadError, match="it is damaged at byte"):
-        for found in files_in_tar(file, 0, path.stat().st_size):
+        for found in files_in_tar(file, 0, path.stat().st_size, "x"):
             file.seek(found.offset_data)
             assert file.read(found.size) == CONTENTS[found.name]
 
@@ -73,7 +73,7 @@ def test_tars_of_every_form_are_whole_with_and_without_the_zeros_at_their_end(
     # As other programs leave it: with fewer blocks of zeros, with none.
     path.write_bytes(content[: max(len(content) - cut, len(content.rstrip(bytes(1))) // 512 * 512 + 512)])
     with path.open("rb") as file:
-        assert [one.name for one in files_in_tar(file, 0, path.stat().st_size)] == [*contents, "folder/"]
+        assert [one.name for one in files_in_tar(file, 0, path.stat().st_size, "x")] == [*contents, "folder/"]
 
 
 def png(value: int) -> bytes:

@@ -58,6 +58,12 @@ def test_kept_pixels_come_back_and_alternatives_differ(model: Model, photo: Tens
     assert np.array_equal(edit(Sampler(model), photo, mask, [7], [0], fade=0)[0], images[3])
 
 
+def test_more_pixels_to_fade_over_than_there_are_is_refused(model: Model, photo: Tensor) -> None:
+    with pytest.raises(RearkitError, match="fade: 9 pixels, but the image's longer side has 8"):
+        edit(Sampler(model), photo, kept(0, 0, 8, 5), [3], fade=9)
+    assert len(edit(Sampler(model), photo, kept(0, 0, 8, 5), [3], fade=8)) == 1
+
+
 def test_a_photo_that_is_no_square_is_edited(tiny: Callable[..., Recipe]) -> None:
     model = sharpened(build(tiny(tokenizer={"image_size": [8, 12]})))
     photo = torch.randint(0, 256, (3, 8, 12), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
