@@ -165,7 +165,7 @@ def _next(folder: RunFolder, only: str | None) -> str:
     if only is not None and only != NAMES[-1]:
         return f"python -m rearkit {NAMES[NAMES.index(only) + 1]} with the same recipe, or run for all that remains"
     page, pictures = folder.report, folder.path / folder.sample_grid.name
-    return f"open {page} in a browser, look at {pictures}; python -m rearkit diagnose {folder.path} measures its mistakes"
+    return f"open {page} in a browser, look at {pictures}; python -m rearkit diagnose {folder.path} says where it errs"
 
 
 def _command(out: str | Path | None) -> str:
