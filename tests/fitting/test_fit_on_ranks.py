@@ -19,7 +19,7 @@ from rearkit.recipe.fit_table import AdversarialTable, FitTable
 from rearkit.system import distributed
 from rearkit.training.logs import TrainLog, read_log
 
-STEPS = 50
+STEPS = 30
 TINY = MaskGITVQGANSettings(
     image_size=16, hidden_channels=8, channel_mult=(1, 2), num_res_blocks=1, norm_groups=4, codebook_size=32,
     embedding_dim=8,
