@@ -1,57 +1,50 @@
-"""Hold the tables of a measured page against the CSV files beside it."""
+"""Train two steps of a recipe through the real engine, and print what torch's CPU allocator saw: run by a test.
+
+    python measured.py RECIPE_JSON MICRO_BATCH
+
+The most bytes that were allocated at any time since before the model was built, by the profiler's record of every
+allocation and release. That is what the operating system must give, but for the allocator's fragments.
+"""
 
 from __future__ import annotations
 
-import csv
-import re
-from pathlib import Path
+import json
+import sys
 
-NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?%?")
+import torch
+from torch.profiler import ProfilerActivity, profile
 
-
-def tables(page: str) -> list[dict[tuple[str, str], str]]:
-    """Return the cells of each table of a page in Markdown, by row and column."""
-    found: list[dict[tuple[str, str], str]] = []
-    blocks = re.findall(r"(?:^\|.*\|$\n?)+", page, re.MULTILINE)
-    for block in blocks:
-        heading, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines())
-        found.append(
-            {(row[0], column): cell for row in rows for column, cell in zip(heading[1:], row[1:], strict=True)}
-        )
-    return found
+from rearkit.model import build
+from rearkit.recipe.loading import load_recipe
+from rearkit.training.batches import Batch
+from rearkit.training.blocks import prepared_blocks
+from rearkit.training.engine import Engine
+from rearkit.training.train_module import TrainModule
 
 
-def rounds_to(shown: str, value: float) -> bool:
-    """Whether a number as it is shown is the rounded value."""
-    plain = shown.replace(",", "").rstrip("%").lstrip("+")
-    decimals = len(plain.partition(".")[2])
-    return abs(float(plain) - value * (100 if shown.endswith("%") else 1)) <= 0.5000001 * 10**-decimals
+def main() -> None:
+    recipe, size = load_recipe(json.loads(sys.argv[1])), int(sys.argv[2])
+    model = build(recipe)
+    weights = sum(p.numel() * 4 for p in TrainModule(model).parameters())
+    tokens_BN = torch.randint(model.space.codebook_size, (size, model.space.num_tokens))
+    classes_B = torch.randint(model.space.num_classes, (size,))
+    batch = Batch(tokens_BN, tokens_BN.flip(1), tokens_BN != tokens_BN.flip(1), classes_B, 0.5)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen, prepared_blocks(model):
+        engine = Engine(TrainModule(model), recipe.train, torch.device("cpu"))
+        engine.train()
+        for _ in range(3):
+            for piece in batch.pieces(recipe.train.micro_batch or size):
+                loss, _parts = engine(piece)
+                engine.backward(loss)
+                del loss, _parts
+                engine.step()
+    live = peak = 0
+    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    print(json.dumps({"peak": weights + peak, "events": len(events)}))
 
 
-def check(page: Path) -> int:
-    """Compare each figure of a page's tables with its unrounded value; return how many there are.
-
-    Raises:
-        AssertionError: one is not in the files, or not what they say.
-    """
-    text = page.read_text(encoding="utf-8")
-    folder = page.with_suffix("")
-    lines = list(csv.DictReader((folder / "figures.csv").read_text(encoding="utf-8").splitlines()))
-    names = list(dict.fromkeys(line["table"] for line in lines))
-    count = 0
-    # The last table of a page says which keys of the recipe differ.
-    for name, cells in zip(names, tables(text)[: len(names)], strict=True):
-        known = {(line["row"], line["column"]): line for line in lines if line["table"] == name}
-        assert cells.keys() == known.keys(), name
-        for place, cell in cells.items():
-            line = known[place]
-            assert cell == line["shown"], (name, place)
-            numbers = NUMBER.findall(cell)
-            values = [float(line[key]) for key in ("mean", "sd") if line[key]]
-            assert len(numbers) == len(values), (name, place, cell)
-            assert all(map(rounds_to, numbers, values)), (name, place, cell, values)
-            count += len(numbers)
-    scores = csv.DictReader((folder / "table.csv").read_text(encoding="utf-8").splitlines())
-    means = {line["row"]: line["mean"] for line in lines if (line["table"], line["column"]) == ("scores", "FID ↓")}
-    assert {row["name"]: row["fid_mean"] for row in scores} == means
-    return count
+if __name__ == "__main__":
+    main()

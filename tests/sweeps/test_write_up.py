@@ -23,7 +23,7 @@ from rearkit.sweeps.report import shown_command, sweep_and_report
 from rearkit.sweeps.runner import _claim
 from rearkit.sweeps.sharing import COMMON, link, prepare_common
 from rearkit.sweeps.sweep import load_sweep
-from tests.helpers.measured import check
+from tests.helpers.page_figures import check
 
 ROOT = Path(__file__).parents[2]
 # The second variant samples from the first one's models, so that two trainings are enough.
