@@ -122,22 +122,14 @@ def order(names: Sequence[str], fids_VS: np.ndarray, drawn_VSD: np.ndarray, seed
     resampled_VR = found.bootstrap_distribution
     means_V = fids_VS.mean(1)
     best_first = np.argsort(means_V, kind="stable")
-    others = []
-    for index in range(1, len(names)):
-        differences = resampled_VR[index] - resampled_VR[0]
-        low, high = np.quantile(differences, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        others.append(
-            Against(
-                names[index],
-                float(means_V[index] - means_V[0]),
-                float(low),
-                float(high),
-                float((differences >= 0).mean()),
-            )
-        )
-    same = (np.diff(resampled_VR[best_first], axis=0) > 0).all(0).mean()
     lower = {
         first: {second: float((resampled_VR[i] < resampled_VR[j]).mean()) for j, second in enumerate(names) if j != i}
         for i, first in enumerate(names)
     }
+    others = []
+    for index, name in enumerate(names[1:], start=1):
+        low, high = np.quantile(resampled_VR[index] - resampled_VR[0], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        difference = float(means_V[index] - means_V[0])
+        others.append(Against(name, difference, float(low), float(high), 1 - lower[name][names[0]]))
+    same = (np.diff(resampled_VR[best_first], axis=0) > 0).all(0).mean()
     return Order(len(seeds_S), names[0], tuple(others), tuple(names[i] for i in best_first), float(same), lower)

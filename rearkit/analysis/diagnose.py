@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rearkit.analysis.embedding import Awareness, LayerProbe, Recovery, awareness, probe_layers
 from rearkit.analysis.exposure import Batches, ByPosition, Prediction, by_position, under_own_draws, under_random_codes
+from rearkit.analysis.table import Group
 from rearkit.data.subsets import drawn
 from rearkit.data.token_shards import TokenData
 from rearkit.errors import RearkitError
@@ -144,6 +145,11 @@ def read_diagnosis(folder: RunFolder) -> Diagnosis | None:
     known = read_sealed(folder.diagnosis)
     # A subset: the file also records max_images, and a diagnosis of any number of images will do.
     return from_plain(known["diagnosis"]) if known is not None and _of(folder).items() <= known["of"].items() else None
+
+
+def read_diagnoses(group: Group) -> list[Diagnosis]:
+    """Return the diagnoses that a group's runs have; see `read_diagnosis`."""
+    return [found for folder in group.folders if (found := read_diagnosis(folder)) is not None]
 
 
 def from_plain(values: dict[str, Any]) -> Diagnosis:

@@ -100,7 +100,7 @@ def under_own_draws(
         seed: of the replaced positions and the draws.
     """
     totals = {share: Totals() for share in shares}
-    for tokens_BN, classes_B, drawn_BN, threshold_BN in _drawn(backbone, batches, seed):
+    for tokens_BN, classes_B, drawn_BN, threshold_BN, _ in _drawn(backbone, batches, seed):
         for share, total in totals.items():
             context_BN = torch.where(threshold_BN < share, drawn_BN, tokens_BN)
             total.add(backbone, context_BN, tokens_BN, classes_B)
@@ -120,19 +120,19 @@ def by_position(backbone: Backbone, batches: Batches, seed: int = 0) -> ByPositi
     """
     sums: list[Tensor] = [torch.zeros(1), torch.zeros(1)]
     count = 0
-    for tokens_BN, classes_B, drawn_BN, _ in _drawn(backbone, batches, seed):
-        for which, context_BN in enumerate((tokens_BN, drawn_BN)):
-            logits, _ = backbone.forward(context_BN, classes_B)
-            logits_BVN = logits[:, : tokens_BN.shape[1]].float().transpose(1, 2)
-            found_N = F.cross_entropy(logits_BVN, tokens_BN, reduction="none").double().sum(0).cpu()
+    for tokens_BN, classes_B, drawn_BN, _, clean_BNV in _drawn(backbone, batches, seed):
+        own_BNV = backbone.forward(drawn_BN, classes_B)[0][:, : tokens_BN.shape[1]].float()
+        for which, logits_BNV in enumerate((clean_BNV, own_BNV)):
+            found_BN = F.cross_entropy(logits_BNV.transpose(1, 2), tokens_BN, reduction="none")
+            found_N = found_BN.double().sum(0).cpu()
             sums[which] = sums[which] + found_N
         count += len(tokens_BN)
     clean, own = (tuple((one / count).tolist()) for one in sums)
     return ByPosition(clean, own)
 
 
-def _drawn(backbone: Backbone, batches: Batches, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Yield each batch's tokens and classes, the model's draws for the tokens, and a random number for each."""
+def _drawn(backbone: Backbone, batches: Batches, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+    """Yield each batch's tokens and classes, the model's draws for the tokens, a random number for each, and logits."""
     for index, (tokens_BN, classes_B) in enumerate(batches):
         generator = torch.Generator().manual_seed(derive_seed(seed, "drawn", index))
         threshold_BN = torch.rand(tokens_BN.shape, generator=generator).to(tokens_BN.device)
@@ -140,6 +140,7 @@ def _drawn(backbone: Backbone, batches: Batches, seed: int) -> Iterator[tuple[Te
         logits, _ = backbone.forward(tokens_BN, classes_B)
         # Inverse transform sampling. Scaled by the last sum, since rounding can leave that short of 1, and a draw above
         # it would be past the last code.
-        cumulative_BNV = logits[:, : tokens_BN.shape[1]].float().softmax(-1).cumsum(-1)
+        clean_BNV = logits[:, : tokens_BN.shape[1]].float()
+        cumulative_BNV = clean_BNV.softmax(-1).cumsum(-1)
         drawn_BN = (cumulative_BNV < uniform_BN[..., None] * cumulative_BNV[..., -1:]).sum(-1)
-        yield tokens_BN, classes_B, drawn_BN, threshold_BN
+        yield tokens_BN, classes_B, drawn_BN, threshold_BN, clean_BNV

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -85,6 +85,19 @@ def mean_and_deviation(values: Sequence[float], show: Callable[[float], str]) ->
     return show(mean) + ("" if deviation is None else f" ± {show(deviation)}")
 
 
+def csv_text(lines: Iterable[Sequence[Any]]) -> str:
+    """Format lines of values as CSV; None is an empty cell."""
+    buffer = io.StringIO()
+    # The csv module would end lines with \r\n.
+    csv.writer(buffer, lineterminator="\n").writerows(lines)
+    return buffer.getvalue()
+
+
+def markdown_table(lines: Iterable[Sequence[str]]) -> str:
+    """Format lines of text as a table in Markdown; the second line is the rule below the headings."""
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
 @attrs.frozen
 class Cell:
     """The values of one measure for the runs of a group; runs without a value are left out."""
@@ -135,23 +148,17 @@ class Table:
     def markdown(self) -> str:
         """Format as Markdown."""
         lines = [list(self.headings), ["---"] * len(self.headings), *self.text_rows()]
-        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        return "\n\n".join([table, *self.notes]) + "\n"
+        return "\n\n".join([markdown_table(lines), *self.notes]) + "\n"
 
     def csv(self) -> str:
         """Format as CSV: mean and standard deviation of each measure in columns of their own, unrounded."""
-        buffer = io.StringIO()
-        # The csv module would end lines with \r\n.
-        writer = csv.writer(buffer, lineterminator="\n")
         names = [_plain(cell.measure.name) for cell in self.rows[0].cells] if self.rows else []
         columns = [f"{name}_{part}" for name in names for part in ("mean", "sd")]
-        writer.writerow(["name", "runs", *columns, "published"])
+        lines: list[Sequence[Any]] = [["name", "runs", *columns, "published"]]
         for row in self.rows:
             values = [value for cell in row.cells for value in spread(cell.values)]
-            writer.writerow(
-                [row.name, row.runs, *("" if value is None else value for value in (*values, row.published))]
-            )
-        return buffer.getvalue()
+            lines.append([row.name, row.runs, *values, row.published])
+        return csv_text(lines)
 
     def for_screen(self) -> ScreenTable:
         """Format for the terminal; few groups become columns instead of rows, since there are more measures."""

@@ -37,6 +37,12 @@ def without_folders(text: str) -> str:
     return FOLDERS.sub("", text)
 
 
+def without_folders_of_machine(text: str) -> str:
+    """Return a text in which absolute paths have their last part only, and all else, links included, stays."""
+    # A path starts where a word does, or a value, quoted or not.
+    return re.sub(r"""(?<![^\s"'=`])/(?:[^\s"'/]+/)*([^\s"'/]+)""", r"…/\1", text)
+
+
 def _package(entry: str) -> str:
     """Return an entry of ``requires`` without a source that only this machine has."""
     name, _, source = (part.strip() for part in entry.partition("@"))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from rearkit.analysis.diagnose import read_diagnosis
+from rearkit.analysis.diagnose import read_diagnoses
 from rearkit.analysis.differences import ABSENT, differing
 from rearkit.analysis.table import Group, Table, make_table
 from rearkit.recipe.loading import recipe_to_dict
@@ -27,8 +27,6 @@ from rearkit.training.logs import read_log
 
 PAGE = "comparison.html"
 # Held-out values only: training's depend on each run's own noise and dropout, so they do not compare.
-# Keys of each run's own, which make no difference.
-OWN_KEYS = ("name", "train.seed", "sample.seed")
 CURVES = (
     ("held_out/cross_entropy", "Held-out cross-entropy", "nats per token, clean context", False),
     ("held_out/accuracy", "Held-out accuracy", "share of tokens whose likeliest code is right", True),
@@ -52,7 +50,7 @@ def write_page(groups: Sequence[Group], path: Path, title: str, published_as: st
 
 def gather(groups: Sequence[Group], table: Table, title: str) -> dict[str, Any]:
     """Return the template's variables; parts that no run has are empty."""
-    diagnoses = {group.name: [d for f in group.folders if (d := read_diagnosis(f)) is not None] for group in groups}
+    diagnoses = {group.name: read_diagnoses(group) for group in groups}
     diagnosed = any(diagnoses.values())
     return {
         "title": title,
@@ -87,14 +85,22 @@ def outdated(groups: Sequence[Group]) -> list[str]:
     return told
 
 
-def differences(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
-    """Return the recipe keys that differ between groups, with each group's value; seeds and names are left out."""
+def differences(
+    groups: Sequence[Group], shown: Callable[[dict[str, Any]], dict[str, Any]] = dict
+) -> list[tuple[str, list[str]]]:
+    """Return the recipe keys that differ between groups, with each group's value; seeds and names are left out.
+
+    Args:
+        groups: of runs.
+        shown: returns what is compared of a recipe's tables; everything if left out.
+    """
     # Groups without a run have no recipe: they show dashes, but make no difference.
     firsts = [group.folders[0] if group.folders else None for group in groups]
-    found = differing([recipe_to_dict(run_recipe(one)) for one in firsts if one is not None])
+    found = differing([shown(recipe_to_dict(run_recipe(one))) for one in firsts if one is not None])
+    own = ("name", "train.seed", "sample.seed")
     rows = []
     for key, values in found:
-        if key not in OWN_KEYS:
+        if key not in own:
             told = iter(map(str, values))
             rows.append((key, [ABSENT if one is None else next(told) for one in firsts]))
     return rows

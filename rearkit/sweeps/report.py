@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from rearkit.analysis.table import Table, make_table
+from rearkit.analysis.diagnose import diagnose
+from rearkit.analysis.table import Group, Table, make_table
 from rearkit.errors import StorageError
 from rearkit.pipeline import DEFAULT_ROOT
+from rearkit.recipe.cleaning import without_folders_of_machine
 from rearkit.reports.comparison_page import PAGE, write_page
 from rearkit.sweeps.runner import finished_groups, run_sweep
 from rearkit.sweeps.sweep import Sweep, load_sweep
-from rearkit.sweeps.write_up import diagnose_runs, without_folders_of_machine, write_docs
+from rearkit.sweeps.write_up import write_docs
 from rearkit.system.console import console, say
 from rearkit.system.files import write_text
 
@@ -43,13 +46,15 @@ def sweep_and_report(
     root = DEFAULT_ROOT / sweep.name if out is None else out
     say(f"{sweep.name}: {len(sweep.runs)} runs of {len(sweep.variants)} variants in {root}")
     try:
-        run_sweep(sweep, root, num_jobs)
-        diagnose_runs(sweep, root)
+        for folder in itertools.chain(*run_sweep(sweep, root, num_jobs).values()):
+            if sweep.table.diagnose:
+                diagnose(folder, sweep.table.diagnose)
     finally:
         # Also after an error or Ctrl-C: a sweep takes days, and what has finished can be read already.
-        table = _write(sweep, root)
+        groups = finished_groups(sweep, root)
+        table = _write(sweep, groups, root)
     if docs is not None:
-        page = write_docs(sweep, shown_command(path, overrides, docs), table, root, docs)
+        page = write_docs(sweep, shown_command(path, overrides, docs), groups, table, root, docs)
         say(f"page for documents: {page}")
     return table
 
@@ -71,8 +76,7 @@ def shown_command(path: Path, overrides: Sequence[str], docs: Path) -> str:
     return without_folders_of_machine(shlex.join([*words, "--docs", str(docs)]))
 
 
-def _write(sweep: Sweep, root: Path) -> Table:
-    groups = finished_groups(sweep, root)
+def _write(sweep: Sweep, groups: Sequence[Group], root: Path) -> Table:
     table = make_table(groups, sweep.table.published_as)
     # Without a finished run there is nothing to show, and the tables of an earlier call stay as they are.
     if any(group.folders for group in groups):

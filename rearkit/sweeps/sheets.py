@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import attrs
 
 from rearkit.analysis.chance import Order
 from rearkit.analysis.diagnose import Diagnosis
-from rearkit.analysis.table import Group, Table, mean_and_deviation, results_of, spread
+from rearkit.analysis.table import Group, Table, csv_text, markdown_table, mean_and_deviation, results_of, spread
 from rearkit.reports.charts import Chart
 from rearkit.reports.diagnosis import measures
 from rearkit.stages.run_recipe import run_recipe
@@ -52,35 +51,24 @@ class Sheet:
         return markdown_table(lines)
 
 
-def markdown_table(lines: Iterable[Sequence[str]]) -> str:
-    """Format rows of text as Markdown."""
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
-
-
 def as_csv(sheets: Iterable[Sheet]) -> str:
     """Write each figure of several tables as a line: table, row, column, what is shown, mean, deviation."""
-    buffer = io.StringIO()
-    # The csv module would end lines with \r\n.
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["table", "row", "column", "shown", "mean", "sd"])
+    lines: list[Sequence[Any]] = [("table", "row", "column", "shown", "mean", "sd")]
     for sheet in sheets:
         for row, figures in sheet.rows.items():
             for column, figure in zip(sheet.columns, figures, strict=True):
-                numbers = ("" if value is None else value for value in (figure.mean, figure.deviation))
-                writer.writerow([sheet.name, row, column, figure.shown, *numbers])
-    return buffer.getvalue()
+                lines.append((sheet.name, row, column, figure.shown, figure.mean, figure.deviation))
+    return csv_text(lines)
 
 
 def charts_as_csv(charts: Iterable[Chart]) -> str:
     """Write each point of several charts as a line: chart, unit, series, what is along the axis, its value, value."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["chart", "unit", "series", "along", "at", "value"])
+    lines: list[Sequence[Any]] = [("chart", "unit", "series", "along", "at", "value")]
     for chart in charts:
         for series in chart.series:
-            for place, value in zip(series.steps, series.values, strict=True):
-                writer.writerow([chart.title, chart.unit, series.name, chart.over, place, value])
-    return buffer.getvalue()
+            points = zip(series.steps, series.values, strict=True)
+            lines += [(chart.title, chart.unit, series.name, chart.over, *point) for point in points]
+    return csv_text(lines)
 
 
 def scores(table: Table) -> Sheet:

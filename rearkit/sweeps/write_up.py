@@ -5,7 +5,6 @@ Nothing on the page is typed by hand, so that it can be made anew and compared w
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -15,20 +14,18 @@ import numpy as np
 import tomli_w
 
 from rearkit.analysis.chance import Order, order, resampled_fids
-from rearkit.analysis.diagnose import Diagnosis, diagnose, read_diagnosis
-from rearkit.analysis.differences import differing
+from rearkit.analysis.diagnose import read_diagnoses
 from rearkit.analysis.groups import SWEEP
-from rearkit.analysis.table import Group, Table
-from rearkit.recipe.cleaning import without_places
+from rearkit.analysis.table import Group, Table, markdown_table
+from rearkit.recipe.cleaning import without_folders_of_machine, without_places
 from rearkit.recipe.loading import recipe_to_dict
 from rearkit.reports.charts import Chart, draw_file
-from rearkit.reports.comparison_page import OWN_KEYS, curves
+from rearkit.reports.comparison_page import curves, differences
 from rearkit.reports.diagnosis import charts as diagnosis_charts
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.run_recipe import run_recipe
 from rearkit.sweeps import sheets
 from rearkit.sweeps.predictions import KEY, written
-from rearkit.sweeps.runner import finished_groups
 from rearkit.sweeps.sweep import Sweep, file_name
 from rearkit.system.console import say
 from rearkit.system.files import read_json, replacing, write_text
@@ -37,19 +34,19 @@ from rearkit.system.files import read_json, replacing, write_text
 MANY_SEEDS = 8
 
 
-def write_docs(sweep: Sweep, command: str, table: Table, root: Path, target: Path) -> Path:
+def write_docs(sweep: Sweep, command: str, groups: Sequence[Group], table: Table, root: Path, target: Path) -> Path:
     """Write a sweep's page, and return its path.
 
     Args:
         sweep: the sweep.
         command: that made it, for readers.
-        table: scores of the finished runs, by variant.
+        groups: the finished runs, by variant; each has at least one.
+        table: their scores.
         root: the sweep's folder.
         target: folder to write ``NAME.md`` to, and all else into ``NAME/``.
     """
-    groups = [group for group in finished_groups(sweep, root) if group.folders]
     found = find_order(sweep, root)
-    named = {group.name: known for group in groups if (known := diagnoses(group))}
+    named = {group.name: known for group in groups if (known := read_diagnoses(group))}
     files = target / sweep.name
     parts = {"Scores": sheets.scores(table)}
     if found is not None:
@@ -75,25 +72,6 @@ def write_docs(sweep: Sweep, command: str, table: Table, root: Path, target: Pat
     page = target / f"{sweep.name}.md"
     write_text(page, without_folders_of_machine("\n\n".join(lines) + "\n"))
     return page
-
-
-def without_folders_of_machine(text: str) -> str:
-    """Return a text in which absolute paths have their last part only."""
-    # A path starts where a word does, or a value, quoted or not.
-    return re.sub(r"""(?<![^\s"'=`])/(?:[^\s"'/]+/)*([^\s"'/]+)""", r"…/\1", text)
-
-
-def diagnose_runs(sweep: Sweep, root: Path) -> None:
-    """Diagnose the finished runs, if the sweep's file asks for it."""
-    if sweep.table.diagnose:
-        for group in finished_groups(sweep, root):
-            for folder in group.folders:
-                diagnose(folder, sweep.table.diagnose)
-
-
-def diagnoses(group: Group) -> list[Diagnosis]:
-    """Return the diagnoses that a group's runs have."""
-    return [found for folder in group.folders if (found := read_diagnosis(folder)) is not None]
 
 
 def find_order(sweep: Sweep, root: Path) -> Order | None:
@@ -135,6 +113,7 @@ def _warnings(groups: Sequence[Group]) -> list[str]:
 def _made_of(sweep: Sweep, groups: Sequence[Group], files: Path) -> list[str]:
     """Return the section that says what was compared, and how to make it again."""
     first = groups[0].folders[0]
+    # Without folders of this machine, which would say nothing to a reader elsewhere.
     write_text(files / "recipe.toml", tomli_w.dumps(without_places(recipe_to_dict(run_recipe(first)))))
     seeds = ", ".join(map(str, sweep.table.seeds))
     lines = [
@@ -142,12 +121,9 @@ def _made_of(sweep: Sweep, groups: Sequence[Group], files: Path) -> list[str]:
         f"Seeds {seeds} of training and sampling; all else is in [recipe.toml]({files.name}/recipe.toml), the whole "
         f"recipe of {groups[0].name} with every default, but for these keys:",
     ]
-    # Without folders of this machine, which would say nothing to a reader elsewhere.
-    recipes = [without_places(recipe_to_dict(run_recipe(group.folders[0]))) for group in groups]
-    keys = [(key, values) for key, values in differing(recipes) if key not in OWN_KEYS]
     rows = [["", *(group.name for group in groups)], ["---"] * (1 + len(groups))]
-    rows += [[f"`{key}`", *(f"`{value}`" for value in values)] for key, values in keys]
-    lines += [sheets.markdown_table(rows)]
+    rows += [[f"`{key}`", *(f"`{value}`" for value in values)] for key, values in differences(groups, without_places)]
+    lines += [markdown_table(rows)]
     manifest = first.result("evaluate").get("manifest") or {}
     made_with = ", ".join(f"{name} {version}" for name, version in manifest.get("versions", {}).items())
     return [*lines, *([f"Made with {made_with}."] if made_with else [])]
