@@ -112,7 +112,7 @@ def _force(folder: RunFolder, again: str) -> None:
     """Move the results of a stage and of all after it aside, except if that was done in a run that was cut off."""
     # Or a run that is started anew by a scheduler, by the same command, would never come to its end.
     if folder.again.is_file() and folder.again.read_text(encoding="utf-8", errors="replace").strip() == again:
-        say(f"again from {again}: going on from where it was cut off")
+        say(f"again from {again}: going on from where it stopped")
         return
     set_aside(folder, NAMES[NAMES.index(again) :])
     write_text(folder.again, again + "\n")

@@ -1,4 +1,4 @@
-"""``verify``: which files of a run, or of an exported model, are what was written. Nothing is written.
+"""``verify``: which files of a run, a sweep or an exported model are what was written. Nothing is written.
 
 Each check is a file, and a function that returns what is wrong with it. They are collected first, so that the
 progress of hashing can be shown.
@@ -13,13 +13,14 @@ from pathlib import Path
 
 import attrs
 
+from rearkit.analysis.groups import SWEEP
 from rearkit.errors import RearkitError
 from rearkit.evaluation.classifier import FILE, is_intact
 from rearkit.recipe.recipe_files import MODEL
 from rearkit.sampling.manifest import MEMBER, read_manifest
 from rearkit.stages.flow import NAMES
 from rearkit.stages.model_files import TOKENIZER
-from rearkit.stages.run_folder import RunFolder, is_record
+from rearkit.stages.run_folder import OWNER, RunFolder, is_record
 from rearkit.stages.run_recipe import recipe_differs
 from rearkit.system.checksums import check_sealed, has_checksum, is_as_noted, noted
 from rearkit.system.console import progress_bar
@@ -64,45 +65,59 @@ class Verification:
 
     Attributes:
         folder: the folder.
-        verdicts: in the order of the stages.
+        verdicts: in the order of the runs and stages.
         busy: the process at work there, or None.
+        runs: the folders of runs that were looked at: `folder` itself, or those in a sweep's.
     """
 
     folder: Path
     verdicts: list[Verdict]
     busy: str | None
+    runs: list[RunFolder]
 
     def of(self, state: str) -> list[Verdict]:
         """Return the verdicts of a kind."""
         return [verdict for verdict in self.verdicts if verdict.state == state]
 
     def trusted(self) -> list[str]:
-        """Return the stages that are finished and whose files are all sound."""
-        bad = {Path(verdict.file).parts[0] for verdict in self.of(DAMAGED)}
-        folder = RunFolder(self.folder)
-        return [name for name in NAMES if name not in bad and is_record(check_sealed(folder.record(name)).content)]
+        """Return the stages that are finished and whose files are all sound, as folders relative to `folder`."""
+        bad = {str(parent) for verdict in self.of(DAMAGED) for parent in Path(verdict.file).parents}
+        stages = [run.stage(name) for run in self.runs for name in NAMES if _is_done(run, name)]
+        return [told for stage in stages if (told := str(stage.relative_to(self.folder))) not in bad]
 
 
 def verify(path: Path) -> Verification:
-    """Check all files of a run, or of a model that ``export`` wrote, that are read back.
+    """Check all files of a run, of all runs of a sweep, or of a model that ``export`` wrote, that are read back.
 
     Raises:
-        RearkitError: the folder is neither.
+        RearkitError: the folder is none of these.
     """
-    folder = RunFolder(path)
-    if any(folder.stage(name).is_dir() for name in NAMES) or folder.owner.is_file():
-        checks = list(_of_run(folder))
-    elif (path / MODEL).is_file():
-        checks = list(_of_model(path))
-    else:
-        raise RearkitError(f"{path}: neither the folder of a run nor one that `export` wrote; give such a folder")
-    busy = _at_work(folder.lock)
+    runs = _runs(path)
+    at_work = [_at_work(run.lock) for run in runs]
+    checks = [(check, busy) for run, busy in zip(runs, at_work, strict=True) for check in _of_run(run)]
+    # A folder without runs, though a sweep's, has no other file to check.
+    if not (runs or (path / SWEEP).is_file()):
+        checks = [(check, None) for check in _of_model(path)]
     verdicts = []
     with progress_bar("verify", len(checks)) as bar:
-        for check in checks:
+        for check, busy in checks:
             verdicts.append(_verdict(check, path, busy is not None))
             bar.advance(1, check.path.name)
-    return Verification(path, verdicts, busy)
+    return Verification(path, verdicts, next(filter(None, at_work), None), runs)
+
+
+def _runs(path: Path) -> list[RunFolder]:
+    """Return the runs that a folder is or has, none for an exported model."""
+    folder = RunFolder(path)
+    if any(folder.stage(name).is_dir() for name in NAMES) or folder.owner.is_file():
+        return [folder]
+    if (path / SWEEP).is_file():
+        return [
+            RunFolder(owner.parent) for owner in sorted([*path.glob(f"*/{OWNER}"), *path.glob(f"shared/*/{OWNER}")])
+        ]
+    if (path / MODEL).is_file():
+        return []
+    raise RearkitError(f"{path}: no folder of a run or sweep, and none that `export` wrote; give such a folder")
 
 
 def _verdict(check: Check, folder: Path, busy: bool) -> Verdict:
@@ -119,6 +134,10 @@ def _verdict(check: Check, folder: Path, busy: bool) -> Verdict:
     if busy and not check.path.exists():
         return Verdict(file, GONE)
     return Verdict(file, DAMAGED, wrong, check.remedy)
+
+
+def _is_done(folder: RunFolder, name: str) -> bool:
+    return is_record(check_sealed(folder.record(name)).content)
 
 
 def _of_run(folder: RunFolder) -> Iterator[Check]:

@@ -10,11 +10,11 @@ import click
 from rearkit.cli.examples import Command
 
 
-@click.command(cls=Command, example="verify runs/mnist\nverify runs/mnist --json")
+@click.command(cls=Command, example="verify runs/mnist\nverify runs/components\nverify runs/mnist --json")
 @click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 def verify(folder: Path, as_json: bool) -> None:
-    """Check all files of RUN, or of a folder that `export` wrote, against their checksums; nothing is written.
+    """Check all files that are read back of RUN, a run, a sweep or an exported model; nothing is written.
 
     Exit code 0: no file is damaged or missing; 3: some are, and each is named with what makes it again.
     """
@@ -38,7 +38,9 @@ def verify(folder: Path, as_json: bool) -> None:
                 f"unchecked, since an earlier version gave no checksum: {', '.join(o.file for o in unchecked)}"
             )
         lines += [f"damaged: {one.file}: {one.why}; {one.remedy}" for one in damaged]
-        lines += [f"stages to trust: {', '.join(trusted)}"] if trusted else []
+        # Of a sweep there may be hundreds.
+        listed = trusted if len(found.runs) == 1 else [f"{len(trusted)} of {len(found.runs)} runs"]
+        lines += [f"stages to trust: {', '.join(listed)}"] if trusted else []
         counts = f"{len(found.of(SOUND))} sound, {len(unchecked)} unchecked, {len(damaged)} damaged or missing"
         for line in [*lines, f"{folder}: {counts}"]:
             click.echo(printable(line))

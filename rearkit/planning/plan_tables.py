@@ -19,7 +19,8 @@ from rearkit.system.console import console
 
 def print_plan(recipe: Recipe, machine: Machine, plan: Plan) -> None:
     """Print a plan: its figures, the memory of a training rank, and how to read that table."""
-    table = Table("what", "value", title=f"Plan of {recipe.name} on {machine.ranks} ranks", title_justify="left")
+    told = f"on {machine.ranks} × {gib(machine.memory)} (--gpus, --gpu-memory)"
+    table = Table("what", "value", title=f"Plan of {recipe.name} {told}", title_justify="left")
     for name, value in plan_rows(recipe, machine, plan).items():
         table.add_row(name, value)
     console.print(table)

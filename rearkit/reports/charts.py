@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -62,6 +63,7 @@ class Series:
         values: one for each step.
         averaged: most log lines that one value is the mean of.
         left_out: number of values left out because they were infinite or NaN.
+        deviations: standard deviation around each value, drawn as a band; empty if there is none.
     """
 
     name: str
@@ -69,6 +71,21 @@ class Series:
     values: tuple[float, ...]
     averaged: int = 1
     left_out: int = 0
+    deviations: tuple[float, ...] = ()
+
+    @classmethod
+    def mean(cls, name: str, steps: Sequence[float], columns: Iterable[Sequence[float]]) -> Series:
+        """Return the mean of several runs' values, with their deviation (divisor n - 1) if there are two at least.
+
+        Args:
+            name: shown in the legend.
+            steps: ascending.
+            columns: for each step, a value for each run.
+        """
+        columns = list(columns)
+        several = bool(columns) and min(map(len, columns)) > 1
+        deviations = tuple(statistics.stdev(column) for column in columns) if several else ()
+        return cls(name, tuple(steps), tuple(map(statistics.fmean, columns)), deviations=deviations)
 
 
 @attrs.frozen
@@ -200,6 +217,12 @@ def _drawn(chart: Chart, size: tuple[float, float], alone: bool = False) -> str:
             # Not clipped: a marker at the edge would be cut in half.
             (line,) = axes.plot(series.steps, series.values, label=series.name, clip_on=False)
             line.set(color=colour, linestyle="--" if index >= SERIES else "-", marker=marker, markersize=2.6)
+            if series.deviations:
+                below, above = (
+                    [value + sign * sd for value, sd in zip(series.values, series.deviations, strict=True)]
+                    for sign in (-1, 1)
+                )
+                axes.fill_between(series.steps, below, above, color=colour, alpha=0.18, linewidth=0)
         for mark in chart.marks:
             axes.axvline(mark, color=INK, alpha=0.5, linewidth=0.8, linestyle=":")
         if chart.share:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -115,8 +114,7 @@ def curves(groups: Sequence[Group]) -> list[Chart]:
             # Groups without values get an empty series, so that all charts use the same colour for a group.
             logs = [_logged(folder, key) for folder in group.folders]
             steps = sorted(set.intersection(*(set(log) for log in logs))) if logs else []
-            means = tuple(statistics.fmean(log[step] for log in logs) for step in steps)
-            series.append(Series(group.name, tuple(steps), means))
+            series.append(Series.mean(group.name, steps, ([log[step] for log in logs] for step in steps)))
         if any(one.steps for one in series):
             found.append(Chart(title, unit, tuple(series), share))
     return found

@@ -134,5 +134,4 @@ def _mean_series(name: str, curves: Sequence[Sequence[tuple[float, float]]]) -> 
     """Return the mean of curves that have the same x values."""
     # Not strict: if a run has fewer points than the others, the mean ends with it.
     columns = list(zip(*curves, strict=False))
-    places = tuple(column[0][0] for column in columns)
-    return Series(name, places, tuple(statistics.fmean(value for _, value in column) for column in columns))
+    return Series.mean(name, [column[0][0] for column in columns], ([value for _, value in one] for one in columns))

@@ -175,7 +175,7 @@ def _begin(stage: Stage, recipe: Recipe, folder: RunFolder, alone: bool, known: 
             for path in (folder.record(stage.name), *damaged_outputs(done, place, thorough=True)):
                 remove(path)
         elif _was_begun(stage, folder, key):
-            say(f"{stage.name}: going on from where it was cut off")
+            say(f"{stage.name}: going on from where it stopped")
             drop_damaged_parts(folder, stage.name)
         elif place.exists():
             move_aside(folder, stage.name)

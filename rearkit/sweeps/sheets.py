@@ -62,11 +62,12 @@ def as_csv(sheets: Iterable[Sheet]) -> str:
 
 
 def charts_as_csv(charts: Iterable[Chart]) -> str:
-    """Write each point of several charts as a line: chart, unit, series, what is along the axis, its value, value."""
-    lines: list[Sequence[Any]] = [("chart", "unit", "series", "along", "at", "value")]
+    """Write each point as a line: chart, unit, series, what is along the axis, its value, value, standard deviation."""
+    lines: list[Sequence[Any]] = [("chart", "unit", "series", "along", "at", "value", "sd")]
     for chart in charts:
         for series in chart.series:
-            points = zip(series.steps, series.values, strict=True)
+            deviations = series.deviations or [None] * len(series.values)
+            points = zip(series.steps, series.values, deviations, strict=True)
             lines += [(chart.title, chart.unit, series.name, chart.over, *point) for point in points]
     return csv_text(lines)
 

@@ -63,7 +63,11 @@ def write_docs(sweep: Sweep, command: str, groups: Sequence[Group], table: Table
         if sheet.name == "order" and found is not None:
             lines += [_how_sure(sweep, found)]
     charts = [*curves(groups), *(diagnosis_charts(named) if named else [])]
-    lines += ["## Charts", "Means over the seeds.", *(_picture(files, chart) for chart in charts)]
+    lines += [
+        "## Charts",
+        "Means over the seeds; a band is one standard deviation on each side.",
+        *(_picture(files, chart) for chart in charts),
+    ]
     lines += ["## Samples", "The first run of each variant, the same seeds and classes.", *_samples(groups, files)]
     lines += _made_of(sweep, groups, files)
     write_text(files / "table.csv", table.csv())

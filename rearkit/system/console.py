@@ -32,6 +32,12 @@ def printable(text: str) -> str:
     return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def number_in_environment(name: str, default: int) -> int:
+    """Return a variable that a launcher sets; what is no number was set by something else."""
+    given = os.environ.get(name, "")
+    return int(given) if given.isdecimal() else default
+
+
 class _Printing(Console):
     """A console on which no text has control characters, cells of tables included."""
 
@@ -39,8 +45,13 @@ class _Printing(Console):
         return super().render_str(printable(text), **options)
 
 
+# Columns of tables where there is no terminal: rich would cut them at 80.
+WIDE = 240
+
 # soft_wrap: a long line stays one line, so that paths can be copied and log files searched.
 console = _Printing(highlight=False, soft_wrap=True)
+if not console.is_terminal and not number_in_environment("COLUMNS", 0):
+    console.width = WIDE
 stderr = _Printing(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -49,12 +60,6 @@ def is_main_process() -> bool:
     # Read from the environment, since messages are also printed before the process group exists. A shell may keep RANK
     # from another job.
     return number_in_environment("RANK", 0) == 0 or number_in_environment("WORLD_SIZE", 1) == 1
-
-
-def number_in_environment(name: str, default: int) -> int:
-    """Return a variable that a launcher sets; what is no number was set by something else."""
-    given = os.environ.get(name, "")
-    return int(given) if given.isdecimal() else default
 
 
 def say(text: str) -> None:

@@ -121,7 +121,7 @@ def test_a_training_killed_at_any_moment_ends_with_the_same_weights(copied: Path
         steps.append(max(saved, default=0))
     assert max(steps) > 0  # it was trained by several processes
     output = rearkit("train", str(SMOKE), f"--out={copied}")
-    assert "going on from where it was cut off" in output
+    assert "going on from where it stopped" in output
     assert sha256(copied / "train" / "model.safetensors") == expected
     assert up_to_date(rearkit("run", str(SMOKE), f"--out={copied}"))[-1] == "evaluate"  # so nothing after it changed
 
@@ -192,7 +192,7 @@ def test_again_goes_on_where_it_was_cut_off(copied: Path) -> None:
     shutil.rmtree(copied / "evaluate")
     output = rearkit("run", str(SMOKE), f"--out={copied}", "--again", "sample")
     assert up_to_date(output) == ["data", "tokenizer", "tokens", "train", "sample"]
-    assert "again from sample: going on from where it was cut off" in output
+    assert "again from sample: going on from where it stopped" in output
     assert not (copied / "again").exists()
 
 

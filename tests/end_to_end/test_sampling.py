@@ -108,7 +108,7 @@ def test_killed_and_gone_on_with_none_is_lost_or_made_twice(trained: Path, npz: 
     kept = {path: path.stat().st_mtime_ns for path in parts.glob("*.safetensors")}
     assert 5 <= len(kept) < 64
     output = rearkit("sample", str(SMOKE), *TINY, f"--out={out}")
-    assert "going on from where it was cut off" in output
+    assert "going on from where it stopped" in output
     found = arrays(out)
     for name, array in arrays(trained.with_name("whole")).items():
         assert np.array_equal(found[name], array), name

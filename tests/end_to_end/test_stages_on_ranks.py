@@ -88,7 +88,7 @@ def test_a_rank_killed_while_it_tokenizes_costs_its_shard_only(prepared: Path, t
     assert process.returncode != 0
     before = {path.name: path.stat().st_mtime_ns for path in (out / "tokens").glob("*.tar")}
     assert 2 <= len(before) < 13
-    assert "going on from where it was cut off" in tokens(out, 2)
+    assert "going on from where it stopped" in tokens(out, 2)
     assert shards(out) == shards(tokenized)
     assert {name: (out / "tokens" / name).stat().st_mtime_ns for name in before} == before
     assert not list((out / "tokens").glob(".*"))

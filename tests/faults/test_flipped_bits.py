@@ -219,6 +219,19 @@ def test_verify_names_what_is_damaged_and_writes_nothing(
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 
 
+def test_verify_takes_the_folder_of_a_sweep(runs: Runs, tmp_path: Path) -> None:
+    for name in ("a-s0", "a-s1", "shared/123456"):
+        shutil.copytree(runs.copy("finished"), tmp_path / "sweep" / name)
+    (tmp_path / "sweep" / "sweep.json").write_text('{"sweep": "sweep"}')
+    result = CliRunner().invoke(cli, ["verify", str(tmp_path / "sweep")])
+    assert result.exit_code == 0 and "stages to trust: 18 of 3 runs\n" in result.output
+    path = tmp_path / "sweep" / "a-s1" / "train" / "model.safetensors"
+    path.write_bytes(flip(8 * 5000)(path.read_bytes()))
+    result = CliRunner().invoke(cli, ["verify", str(tmp_path / "sweep")])
+    assert result.exit_code == 3 and "stages to trust: 17 of 3 runs\n" in result.output
+    assert "damaged: a-s1/train/model.safetensors: not what was written (SHA-256)" in result.output
+
+
 def test_verify_takes_an_exported_model_and_nothing_else(runs: Runs, tmp_path: Path) -> None:
     export_run(runs.copy("finished"), tmp_path / "model")
     assert CliRunner().invoke(cli, ["verify", str(tmp_path / "model")]).exit_code == 0
@@ -227,7 +240,7 @@ def test_verify_takes_an_exported_model_and_nothing_else(runs: Runs, tmp_path: P
     result = CliRunner().invoke(cli, ["verify", str(tmp_path / "model")])
     assert result.exit_code == 3
     assert "damaged: tokenizer.safetensors: is not what manifest.json says (SHA-256)" in result.output
-    with pytest.raises(RearkitError, match="neither the folder of a run nor one that `export` wrote"):
+    with pytest.raises(RearkitError, match="no folder of a run or sweep, and none that `export` wrote"):
         verify(tmp_path)
 
 

@@ -262,7 +262,7 @@ def test_a_stage_cut_off_goes_on_with_what_it_has(
     assert folder.done("b") is None
     works.fail_in = None
     assert works.bring_up_to_date(tiny(), folder) == ["b", "c"]
-    assert "b: going on from where it was cut off" in capsys.readouterr().out
+    assert "b: going on from where it stopped" in capsys.readouterr().out
     assert (folder.stage("b") / "part").read_text() == ".."
 
 

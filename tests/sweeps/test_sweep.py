@@ -125,4 +125,4 @@ def test_the_ablations_can_be_read(path: Path) -> None:
         return
     sweep = load_sweep(path)
     assert sweep.name == path.stem
-    assert len(sweep.runs) in (2 * len(sweep.variants), 5 * len(sweep.variants))  # seeds
+    assert len(sweep.runs) / len(sweep.variants) in (2, 3, 5)  # seeds
