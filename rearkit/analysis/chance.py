@@ -6,6 +6,7 @@ Shapes: V variants, S seeds, D draws of a run's samples, n samples, F features.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import attrs
 import numpy as np
@@ -63,7 +64,7 @@ class Order:
     lower: Mapping[str, Mapping[str, float]]
 
 
-def resampled_fids(folder: RunFolder, draws: int) -> list[float]:
+def resampled_fids(folder: RunFolder, draws: int, kept: Path | None = None) -> list[float]:
     """Return a run's FID for each of some bootstrap draws of its samples; kept in the run's folder.
 
     Draw d takes the same samples of each run, whose classes and random numbers are equal if their seeds are.
@@ -71,6 +72,7 @@ def resampled_fids(folder: RunFolder, draws: int) -> list[float]:
     Args:
         folder: of a run that is scored.
         draws: D.
+        kept: folder in which runs share the features of what they are compared with.
     """
     from rearkit.evaluation.fidelity import frechet
     from rearkit.stages.evaluate import features_and_reference
@@ -80,7 +82,7 @@ def resampled_fids(folder: RunFolder, draws: int) -> list[float]:
     if known is not None and known.get("of") == of:
         return list(known["fids"])
     say(f"{folder.path.name}: drawing its samples again, {draws} times")
-    features_nF, reference = features_and_reference(run_recipe(folder), folder)
+    features_nF, reference = features_and_reference(run_recipe(folder), folder, kept)
     fids = []
     with progress_bar("bootstrap", draws) as bar:
         for draw in range(draws):

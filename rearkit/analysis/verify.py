@@ -20,7 +20,7 @@ from rearkit.recipe.recipe_files import MODEL
 from rearkit.sampling.manifest import MEMBER, read_manifest
 from rearkit.stages.flow import NAMES
 from rearkit.stages.model_files import TOKENIZER
-from rearkit.stages.run_folder import OWNER, RunFolder, is_record
+from rearkit.stages.run_folder import RunFolder, is_record
 from rearkit.stages.run_recipe import recipe_differs
 from rearkit.system.checksums import check_sealed, has_checksum, is_as_noted, noted
 from rearkit.system.console import progress_bar
@@ -108,16 +108,19 @@ def verify(path: Path) -> Verification:
 
 def _runs(path: Path) -> list[RunFolder]:
     """Return the runs that a folder is or has, none for an exported model."""
-    folder = RunFolder(path)
-    if any(folder.stage(name).is_dir() for name in NAMES) or folder.owner.is_file():
-        return [folder]
+    if _is_run(path):
+        return [RunFolder(path)]
     if (path / SWEEP).is_file():
-        return [
-            RunFolder(owner.parent) for owner in sorted([*path.glob(f"*/{OWNER}"), *path.glob(f"shared/*/{OWNER}")])
-        ]
+        return [RunFolder(one) for one in sorted([*path.iterdir(), *path.glob("shared/*")]) if _is_run(one)]
     if (path / MODEL).is_file():
         return []
     raise RearkitError(f"{path}: no folder of a run or sweep, and none that `export` wrote; give such a folder")
+
+
+def _is_run(path: Path) -> bool:
+    # Its record may be what is damaged, or lost.
+    folder = RunFolder(path)
+    return folder.owner.is_file() or any(folder.stage(name).is_dir() for name in NAMES)
 
 
 def _verdict(check: Check, folder: Path, busy: bool) -> Verdict:

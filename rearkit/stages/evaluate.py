@@ -122,14 +122,20 @@ def score_tokenizer(recipe: Recipe, folder: RunFolder) -> Reconstruction:
     return scorer.rebuild(tokenizer, images, real, chosen)
 
 
-def features_and_reference(recipe: Recipe, folder: RunFolder) -> tuple[np.ndarray, Gaussian]:
-    """Return the features (n, F) float32 of a run's samples, and the distribution that its FID compares them with."""
+def features_and_reference(recipe: Recipe, folder: RunFolder, kept: Path | None = None) -> tuple[np.ndarray, Gaussian]:
+    """Return the features (n, F) float32 of a run's samples, and the distribution that its FID compares them with.
+
+    Features of the reference are kept in the folder `kept`, if it is given, for other runs with the same.
+    """
+    from rearkit.evaluation.features import FeatureCache
     from rearkit.evaluation.image_streams import NpzImages
     from rearkit.evaluation.scores import reference_of
 
     scorer = _scorer(recipe, folder)
     samples = NpzImages.open(folder.samples)
     found = scorer.extract(samples, "samples").features.cpu().numpy()
+    if kept is not None:
+        scorer = attrs.evolve(scorer, cache=FeatureCache(kept))
     if (file := reference_of(recipe)) is not None:
         return found, file.resolve(lambda images: scorer.extract(images, "reference images"))[0].gaussian
     train = split_images(recipe, folder, SPLITS[0], samples.shape[1])

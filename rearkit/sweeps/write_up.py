@@ -30,6 +30,9 @@ from rearkit.sweeps.sweep import Sweep, file_name
 from rearkit.system.console import say
 from rearkit.system.files import read_json, replacing, write_text
 
+FEATURES = "features"
+"""Folder in a sweep's folder, for the features that its runs share; it can be deleted at any time."""
+
 # From so many seeds on, a deviation between them is known well enough to resample.
 MANY_SEEDS = 8
 
@@ -89,7 +92,7 @@ def find_order(sweep: Sweep, root: Path) -> Order | None:
         return None
     runs = [[folders[name, seed] for seed in seeds] for name in sweep.variants]
     fids_VS = np.array([[folder.result("evaluate")["fid"] for folder in row] for row in runs])
-    drawn_VSD = np.array([[resampled_fids(folder, draws) for folder in row] for row in runs])
+    drawn_VSD = np.array([[resampled_fids(folder, draws, root / FEATURES) for folder in row] for row in runs])
     return order(sweep.variants, fids_VS, drawn_VSD)
 
 

@@ -227,7 +227,9 @@ def test_verify_takes_the_folder_of_a_sweep(runs: Runs, tmp_path: Path) -> None:
     assert result.exit_code == 0 and "stages to trust: 18 of 3 runs\n" in result.output
     path = tmp_path / "sweep" / "a-s1" / "train" / "model.safetensors"
     path.write_bytes(flip(8 * 5000)(path.read_bytes()))
+    (tmp_path / "sweep" / "a-s1" / "run.json").unlink()
     result = CliRunner().invoke(cli, ["verify", str(tmp_path / "sweep")])
+    assert "damaged: a-s1/run.json: missing" in result.output
     assert result.exit_code == 3 and "stages to trust: 17 of 3 runs\n" in result.output
     assert "damaged: a-s1/train/model.safetensors: not what was written (SHA-256)" in result.output
 

@@ -112,6 +112,8 @@ def test_draws_are_from_the_features_that_fid_is_of(swept: tuple[Path, Path, Pat
     features_nF, reference = features_and_reference(run_recipe(folder), folder)
     rows = features_nF.astype(np.float64)
     found = frechet(Gaussian(rows.mean(0), np.cov(rows, rowvar=False)), reference)
+    # The runs share what they are compared with.
+    assert len(list((swept[1] / "features").iterdir())) == 1
     assert found == pytest.approx(folder.result("evaluate")["fid"], rel=1e-4)
 
 
