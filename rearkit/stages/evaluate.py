@@ -134,7 +134,8 @@ def features_and_reference(recipe: Recipe, folder: RunFolder, kept: Path | None 
     scorer = _scorer(recipe, folder)
     samples = NpzImages.open(folder.samples)
     found = scorer.extract(samples, "samples").features.cpu().numpy()
-    if kept is not None:
+    # Inception's features of a reference are in the user's cache already, from the evaluation.
+    if kept is not None and scorer.kept_in() is None:
         scorer = attrs.evolve(scorer, cache=FeatureCache(kept))
     if (file := reference_of(recipe)) is not None:
         return found, file.resolve(lambda images: scorer.extract(images, "reference images"))[0].gaussian
