@@ -7,11 +7,27 @@ from pathlib import Path
 
 from rearkit.analysis.table import Group
 from rearkit.errors import RearkitError
+from rearkit.stages.flow import NAMES
 from rearkit.stages.run_folder import OWNER, RunFolder
 from rearkit.system.files import read_json
 
 SWEEP = "sweep.json"
 """File in a sweep's folder with its ``sweep`` (name), ``runs`` (names by variant), ``published``, ``published_as``."""
+
+
+def run_folders(path: Path) -> list[RunFolder]:
+    """Return the run that a folder is, or those that a sweep's folder holds, shared stages too; none in any other."""
+    if _is_run(path):
+        return [RunFolder(path)]
+    if (path / SWEEP).is_file():
+        return [RunFolder(one) for one in sorted([*path.iterdir(), *path.glob("shared/*")]) if _is_run(one)]
+    return []
+
+
+def _is_run(path: Path) -> bool:
+    # Its record may be what is damaged, or lost.
+    folder = RunFolder(path)
+    return folder.owner.is_file() or any(folder.stage(name).is_dir() for name in NAMES)
 
 
 def find_groups(paths: Sequence[Path]) -> list[Group]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import attrs
 
-from rearkit.analysis.groups import SWEEP
+from rearkit.analysis.groups import SWEEP, run_folders
 from rearkit.errors import RearkitError
 from rearkit.evaluation.classifier import FILE, is_intact
 from rearkit.recipe.recipe_files import MODEL
@@ -108,19 +108,10 @@ def verify(path: Path) -> Verification:
 
 def _runs(path: Path) -> list[RunFolder]:
     """Return the runs that a folder is or has, none for an exported model."""
-    if _is_run(path):
-        return [RunFolder(path)]
-    if (path / SWEEP).is_file():
-        return [RunFolder(one) for one in sorted([*path.iterdir(), *path.glob("shared/*")]) if _is_run(one)]
-    if (path / MODEL).is_file():
-        return []
-    raise RearkitError(f"{path}: no folder of a run or sweep, and none that `export` wrote; give such a folder")
-
-
-def _is_run(path: Path) -> bool:
-    # Its record may be what is damaged, or lost.
-    folder = RunFolder(path)
-    return folder.owner.is_file() or any(folder.stage(name).is_dir() for name in NAMES)
+    found = run_folders(path)
+    if not (found or (path / SWEEP).is_file() or (path / MODEL).is_file()):
+        raise RearkitError(f"{path}: no folder of a run or sweep, and none that `export` wrote; give such a folder")
+    return found
 
 
 def _verdict(check: Check, folder: Path, busy: bool) -> Verdict:

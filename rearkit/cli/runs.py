@@ -23,14 +23,22 @@ PAGE = click.option("--page", type=click.Path(path_type=Path), help="Page to wri
 @click.option(
     "--docs", type=click.Path(path_type=Path), help="Folder for a page of the results in Markdown, with CSV and SVG."
 )
-def sweep(sweep: Path, overrides: Sequence[str], out: Path | None, jobs: int | None, docs: Path | None) -> None:
+@click.option(
+    "--reuse",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Folder of an earlier run or sweep: stages that are the same are taken over; repeatable.",
+)
+def sweep(
+    sweep: Path, overrides: Sequence[str], out: Path | None, jobs: int | None, docs: Path | None, reuse: Sequence[Path]
+) -> None:
     """Run all variants and seeds of SWEEP, a TOML file, and compare them in a table and on a page.
 
     Finished runs are skipped and interrupted ones resume. --set changes a key in all runs.
     """
     from rearkit.sweeps.report import sweep_and_report
 
-    sweep_and_report(sweep, overrides, out, jobs, docs)
+    sweep_and_report(sweep, overrides, out, jobs, docs, reuse)
 
 
 @click.command(cls=Command, example="compare runs/mnist runs/mnist_ar")

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rearkit.analysis.diagnose import diagnose
+from rearkit.analysis.groups import run_folders
 from rearkit.analysis.table import Group, Table, make_table
-from rearkit.errors import StorageError
+from rearkit.errors import RearkitError, StorageError
 from rearkit.pipeline import DEFAULT_ROOT
 from rearkit.recipe.cleaning import without_folders_of_machine
 from rearkit.reports.comparison_page import PAGE, write_page
+from rearkit.stages.run_folder import RunFolder
 from rearkit.sweeps.runner import finished_groups, run_sweep
 from rearkit.sweeps.sweep import Sweep, load_sweep
 from rearkit.sweeps.write_up import write_docs
@@ -27,6 +29,7 @@ def sweep_and_report(
     out: Path | None = None,
     num_jobs: int | None = None,
     docs: Path | None = None,
+    reuse: Sequence[Path] = (),
 ) -> Table:
     """Run a sweep and write its table; if runs fail, the table of the others is still written.
 
@@ -36,6 +39,7 @@ def sweep_and_report(
         out: the sweep's folder; None for ``runs/NAME``.
         num_jobs: runs at once; None for one a GPU, or one a core.
         docs: folder to write a page for documents to, with its tables and pictures; None for no such page.
+        reuse: folders of earlier runs or sweeps, whose stages are taken over where they are the same.
 
     Raises:
         RearkitError: the sweep file or folder can't be used, or some runs failed.
@@ -43,10 +47,11 @@ def sweep_and_report(
     sweep = load_sweep(path, overrides)
     if docs is not None:
         _check_docs(docs)
+    donors = [folder for one in reuse for folder in _donors(one)]
     root = DEFAULT_ROOT / sweep.name if out is None else out
     say(f"{sweep.name}: {len(sweep.runs)} runs of {len(sweep.variants)} variants in {root}")
     try:
-        for folder in itertools.chain(*run_sweep(sweep, root, num_jobs).values()):
+        for folder in itertools.chain(*run_sweep(sweep, root, num_jobs, donors).values()):
             if sweep.table.diagnose:
                 diagnose(folder, sweep.table.diagnose)
     finally:
@@ -57,6 +62,12 @@ def sweep_and_report(
         page = write_docs(sweep, shown_command(path, overrides, docs), groups, table, root, docs)
         say(f"page for documents: {page}")
     return table
+
+
+def _donors(path: Path) -> list[RunFolder]:
+    if not (found := run_folders(path)):
+        raise RearkitError(f"--reuse: {path}: no folder of a run or sweep; give such a folder")
+    return found
 
 
 def _check_docs(docs: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
@@ -20,7 +21,7 @@ from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.run_recipe import save_resolved_recipe
 from rearkit.stages.stage import expected_keys, up_to_date
 from rearkit.sweeps.predictions import KEY, noted
-from rearkit.sweeps.sharing import COMMON, link, prepare_common
+from rearkit.sweeps.sharing import COMMON, UNSCORED, link, prepare_common, take_over
 from rearkit.sweeps.sweep import PlannedRun, Sweep
 from rearkit.system.console import say
 from rearkit.system.files import read_json, write_json
@@ -41,6 +42,7 @@ class Job:
         folder: the run's own folder.
         shared: the folder with its stages before training.
         leader: an earlier job that trains the same model, or None.
+        donors: earlier runs, whose stages are taken over where they are the same.
         process: its process; None before it starts.
         started: when the process started, in seconds of the monotonic clock.
         over: True once the run has finished or failed.
@@ -51,19 +53,23 @@ class Job:
     folder: RunFolder
     shared: RunFolder
     leader: Job | None
+    donors: Sequence[RunFolder]
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     over: bool = False
     trouble: str | None = None
 
 
-def run_sweep(sweep: Sweep, root: Path, num_jobs: int | None = None) -> dict[str, list[RunFolder]]:
+def run_sweep(
+    sweep: Sweep, root: Path, num_jobs: int | None = None, donors: Sequence[RunFolder] = ()
+) -> dict[str, list[RunFolder]]:
     """Bring all runs of a sweep up to date.
 
     Args:
         sweep: from `load_sweep`.
         root: the sweep's folder.
         num_jobs: processes at once; None for one a GPU, or one a core without GPUs.
+        donors: earlier runs, whose stages are taken over where they are the same.
 
     Returns:
         the folders of the finished runs, by variant.
@@ -72,7 +78,7 @@ def run_sweep(sweep: Sweep, root: Path, num_jobs: int | None = None) -> dict[str
         RearkitError: some runs failed (after all others have finished), or the folder holds something else.
     """
     _claim(sweep, root)
-    jobs = _jobs(sweep, root)
+    jobs = _jobs(sweep, root, donors)
     gpus = visible_gpus(sweep.runs[0].recipe)
     width = num_jobs or len(gpus) or (os.cpu_count() or 1)
     _work(jobs, root, min(width, len(jobs)), gpus)
@@ -131,15 +137,15 @@ def _claim(sweep: Sweep, root: Path) -> None:
         write_json(root / ABOUT, told)
 
 
-def _jobs(sweep: Sweep, root: Path) -> list[Job]:
+def _jobs(sweep: Sweep, root: Path, donors: Sequence[RunFolder]) -> list[Job]:
     """Return a job for each run; the stages before training are run here, since several runs share them."""
-    shared = prepare_common((run.recipe for run in sweep.runs), root)
+    shared = prepare_common((run.recipe for run in sweep.runs), root, donors)
     # Runs that differ only after training (in sampling, say) have the same key up to there: the first one trains.
     leaders: dict[str, Job] = {}
     jobs = []
     for run, common in zip(sweep.runs, shared, strict=True):
         training = expected_keys(STAGES, run.recipe)["train"]
-        job = Job(run, RunFolder(root / run.name), common, leaders.get(training))
+        job = Job(run, RunFolder(root / run.name), common, leaders.get(training), donors)
         leaders.setdefault(training, job)
         jobs.append(job)
     return jobs
@@ -189,6 +195,7 @@ def _start_next(jobs: list[Job], root: Path, width: int, gpu: str | None) -> Job
             link(job.shared, job.folder, (*COMMON, "classifier"))
             if job.leader is not None:
                 link(job.leader.folder, job.folder, ("train",))
+            take_over(job.run.recipe, job.folder, job.donors, UNSCORED)
             # Only now, with the lock held and the links made: another process may have finished the run meanwhile.
             if up_to_date(STAGES, job.run.recipe, job.folder):
                 job.over = True

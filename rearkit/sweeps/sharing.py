@@ -6,9 +6,10 @@ link and leave the other runs' file unchanged.
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import attrs
@@ -19,19 +20,23 @@ from rearkit.stages.evaluate import prepare_classifier
 from rearkit.stages.flow import STAGES
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.run_recipe import save_resolved_recipe
-from rearkit.stages.stage import expected_keys, run_stage
+from rearkit.stages.stage import expected_keys, run_stage, up_to_date
+from rearkit.system.console import say
 from rearkit.system.files import replacing
 from rearkit.system.locks import locked
 
 COMMON = ("data", "tokenizer", "tokens")
+# Not the scores, which are few seconds, so that all of a sweep are made alike.
+UNSCORED = (*COMMON, "train", "sample")
 
 
-def prepare_common(recipes: Iterable[Recipe], root: Path) -> list[RunFolder]:
+def prepare_common(recipes: Iterable[Recipe], root: Path, donors: Sequence[RunFolder] = ()) -> list[RunFolder]:
     """Return, for each recipe, a folder with its stages before training and its classifier; run them if needed.
 
     Args:
         recipes: those with the same keys for these stages get the same folder.
         root: the sweep's folder.
+        donors: earlier runs, whose stages are taken over where they are the same.
     """
     folders: dict[str, RunFolder] = {}
     wanted = []
@@ -44,6 +49,8 @@ def prepare_common(recipes: Iterable[Recipe], root: Path) -> list[RunFolder]:
             with locked(root / "locks" / f"{digest}.lock"):
                 # Named after the digest: several runs use the folder, and it should not carry the name of one of them.
                 nameless: Recipe = attrs.evolve(recipe, name=f"shared-{digest}")  # type: ignore[misc]
+                folder.claim(nameless.name)
+                take_over(nameless, folder, donors, COMMON)
                 _prepare(nameless, folder, list(folders.values()))
             folders[digest] = folder
     return [folders[digest] for digest in wanted]
@@ -52,7 +59,6 @@ def prepare_common(recipes: Iterable[Recipe], root: Path) -> list[RunFolder]:
 def _prepare(recipe: Recipe, folder: RunFolder, others: list[RunFolder]) -> None:
     """Run the shared stages of a recipe in a folder, and provide the classifier that its samples are scored with."""
     check_inputs(recipe)
-    folder.claim(recipe.name)
     save_resolved_recipe(recipe, folder)
     for stage in STAGES:
         if stage.name in COMMON:
@@ -62,6 +68,31 @@ def _prepare(recipe: Recipe, folder: RunFolder, others: list[RunFolder]) -> None
     if others and not folder.classifier.exists():
         link(others[0], folder, (folder.classifier.name,))
     prepare_classifier(recipe, folder)
+
+
+def take_over(recipe: Recipe, target: RunFolder, donors: Iterable[RunFolder], names: Sequence[str]) -> None:
+    """Give a run folder the stages, of those named, that an earlier run has finished with the same key.
+
+    They are taken from the run that has most of them; with them comes its classifier.
+    """
+    have = same_stages(recipe, target, names)
+    best, stages = None, have
+    for donor in donors:
+        found = same_stages(recipe, donor, names)
+        if len(found) > len(stages):
+            best, stages = donor, found
+    if best is None:
+        return
+    link(best, target, stages)
+    if not target.classifier.exists():
+        link(best, target, (target.classifier.name,))
+    say(f"{target.path.name}: {', '.join(stages[len(have) :])} taken over from {best.path}")
+
+
+def same_stages(recipe: Recipe, folder: RunFolder, names: Sequence[str]) -> list[str]:
+    """Return the first of the stages named, in their order, up to one that a folder has not finished for a recipe."""
+    wanted = [stage for stage in STAGES if stage.name in names]
+    return [stage.name for stage in itertools.takewhile(lambda one: up_to_date([one], recipe, folder), wanted)]
 
 
 def link(source: RunFolder, target: RunFolder, names: Iterable[str]) -> None:

@@ -11,14 +11,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
-from rearkit.analysis.groups import find_groups
+from rearkit.analysis.groups import find_groups, run_folders
 from rearkit.errors import RearkitError
+from rearkit.stages.flow import NAMES
 from rearkit.stages.run_folder import RunFolder
 from rearkit.sweeps.report import sweep_and_report
 from rearkit.sweeps.runner import Job, _last_words, _work, run_sweep
-from rearkit.sweeps.sharing import link
+from rearkit.sweeps.sharing import COMMON, UNSCORED, link, prepare_common, same_stages, take_over
 from rearkit.sweeps.sweep import Sweep, load_sweep
 from rearkit.system.locks import try_lock
 from rearkit.system.signals import GUARD
@@ -76,6 +78,39 @@ def test_what_runs_have_in_common_is_computed_once(root: Path) -> None:
     assert len(spaces) == 1
 
 
+def test_stages_that_an_earlier_sweep_has_finished_are_taken_over(
+    root: Path, sweep_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (recipe,) = (run.recipe for run in load_sweep(sweep_file, SMALLER).runs if run.variant == "guided")
+    recipe = attrs.evolve(recipe, name="again")
+    donors = run_folders(root)
+    (common,) = prepare_common([recipe], tmp_path, donors)
+    assert "taken over from" in capsys.readouterr().out
+    assert (common.path / "tokens/shards.json").samefile(root / "plain-s0/tokens/shards.json")
+    assert (common.path / "classifier/classifier.safetensors").samefile(
+        root / "plain-s0/classifier/classifier.safetensors"
+    )
+    target = RunFolder(tmp_path / "again")
+    target.claim("again")
+    take_over(recipe, target, donors, UNSCORED)
+    assert target.samples.samefile(
+        root / "guided-s0/sample/samples.npz"
+    )  # not those of the same model without guidance
+    assert same_stages(recipe, target, NAMES) == list(UNSCORED)
+    # What is there already stays, and another model's stages are not taken for it.
+    capsys.readouterr()
+    take_over(recipe, target, donors, UNSCORED)
+    assert not capsys.readouterr().out
+    longer = attrs.evolve(recipe, train=attrs.evolve(recipe.train, steps=7))
+    assert same_stages(longer, target, NAMES) == list(COMMON)
+
+
+def test_a_folder_without_runs_has_nothing_to_take_over(sweep_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(RearkitError, match=r"--reuse: .*: no folder of a run or sweep"):
+        sweep_and_report(sweep_file, SMALLER, tmp_path / "new", reuse=[tmp_path])
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_finished_sweep_starts_no_process(root: Path, sweep_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: Any, **options: Any) -> None:
         raise AssertionError("a process was started")
@@ -118,7 +153,7 @@ def jobs(sweep_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> l
 
     monkeypatch.setattr(subprocess, "Popen", start)
     nowhere = RunFolder(tmp_path / "shared")
-    return [Job(run, RunFolder(tmp_path / run.name), nowhere, None) for run in load_sweep(sweep_file).runs]
+    return [Job(run, RunFolder(tmp_path / run.name), nowhere, None, ()) for run in load_sweep(sweep_file).runs]
 
 
 def test_runs_go_side_by_side_and_a_failure_stops_no_other(jobs: list[Job], tmp_path: Path) -> None:
