@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,10 @@ import pytest
 import webdataset
 from PIL import Image
 
+from tests.helpers.command import rearkit
+
 COUNT = 40
+Run = Callable[..., str]
 
 RECIPE = """
 name = "faulty"
@@ -77,29 +78,23 @@ def shard(folder: Path, faults: dict[int, dict[str, Any]] | None = None) -> Path
     return path
 
 
-def run(tmp_path: Path, max_bad_share: float, code: int, *stages: str) -> str:
-    recipe = tmp_path / "faulty.toml"
-    recipe.write_text(RECIPE.format(shards=tmp_path / "shards", max_bad_share=max_bad_share))
-    output = ""
-    for stage in stages or ("run",):
-        done = subprocess.run(
-            [sys.executable, "-m", "rearkit", stage, str(recipe), f"--out={tmp_path / 'run'}"],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        output += done.stdout + done.stderr
-        if done.returncode:
-            break
-    assert done.returncode == code, output
-    assert "Traceback" not in output
-    return output
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Commands on the shards, with a largest share of bad samples and the exit code that the last one must have."""
+
+    def call(max_bad_share: float, code: int, *stages: str) -> str:
+        recipe = tmp_path / "faulty.toml"
+        recipe.write_text(RECIPE.format(shards=tmp_path / "shards", max_bad_share=max_bad_share))
+        *before, last = stages or ("run",)
+        told = [rearkit(stage, recipe, f"--out={tmp_path / 'run'}") for stage in before]
+        return "".join([*told, rearkit(last, recipe, f"--out={tmp_path / 'run'}", code=code)])
+
+    return call
 
 
-def test_an_empty_folder_of_shards(tmp_path: Path) -> None:
+def test_an_empty_folder_of_shards(tmp_path: Path, run: Run) -> None:
     (tmp_path / "shards").mkdir()
-    output = run(tmp_path, 0.1, 3)
+    output = run(0.1, 3)
     assert output.count("error:") == 1
     assert f"[data.source] {tmp_path / 'shards'}: no .tar shards in this folder" in output
 
@@ -111,9 +106,9 @@ FAULTS = {
 }
 
 
-def test_bad_samples_are_skipped_and_logged_up_to_the_limit(tmp_path: Path) -> None:
+def test_bad_samples_are_skipped_and_logged_up_to_the_limit(tmp_path: Path, run: Run) -> None:
     shard(tmp_path / "shards", {at: change for at, (change, _) in enumerate(FAULTS.values(), start=7)})
-    run(tmp_path, 0.1, 0, "data", "tokenizer", "tokens")
+    run(0.1, 0, "data", "tokenizer", "tokens")
     lines = [json.loads(line) for line in (tmp_path / "run" / "tokens" / "skipped.jsonl").read_text().splitlines()]
     for at, (line, (_, reason)) in enumerate(zip(lines, FAULTS.values(), strict=True), start=7):
         assert f"image-{at:03d}" in line["where"] and reason in line["reason"] and line["samples"] == 1
@@ -121,25 +116,24 @@ def test_bad_samples_are_skipped_and_logged_up_to_the_limit(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_bad_sample_stops_the_run_where_none_is_allowed(fault: str, tmp_path: Path) -> None:
+def test_a_bad_sample_stops_the_run_where_none_is_allowed(fault: str, tmp_path: Path, run: Run) -> None:
     shard(tmp_path / "shards", {7: FAULTS[fault][0]})
-    output = run(tmp_path, 0, 3)
+    output = run(0, 3)
     assert output.count("error:") == 1 and "image-007" in output and "max_bad_share" in output
 
 
-def test_a_label_that_is_no_class_stops_the_run_whatever_may_be_skipped(tmp_path: Path) -> None:
+def test_a_label_that_is_no_class_stops_the_run_whatever_may_be_skipped(tmp_path: Path, run: Run) -> None:
     shard(tmp_path / "shards", {7: {"cls": 4}})
-    output = run(tmp_path, 1, 3)
+    output = run(1, 3)
     assert output.count("error:") == 1 and "image-007: label 4 out of range 0 to 3" in output
 
 
-@pytest.mark.slow
-def test_a_truncated_tar(tmp_path: Path) -> None:
+def test_a_truncated_tar(tmp_path: Path, run: Run) -> None:
     path = shard(tmp_path / "shards")
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2 + 300])
-    output = run(tmp_path, 0, 3)
+    output = run(0, 3)
     assert output.count("error:") == 1 and "000000.tar" in output and "truncated" in output
-    run(tmp_path, 1, 0, "data", "tokenizer", "tokens")
+    run(1, 0, "data", "tokenizer", "tokens")
     views = json.loads((tmp_path / "run/tokens/stage.json").read_text())["result"]["train_views"]
     assert COUNT // 2 - 5 < views < COUNT // 2 + 5

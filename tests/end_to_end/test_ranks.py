@@ -198,6 +198,7 @@ def test_srun_takes_the_same_path(prepared: Path, one_rank: list[float]) -> None
     assert "finished in" in first and second == ""
 
 
+@pytest.mark.slow
 def test_a_rank_without_a_launcher_to_stop_it_notices_that_another_is_gone(prepared: Path) -> None:
     (first, second), out = slurm(prepared, "srun-killed", "--set=train.steps=5000")
     wait_for_steps(out, first)

@@ -20,6 +20,7 @@ from PIL import Image
 
 from rearkit.system.files import sha256
 from rearkit.system.locks import claimed
+from tests.helpers.command import rearkit
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "recipes" / "smoke.toml"
@@ -28,7 +29,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 COMMAND = (sys.executable, "-m", "rearkit")
 
 
-def rearkit(*arguments: str, code: int = 0) -> str:
+def other_process(*arguments: str, code: int = 0) -> str:
     done = subprocess.run(
         [*COMMAND, *arguments],
         env=ENVIRONMENT,
@@ -46,7 +47,7 @@ def rearkit(*arguments: str, code: int = 0) -> str:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The smoke recipe, run to its end."""
     out = tmp_path_factory.mktemp("run") / "smoke"
-    rearkit("run", str(SMOKE), f"--out={out}")
+    other_process("run", str(SMOKE), f"--out={out}")
     return out
 
 
@@ -92,7 +93,6 @@ def test_a_second_run_does_nothing_and_says_so(finished: Path) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
 
 
-@pytest.mark.slow
 def test_a_changed_train_table_redoes_only_what_comes_after(copied: Path) -> None:
     output = rearkit("run", str(SMOKE), f"--out={copied}", "--set=train.steps=12", "--set=sample.num_images=10")
     assert up_to_date(output) == ["data", "tokenizer", "tokens"]
@@ -169,12 +169,11 @@ def hash_of(path: Path) -> str:
 
 def test_a_second_process_in_the_folder_of_a_run_is_refused(copied: Path) -> None:
     with claimed(copied / ".lock", "it"):
-        told = rearkit("run", str(SMOKE), f"--out={copied}", code=2)
+        told = other_process("run", str(SMOKE), f"--out={copied}", code=2)
     assert f"error: {copied}: process {os.getpid()} on " in told
     assert up_to_date(rearkit("run", str(SMOKE), f"--out={copied}")) == [*STAGES]
 
 
-@pytest.mark.slow
 def test_a_stage_runs_again_with_all_after_it(copied: Path) -> None:
     before = sha256(copied / "sample" / "samples.npz")
     output = rearkit("run", str(SMOKE), f"--out={copied}", "--again", "sample")

@@ -13,15 +13,10 @@ import pytest
 import tomli_w
 from PIL import Image
 
+from tests.helpers.command import rearkit
+
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.toml"
 NAMES = ("apple", "pear", "plum")
-
-
-def rearkit(*arguments: str | Path, cwd: Path) -> str:
-    command = [sys.executable, "-m", "rearkit", *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def write_photographs(folder: Path, per_class: int) -> None:

@@ -25,6 +25,7 @@ NAMES = (
 GUIDED = '[{name = "self-guided", projection_dim = 16}, {name = "label-smoothing"}]'
 
 
+@pytest.mark.slow
 def test_installed_its_methods_are_listed_and_train(
     install: Callable[[Path], Path], rearkit: Command, brief: list[str], tmp_path: Path
 ) -> None:

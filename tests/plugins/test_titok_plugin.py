@@ -18,6 +18,7 @@ BASELINE = ROOT / "recipes" / "ar_b_titok_b64.toml"
 PUBLISHED = ROOT / "tests" / "reference" / "tiny_titok.weights.safetensors"
 
 
+@pytest.mark.slow
 def test_installed_it_is_listed_and_its_recipes_are_understood(
     install: Callable[[Path], Path], rearkit: Command, tmp_path: Path
 ) -> None:

@@ -45,7 +45,7 @@ def test_a_step_launches_and_waits_no_more_than_it_did(
 
 @pytest.mark.parametrize(
     ("ranks", "stage", "micro_batch"),
-    [(2, 1, 8), pytest.param(2, 2, 4, marks=pytest.mark.slow), pytest.param(4, 1, 4, marks=pytest.mark.slow)],
+    [pytest.param(*one, marks=pytest.mark.slow) for one in ((2, 1, 8), (2, 2, 4), (4, 1, 4))],
 )
 def test_ranks_send_what_is_planned(ranks: int, stage: int, micro_batch: int, device: Path) -> None:
     launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}")
