@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import textwrap
@@ -105,7 +106,27 @@ def import_deepspeed(device: torch.device) -> Any:
         import deepspeed
         import deepspeed.ops
         import deepspeed.runtime.config
+
+        _import_muon()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # Its shared-memory all-reduce for CPUs is compiled at the first run, which takes half a minute and a compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+def _import_muon() -> None:
+    """Import DeepSpeed's Muon with its functions as they are.
+
+    Every engine imports it, to know its class. To have them compiled loads all of torch's compiler, which takes seconds
+    of each start; we pass an optimizer of our own.
+    """
+    from deepspeed.runtime import compiler
+
+    real = compiler.compile
+    compiler.compile = lambda *arguments, **options: lambda function: function
+    try:
+        # Earlier versions have none.
+        with contextlib.suppress(ImportError):
+            import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+    finally:
+        compiler.compile = real

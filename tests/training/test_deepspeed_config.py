@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import attrs
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from rearkit.errors import RecipeError
 from rearkit.recipe.train_table import TrainTable
 from rearkit.training.deepspeed_check import OWNED, check_deepspeed_table
-from rearkit.training.deepspeed_config import batch_layout, deepspeed_config
+from rearkit.training.deepspeed_config import batch_layout, deepspeed_config, import_deepspeed
 
 CPU = torch.device("cpu")
 
@@ -203,3 +204,13 @@ def test_autocast_keeps_weights_in_float32() -> None:
     config = deepspeed_config(TrainTable(steps=1, global_batch=2, precision="bf16-autocast"), 1)
     assert config["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
     assert not (config["bf16"]["enabled"] or config["fp16"]["enabled"])
+
+
+def test_deepspeeds_muon_is_not_compiled() -> None:
+    import_deepspeed(CPU)
+    muon = importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    # A compiled function has what it was made of; that each start would load torch's compiler for.
+    assert not hasattr(muon.zeropower_via_newtonschulz5, "_torchdynamo_orig_callable")
+    assert hasattr(torch.compile(lambda: None, backend="eager"), "_torchdynamo_orig_callable")
+    matrix = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    assert muon.zeropower_via_newtonschulz5(matrix, 5).shape == (4, 4)
