@@ -137,12 +137,13 @@ class Table:
         """Return the cells as text, one list for each row."""
         return [
             [row.name, str(row.runs), *map(str, row.cells)]
-            + ([] if not self._published else ["–" if row.published is None else f"{row.published:.2f}"])
+            + ([] if not self.has_published else ["–" if row.published is None else f"{row.published:.2f}"])
             for row in self.rows
         ]
 
     @property
-    def _published(self) -> bool:
+    def has_published(self) -> bool:
+        """Whether any group has a published figure, so that there is a column of them."""
         return any(row.published is not None for row in self.rows)
 
     def markdown(self) -> str:

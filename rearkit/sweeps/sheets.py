@@ -73,8 +73,9 @@ def charts_as_csv(charts: Iterable[Chart]) -> str:
 
 
 def scores(table: Table) -> Sheet:
-    """Return the table of scores; groups of runs are its rows."""
-    columns = ("runs", *(cell.measure.name for cell in table.rows[0].cells))
+    """Return the table of scores; groups of runs are its rows. Published figures, if any, are its last column."""
+    published = table.has_published
+    columns = ("runs", *(cell.measure.name for cell in table.rows[0].cells), *table.headings[-1:] * published)
     return Sheet(
         "scores",
         columns,
@@ -82,6 +83,7 @@ def scores(table: Table) -> Sheet:
             row.name: (
                 Figure(str(row.runs), row.runs),
                 *(Figure.of(cell.values, cell.measure.show) for cell in row.cells),
+                *[Figure("–" if row.published is None else f"{row.published:.2f}", row.published)] * published,
             )
             for row in table.rows
         },

@@ -38,6 +38,8 @@ diagnose = 10
 [variants.plain]
 [variants.guided]
 sample.guidance_scale = 3.0
+[published]
+guided = 2.5
 """
 SMALLER = ["train.steps=6", "tokenizer.fit.steps=8", "sample.num_images=20", "evaluate.classifier.steps=20"]
 
@@ -77,6 +79,7 @@ def test_the_page_says_what_was_expected_and_what_was_found(swept: tuple[Path, P
     assert re.search(r"(as predicted|the other way round|not to be told apart): guided before plain\.", page)
     assert "## The prediction, made before the runs" in page
     assert "| `sample.guidance_scale` |" in page and "Seeds 0, 1 of training" in page and "torch " in page
+    assert "| published |" in page and page.count("| 2.50 |") == page.count("| – |") == 1
     assert f"The whole order, {best}, comes out again in" in page
     # The command as it can be run elsewhere, with what was changed; no path of this machine.
     assert f"sweep …/small.toml --set {' --set '.join(SMALLER)} --docs …/docs`" in page
