@@ -118,6 +118,11 @@ class Row:
     cells: tuple[Cell, ...]
     published: float | None
 
+    @property
+    def shown_published(self) -> str:
+        """The published figure as tables show it."""
+        return "–" if self.published is None else f"{self.published:.2f}"
+
 
 @attrs.frozen
 class Table:
@@ -136,8 +141,7 @@ class Table:
     def text_rows(self) -> list[list[str]]:
         """Return the cells as text, one list for each row."""
         return [
-            [row.name, str(row.runs), *map(str, row.cells)]
-            + ([] if not self.has_published else ["–" if row.published is None else f"{row.published:.2f}"])
+            [row.name, str(row.runs), *map(str, row.cells)] + ([row.shown_published] if self.has_published else [])
             for row in self.rows
         ]
 

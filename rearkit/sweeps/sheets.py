@@ -83,7 +83,7 @@ def scores(table: Table) -> Sheet:
             row.name: (
                 Figure(str(row.runs), row.runs),
                 *(Figure.of(cell.values, cell.measure.show) for cell in row.cells),
-                *[Figure("–" if row.published is None else f"{row.published:.2f}", row.published)] * published,
+                *[Figure(row.shown_published, row.published)] * published,
             )
             for row in table.rows
         },

@@ -93,9 +93,8 @@ def test_stages_that_an_earlier_sweep_has_finished_are_taken_over(
     target = RunFolder(tmp_path / "again")
     target.claim("again")
     take_over(recipe, target, donors, UNSCORED)
-    assert target.samples.samefile(
-        root / "guided-s0/sample/samples.npz"
-    )  # not those of the same model without guidance
+    # Not the samples of the same model without guidance.
+    assert target.samples.samefile(root / "guided-s0/sample/samples.npz")
     assert same_stages(recipe, target, NAMES) == list(UNSCORED)
     # What is there already stays, and another model's stages are not taken for it.
     capsys.readouterr()
