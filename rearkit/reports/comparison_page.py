@@ -16,7 +16,7 @@ from rearkit.recipe.loading import recipe_to_dict
 from rearkit.reports.charts import Chart, Series, drawn
 from rearkit.reports.diagnosis import charts as diagnosis_charts
 from rearkit.reports.diagnosis import summary
-from rearkit.reports.galleries import sample_grid
+from rearkit.reports.galleries import common_classes, sample_grid
 from rearkit.reports.run_page import OUT_OF_DATE, page_template, stage_rows
 from rearkit.stages.flow import STAGES
 from rearkit.stages.run_folder import RunFolder
@@ -51,6 +51,10 @@ def gather(groups: Sequence[Group], table: Table, title: str) -> dict[str, Any]:
     """Return the template's variables; parts that no run has are empty."""
     diagnoses = {group.name: read_diagnoses(group) for group in groups}
     diagnosed = any(diagnoses.values())
+    # Of a group's first run alone: the runs of a group differ by seed only, and the page stays small.
+    pictures = {
+        group: picture for group in groups if group.folders and (picture := sample_grid(group.folders[0])) is not None
+    }
     return {
         "title": title,
         "written": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -60,12 +64,8 @@ def gather(groups: Sequence[Group], table: Table, title: str) -> dict[str, Any]:
         "table": table,
         "differences": differences(groups),
         "curves": drawn(curves(groups)),
-        # Of a group's first run alone: the runs of a group differ by seed only, and the page stays small.
-        "samples": [
-            {"label": group.name, "picture": picture}
-            for group in groups
-            if group.folders and (picture := sample_grid(group.folders[0])) is not None
-        ],
+        "samples": [{"label": group.name, "picture": picture} for group, picture in pictures.items()],
+        "classes": common_classes(group.folders[0] for group in pictures),
         "diagnosis": drawn(diagnosis_charts(diagnoses)) if diagnosed else [],
         "diagnosis_rows": summary(diagnoses),
     }

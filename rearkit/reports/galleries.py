@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +49,22 @@ def sample_rows(folder: RunFolder, result: Mapping[str, Any] | None) -> list[dic
     """Return the rows of the sample grid: for each class its name and pictures."""
     if result is None:
         return []
-    count = result["grid_classes"]
-    pictures = _strips(folder.sample_grid, rows=count, high=1, columns=5)
-    # Not strict: the grid shows the first classes only.
-    return [{"label": label, "pictures": row} for label, row in zip(run_classes(folder).titles, pictures, strict=False)]
+    pictures = _strips(folder.sample_grid, rows=result["grid_classes"], high=1, columns=5)
+    # Not strict: a picture that was deleted has no rows.
+    return [{"label": label, "pictures": row} for label, row in zip(grid_classes(folder), pictures, strict=False)]
+
+
+def grid_classes(folder: RunFolder) -> tuple[str, ...]:
+    """Return the titles of the classes in the sample grid of a run that has sampled, from top to bottom."""
+    count = folder.result("sample")["grid_classes"]
+    # The names went with the data, if somebody has deleted it.
+    return run_classes(folder).titles[:count] if folder.images.is_file() else tuple(map(str, range(count)))
+
+
+def common_classes(folders: Iterable[RunFolder]) -> str:
+    """Return the classes in the sample grids of runs, from top to bottom; empty if the grids show different ones."""
+    found = {grid_classes(folder) for folder in folders}
+    return ", ".join(found.pop()) if len(found) == 1 else ""
 
 
 def sample_maps(folder: RunFolder, result: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ from rearkit.recipe.loading import recipe_to_dict
 from rearkit.reports.charts import Chart, draw_file
 from rearkit.reports.comparison_page import curves, differences
 from rearkit.reports.diagnosis import charts as diagnosis_charts
+from rearkit.reports.galleries import common_classes
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.run_recipe import run_recipe
 from rearkit.sweeps import sheets
@@ -71,7 +72,13 @@ def write_docs(sweep: Sweep, command: str, groups: Sequence[Group], table: Table
         "Means over the seeds; a band is one standard deviation on each side.",
         *(_picture(files, chart) for chart in charts),
     ]
-    lines += ["## Samples", "The first run of each variant, the same seeds and classes.", *_samples(groups, files)]
+    classes = common_classes(group.folders[0] for group in groups)
+    lines += [
+        "## Samples",
+        "The first run of each variant, the same seeds and classes"
+        + (f"; from top to bottom {classes}." if classes else "."),
+        *_samples(groups, files),
+    ]
     lines += _made_of(sweep, groups, files)
     write_text(files / "table.csv", table.csv())
     write_text(files / "figures.csv", without_folders_of_machine(sheets.as_csv(parts.values())))

@@ -215,6 +215,12 @@ def test_samples_stand_beside_their_class(whole: RunFolder, tiny: Any) -> None:
     assert len(alts) == 9  # and the reconstructions, four columns a picture
 
 
+def test_classes_have_numbers_once_the_data_is_deleted(whole: RunFolder) -> None:
+    assert galleries.common_classes([whole, whole]) == "cat, a <b>dog</b>, eel"
+    whole.images.unlink()
+    assert galleries.common_classes([whole]) == "0, 1, 2"
+
+
 def test_tokens_made_elsewhere_have_no_originals(whole: RunFolder, tiny: Any) -> None:
     done = whole.done("tokens")
     assert done is not None

@@ -15,6 +15,7 @@ from rearkit.errors import RecipeError, StorageError
 from rearkit.evaluation.fidelity import frechet
 from rearkit.evaluation.gaussians import Gaussian
 from rearkit.pipeline import run
+from rearkit.stages.data import run_classes
 from rearkit.stages.evaluate import features_and_reference
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.run_recipe import run_recipe
@@ -81,6 +82,9 @@ def test_the_page_says_what_was_expected_and_what_was_found(swept: tuple[Path, P
     assert "| `sample.guidance_scale` |" in page and "Seeds 0, 1 of training" in page and "torch " in page
     assert "| published |" in page and page.count("| 2.50 |") == page.count("| – |") == 1
     assert f"The whole order, {best}, comes out again in" in page
+    titles = run_classes(RunFolder(runs / "plain-s0")).titles
+    assert f"seeds and classes; from top to bottom {', '.join(titles)}." in page
+    assert f"From top to bottom: {', '.join(titles)}." in (runs / "comparison.html").read_text(encoding="utf-8")
     # The command as it can be run elsewhere, with what was changed; no path of this machine.
     assert f"sweep …/small.toml --set {' --set '.join(SMALLER)} --docs …/docs`" in page
     assert str(docs.parent) not in page
