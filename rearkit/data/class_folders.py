@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -29,6 +30,7 @@ REMEDY = {
     "svg": "render them to PNG first: a drawing has no pixels",
 }
 SHOWN = 5  # suffixes named in a message
+META = re.compile(r"__[^/]*__($|/)")  # WebDataset's own members, which its readers pass over
 
 
 @attrs.frozen
@@ -63,6 +65,11 @@ def suffix_of(path: str) -> str:
 def is_hidden(path: str) -> bool:
     """True for hidden files and folders, and for those in which macOS keeps what its archives have besides."""
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(path).parts)
+
+
+def is_foreign(name: str) -> bool:
+    """True for members of a shard that are no part of a sample: hidden, or left by macOS or WebDataset."""
+    return is_hidden(name) or META.match(name) is not None
 
 
 def files_below(root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
@@ -186,12 +193,12 @@ def strip_roots(paths: Mapping[str, T]) -> dict[str, T]:
 
 def _keys(paths: Sequence[str]) -> list[str]:
     """Name samples by their files; those of one name in several formats, or with dots, are kept apart."""
-    plain = [path.rpartition(".")[0].replace(".", "_") for path in paths]
+    plain = [_key(path.rpartition(".")[0]) for path in paths]
     often = Counter(plain)
     taken: set[str] = set()
     keys = []
     for path, key in zip(paths, plain, strict=True):
-        wanted = key if often[key] == 1 else path.replace(".", "_")
+        wanted = key if often[key] == 1 else _key(path)
         number = 1
         unique = wanted
         while unique in taken or (unique != key and unique in often):
@@ -200,6 +207,12 @@ def _keys(paths: Sequence[str]) -> list[str]:
         taken.add(unique)
         keys.append(unique)
     return keys
+
+
+def _key(path: str) -> str:
+    """Return a path without dots, and not in a folder such as ``__background__``: readers of shards pass over both."""
+    key = path.replace(".", "_")
+    return f"x{key}" if META.match(key) else key
 
 
 def _listed(suffixes: Counter[str]) -> str:

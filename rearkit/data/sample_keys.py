@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from rearkit.contracts import ImageSample
+from rearkit.data.class_folders import is_foreign
 from rearkit.errors import DataError
 
 
@@ -33,6 +34,8 @@ def _trouble(key: str) -> str:
         return "is not a path within a folder; leave out what leads to the top or upwards"
     if "." in parts[-1]:
         return "has a dot in its last part, where a shard's reader ends it; replace the dot"
+    if is_foreign(key):
+        return "has a part that readers of shards pass over (.…, __MACOSX, or first __…__); call it otherwise"
     # Other characters that are not printed stand in many a photograph's name.
     if "\0" in key:
         return "has a NUL character, where a tar ends a name; replace it"

@@ -10,7 +10,6 @@ import contextlib
 import gzip
 import hashlib
 import lzma
-import re
 import shutil
 import tarfile
 import tempfile
@@ -22,7 +21,7 @@ from typing import IO, Any
 import attrs
 from webdataset.tariterators import base_plus_ext
 
-from rearkit.data.class_folders import image_suffixes, is_hidden
+from rearkit.data.class_folders import image_suffixes, is_foreign
 from rearkit.data.tar_headers import remedy_of
 from rearkit.data.whole_tars import UNSPARSE, files_in_tar
 from rearkit.errors import DataError, StorageError
@@ -33,7 +32,6 @@ CLASS = "cls"
 OTHER_LABELS = ("json", "txt")  # taken for the label where there is no `CLASS`
 SHOWN = 6  # members that a message lists
 LEFT, LEFT_SHARE = 1 << 30, 0.1  # of a disk: bytes, or if less a share, that unpacking leaves free
-META = re.compile(r"__[^/]*__($|/)")  # WebDataset's own members
 UNPACK: tuple[tuple[bytes, Any], ...] = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzma.open))
 REMEDY = (
     "a sample's members have one name up to the first dot and lie in one shard: pack them with `tar --sort=name`; "
@@ -207,7 +205,7 @@ def read_contents(shard: str, file: IO[bytes], fields: Fields) -> Contents:
     try:
         for member in files_in_tar(file, 0, file.seek(0, 2), shard, see):
             key, name = base_plus_ext(member.name)
-            if key is None or _foreign(member.name):
+            if key is None or is_foreign(member.name):
                 continue
             if len(names) < SHOWN:
                 names.append(member.name)
@@ -231,11 +229,6 @@ def read_contents(shard: str, file: IO[bytes], fields: Fields) -> Contents:
             raise DataError(f"{shard}: no sample has an image; members are {', '.join(names)}, …")
         raise DataError(f"{shard}: no sample has an image and a label; members are {', '.join(names)}, …; {REMEDY}")
     return Contents(samples, whole, digest.hexdigest())
-
-
-def _foreign(name: str) -> bool:
-    """Whether a member is no part of a sample: hidden, or left by macOS or WebDataset."""
-    return is_hidden(name) or META.match(name) is not None
 
 
 def _samples(shard: str, key: str, members: Mapping[str, Member], fields: Fields) -> Iterator[Sample]:

@@ -40,6 +40,14 @@ def test_images_of_one_name_are_kept_apart() -> None:
     assert len(set(found)) == 3 and not any("." in key for key in found)
 
 
+def test_a_class_that_is_called_as_webdatasets_own_members_is_kept() -> None:
+    assert keys("__background__/1.jpg", "a__b__/1.jpg", "____/1.jpg") == [
+        "x____/1",
+        "x__background__/1",
+        "a__b__/1",
+    ]
+
+
 def test_folders_named_by_numbers_are_sorted_as_numbers() -> None:
     assert sort_classes(["10", "2", "1", "0"]) == ["0", "1", "2", "10"]
     assert sort_classes(["10", "2", "a"]) == ["10", "2", "a"]

@@ -83,6 +83,11 @@ def test_every_image_is_in_the_shards_once_with_its_class(
     assert json.loads((tmp_path / "out" / CLASSES).read_text()) == list(NAMES)
 
 
+def test_a_class_that_is_called_as_webdatasets_own_members_is_in_the_shards(folder: Path, tmp_path: Path) -> None:
+    (folder / "cat").rename(folder / "__background__")
+    assert shades(images_to_shards(folder, tmp_path / "out", 4, 1)) == EXPECTED
+
+
 def test_the_three_kinds_of_source_make_the_same_shards(
     folder: Path, tar: Path, nested_tar: Path, tmp_path: Path
 ) -> None:

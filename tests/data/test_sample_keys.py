@@ -31,6 +31,8 @@ def sample(key: str) -> ImageSample:
         ("cat.jpg", "has a dot in its last part"),
         ("a/.hidden", "has a dot in its last part"),
         ("a\0b", "has a NUL character"),
+        (".cache/a", "has a part that readers of shards pass over"),
+        ("__background__/a", "has a part that readers of shards pass over"),
     ],
 )
 def test_a_key_that_no_shard_can_have_is_refused(key: str, trouble: str, tmp_path: Path) -> None:
