@@ -94,6 +94,11 @@ def run_ranks(
     help="File of the images' classes: a file and its class a line, or ImageNet's validation_ground_truth.txt.",
 )
 @click.option("--unlabelled", is_flag=True, help="The images have no classes.")
+@click.option(
+    "--classes",
+    type=click.Path(path_type=Path),
+    help="The classes.json of the training shards: held-out images get the same numbers, whatever classes they have.",
+)
 def data(
     recipe: Any,
     out: Path | None,
@@ -103,15 +108,18 @@ def data(
     workers: int | None,
     labels: Path | None,
     unlabelled: bool,
+    classes: Path | None,
 ) -> None:
     """Provide the image shards of RECIPE; or convert a folder of images, one sub-folder per class, into shards."""
     if (labels is not None or unlabelled) and (from_folder is None or (labels is not None and unlabelled)):
         raise click.UsageError("--labels FILE or --unlabelled goes with --from-folder, one of them")
+    if classes is not None and (from_folder is None or unlabelled):
+        raise click.UsageError("--classes FILE goes with --from-folder, and not with --unlabelled")
     if _runs_stage("data", recipe, out, from_folder, to, "--from-folder"):
         return
     from rearkit.data.convert import Labelling, images_to_shards
 
-    labelling = Labelling(labels, unlabelled)
+    labelling = Labelling(labels, unlabelled, classes)
     shards = images_to_shards(from_folder, to, shard_size, workers, labelling)  # type: ignore[arg-type]
     click.echo(f"{to}: {len(shards)} shards")
 

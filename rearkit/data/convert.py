@@ -26,16 +26,18 @@ from rearkit.data.class_folders import (
 )
 from rearkit.data.conversions import conversion
 from rearkit.data.label_files import read_labels
+from rearkit.data.shard_lists import CLASSES
 from rearkit.data.tar_headers import remedy_of
 from rearkit.data.whole_tars import files_in_tar
 from rearkit.errors import DataError
 from rearkit.system.console import progress_bar
 from rearkit.system.devices import derive_seed
-from rearkit.system.files import replacing, write_json
+from rearkit.system.files import read_json, replacing, write_json
 from rearkit.system.processes import in_processes
 
-CLASSES = "classes.json"
 COPY = "copy it again"
+UNPACK = "unpack it first: images are read out of its middle"
+PACKED = ("gz", "tgz", "bz2", "xz", "zst", "zip", "7z", "rar")
 FLAT = "; of those outside, --labels FILE lists their classes, --unlabelled does without"
 
 
@@ -78,10 +80,12 @@ class Labelling:
     Attributes:
         file: lists them; see `rearkit.data.label_files`.
         none: whether the images have none.
+        classes: the ``classes.json`` of other shards, whose numbers the classes get; None for sorted names.
     """
 
     file: Path | None = None
     none: bool = False
+    classes: Path | None = None
 
     @property
     def by_folder(self) -> bool:
@@ -111,8 +115,9 @@ def images_to_shards(
     sources, names = list_images(source, labelling)
     order = np.random.default_rng(derive_seed("shards")).permutation(len(sources))
     # Labels that folders tell are in the keys.
-    told = [f"{s.key} {s.place.size}" + ("" if labelling.by_folder else f" {s.label}") for s in sources]
-    digest = hashlib.sha256("\n".join(told).encode()).hexdigest()
+    told = [f"{s.key} {s.place.size}" + ("" if labelling == BY_FOLDER else f" {s.label}") for s in sources]
+    # Names of old archives may be in no known encoding.
+    digest = hashlib.sha256("\n".join(told).encode("utf-8", "surrogateescape")).hexdigest()
     jobs = [
         (target / f"{index:06d}.tar", [sources[i] for i in order[start : start + shard_size]])
         for index, start in enumerate(range(0, len(sources), shard_size))
@@ -147,8 +152,20 @@ def list_images(source: Path, labelling: Labelling = BY_FOLDER) -> tuple[list[So
         names = sort_classes(image.owner for image in found)
         numbers = {name: label for label, name in enumerate(names)}
         labels = {image.path: numbers[image.owner] for image in found}
+    if names is not None and labelling.classes is not None:
+        order = {name: label for label, name in enumerate(_order(labelling.classes))}
+        if strangers := [name for name in names if name not in order]:
+            raise DataError(f"{source}: class {strangers[0]!r} is not among those of {labelling.classes}; rename it")
+        labels, names = {path: order[names[label]] for path, label in labels.items()}, list(order)
     sources = [Source(files[f.path], f.key, suffix_of(f.path), labels.get(f.path)) for f in found]
     return sorted(sources, key=lambda s: s.key), names
+
+
+def _order(file: Path) -> list[str]:
+    names = read_json(file)
+    if not isinstance(names, list) or not names:
+        raise DataError(f"{file}: no list of class names, such as the {CLASSES} that a conversion writes")
+    return [str(name) for name in names]
 
 
 def _files(source: Path) -> dict[str, Place]:
@@ -158,7 +175,8 @@ def _files(source: Path) -> dict[str, Place]:
         try:
             return strip_roots(dict(_in_tar(source, 0, source.stat().st_size, "")))
         except tarfile.TarError as error:
-            raise DataError(f"{source}: not a readable tar ({error}); {remedy_of(error, COPY)}") from None
+            usual = UNPACK if suffix_of(source.name) in PACKED else COPY
+            raise DataError(f"{source}: not a readable tar ({error}); {remedy_of(error, usual)}") from None
     raise DataError(f"{source}: no such folder or tar")
 
 

@@ -65,13 +65,13 @@ def decoded(content: bytes, how: Decoding) -> Tensor:
             image.load()
             if how.orientation == "exif":
                 ImageOps.exif_transpose(image, in_place=True)
+            return square(image, how)
     except Unusable:
         raise
     except Image.DecompressionBombError:
         raise Unusable("image is too large, a decompression bomb") from None
     except Exception as error:
         raise Unusable(CUT_OFF if "truncated" in str(error).lower() else UNREADABLE) from None
-    return square(image, how)
 
 
 def opened(content: bytes) -> Image.Image:

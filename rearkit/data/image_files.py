@@ -11,7 +11,7 @@ from pathlib import Path
 import attrs
 import numpy as np
 
-from rearkit.data.class_folders import image_suffixes, is_hidden, sort_classes, strip_roots, suffix_of
+from rearkit.data.class_folders import files_below, image_suffixes, is_hidden, sort_classes, strip_roots, suffix_of
 from rearkit.data.shard_lists import expand_shards
 from rearkit.data.tar_headers import remedy_of
 from rearkit.data.whole_tars import files_in_tar
@@ -108,14 +108,14 @@ def _in_turn(
 
 def _files(source: Path) -> Iterator[ImageFile]:
     if source.is_dir():
-        paths = [path for path in source.rglob("*") if path.is_file()]
-        tars = sorted(path for path in paths if path.suffix == ".tar" and not path.name.startswith("."))
-        if tars and not any(suffix_of(path.name) in image_suffixes() for path in paths):
+        found = list(files_below(source))
+        tars = sorted(Path(entry.path) for name, entry in found if suffix_of(name) == "tar")
+        if tars and not any(suffix_of(name) in image_suffixes() for name, _ in found):
             for tar in tars:
                 yield from _in_tar(tar)
             return
-        for path in paths:
-            yield ImageFile(path.relative_to(source).as_posix(), str(path), 0, path.stat().st_size)
+        for name, entry in found:
+            yield ImageFile(name, entry.path, 0, entry.stat().st_size)
         return
     try:
         tars = [Path(tar) for tar in expand_shards(str(source))]

@@ -154,11 +154,12 @@ def write_index(
     counts = [len(np.load(part, mmap_mode="r")) for part in parts]
     if not sum(counts):
         raise DataError("[data.source]: no training images that can be used")
-    with replacing(path) as temporary:
-        whole = np.lib.format.open_memmap(temporary, "w+", ROW, (sum(counts),))
-        for part, end, count in zip(parts, np.cumsum(counts), counts, strict=True):
-            whole[end - count : end] = np.load(part)
-        whole.flush()
+    # Written, not mapped: on a full disk a write raises, and a page of a map kills the process.
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(ROW), "fortran_order": False, "shape": (sum(counts),)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in parts:
+            file.write(np.load(part).tobytes())
     for part in parts:
         forget(part)
     return dict(zip(shards, counts, strict=True))

@@ -65,8 +65,16 @@ def _rows(file: Path) -> list[Row]:
         return [(number, [line]) for number, line in filled]
     if separator == " ":  # a name may have spaces, its class comes last
         return [(number, line.rsplit(None, 1)) for number, line in filled]
-    parsed = csv.reader([line for _, line in filled], delimiter=separator, skipinitialspace=True)
-    return [(number, [cell.strip() for cell in cells]) for (number, _), cells in zip(filled, parsed, strict=True)]
+    return [(number, _cells(line, separator, f"{file}: line {number}")) for number, line in filled]
+
+
+def _cells(line: str, separator: str, where: str) -> list[str]:
+    # Line by line: in a table that is read as one, a quote that is not closed takes the lines after it.
+    try:
+        (cells,) = csv.reader([line], delimiter=separator, skipinitialspace=True, strict=True)
+    except csv.Error as error:
+        raise DataError(f"{where}: its quotation marks do not pair ({error}); correct it") from None
+    return [cell.strip() for cell in cells]
 
 
 def _by_order(file: Path, rows: Sequence[Row], images: Sequence[str], source: str) -> dict[str, str]:

@@ -1,15 +1,24 @@
-"""Lists of shards written with braces, as ``in/{0000..1023}.tar``: counted before they are expanded."""
+"""Lists of shards: those of a folder, and those written with braces, which are counted before they are expanded."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from webdataset.shardlists import expand_urls
+
+CLASSES = "classes.json"
+"""Beside shards: the names of their classes 0, 1, …, as a list."""
 
 MOST_SHARDS = 1_000_000
 RANGE = re.compile(r"(-?\d{1,18})\.\.(-?\d{1,18})(?:\.\.(-?\d{1,18}))?")
 # What `count_shards` gives where a range has more digits than any number of files.
 TOO_MANY = 10**18
+
+
+def tars_in(folder: Path) -> list[Path]:
+    """Return the tars right in a folder, sorted; those that begin with a dot hold what macOS adds to others."""
+    return sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
 
 
 def expand_shards(text: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rearkit.contracts import Tokenizer, grid_of, is_square, num_parameters, size_text
+from rearkit.data.shard_lists import tars_in
 from rearkit.data.token_shards import TokenData
 from rearkit.errors import DataError, RearkitError
 from rearkit.model import build, build_dataset, build_tokenizer, outline
@@ -62,7 +63,7 @@ def views_made(table: TokensTable) -> int:
 
 def _pretokenized(folder: Path, images: int | None) -> str:
     """Say how many views token shards made elsewhere have, of a number of training images."""
-    paths = sorted(folder.glob("*.tar"))
+    paths = tars_in(folder)
     if not paths:
         return f"no token shards in {folder} yet"
     try:

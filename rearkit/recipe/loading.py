@@ -108,14 +108,19 @@ def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     """Merge ``top`` into ``base``: tables are merged key by key, all other values are replaced.
 
     A table with another ``name`` is replaced as a whole: the settings under the old name belong to another component.
+    Under no name, they belong to whichever the other file names.
     """
     for key, value in top.items():
         old = base.get(key)
-        if isinstance(value, dict) and isinstance(old, dict) and value.get("name", old.get("name")) == old.get("name"):
+        if isinstance(value, dict) and isinstance(old, dict) and not _renamed(old, value):
             _merge(old, value)
         else:
             base[key] = value
     return base
+
+
+def _renamed(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    return "name" in old and "name" in new and old["name"] != new["name"]
 
 
 def _note_origins(content: Mapping[str, Any], origin: str, origins: dict[KeyPath, str], prefix: KeyPath) -> None:

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from rearkit.contracts import FittableTokenizer, Tokenizer, square_side
 from rearkit.data.image_sets import ImageSet, Split
-from rearkit.data.pixels import psnr, to_float
+from rearkit.data.pixels import to_float
 from rearkit.errors import DataError, RearkitError
 from rearkit.evaluation.classifier import FILE as CLASSIFIER
 from rearkit.evaluation.classifier import find_classifier, load_classifier
+from rearkit.evaluation.image_streams import in_batches
 from rearkit.fitting.fit import TokenizerFit, tells_images
 from rearkit.fitting.perceptual import Perceptual, check_lpips, classifier_distance, lpips_distance
 from rearkit.model import build_tokenizer
@@ -27,7 +28,7 @@ from rearkit.system import distributed
 from rearkit.system.console import say
 from rearkit.system.devices import derive_seed, resolve_device
 from rearkit.system.hub import hub_records
-from rearkit.tokenization.quality import reconstruct
+from rearkit.tokenization.quality import rebuilt_psnr
 from rearkit.training.logs import TrainLog
 from rearkit.training.trackers import open_trackers
 from rearkit.weights import load_weights, write_state_dict
@@ -147,12 +148,12 @@ def check_fit(recipe: Recipe) -> list[str]:
 def _judge(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, table: FitTable) -> dict[str, Any]:
     """Measure a fitted tokenizer on held-out images; raise DataError if it is below the recipe's ``min_psnr``."""
     # Checked at once, since a poor tokenizer would cost a whole training before the scores show it.
-    held_out = open_split(recipe, folder, "held-out", square_side(tokenizer), "tokenizer").all()
-    if not len(held_out):
+    held_out = open_split(recipe, folder, "held-out", square_side(tokenizer), "tokenizer")
+    ratios = rebuilt_psnr(tokenizer, in_batches((read.image for read in held_out.read()), recipe.tokens.batch))
+    if not len(ratios):
         return {}
-    decoded = reconstruct(tokenizer, held_out.images, recipe.tokens.batch)
-    ratio = psnr(to_float(decoded), to_float(held_out.images)).mean().item()
-    say(f"tokenizer: {ratio:.2f} dB PSNR on {len(held_out)} held-out images")
+    ratio = ratios.mean().item()
+    say(f"tokenizer: {ratio:.2f} dB PSNR on {len(ratios)} held-out images")
     # Not `<`, which no NaN is.
     if not ratio >= table.min_psnr:
         raise DataError(

@@ -16,6 +16,7 @@ from rearkit.contracts import SPLITS, Tokenizer, square_side
 from rearkit.data.fetching import ShardCache
 from rearkit.data.image_index import ImageIndex, ImageReader, write_index
 from rearkit.data.image_sets import ImageSet
+from rearkit.data.shard_lists import tars_in
 from rearkit.data.subsets import drawn
 from rearkit.data.token_shards import MAX_CODES, TokenData, whole_shards
 from rearkit.errors import DataError, RearkitError
@@ -158,7 +159,7 @@ def _index(recipe: Recipe, folder: RunFolder, skipped: Counter[str]) -> dict[str
 
 def _pretokenized(folder: str) -> list[str]:
     """Return the absolute paths of token shards made elsewhere."""
-    found = sorted(str(path.resolve()) for path in Path(folder).glob("*.tar"))
+    found = sorted(str(path.resolve()) for path in tars_in(Path(folder)))
     if not found:
         raise DataError(f"[tokens] pretokenized: {folder}: no token shards; see: python -m rearkit tokens --from-jsonl")
     return found
@@ -248,8 +249,8 @@ def _originals(
 def tables(recipe: Recipe, folder: RunFolder | None) -> Mapping[str, Any]:
     """Return the tables that the token shards depend on, and sizes and times of shards made elsewhere."""
     # Not their hashes: this is asked for at every start, and the shards may be large.
-    found = Path(recipe.tokens.pretokenized).glob("*.tar") if recipe.tokens.pretokenized is not None else ()
-    stamps = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(found)}
+    found = tars_in(Path(recipe.tokens.pretokenized)) if recipe.tokens.pretokenized is not None else ()
+    stamps = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in found}
     return {"tokens": recipe.tokens, "pretokenized": stamps}
 
 

@@ -21,7 +21,7 @@ from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.run_recipe import save_resolved_recipe
 from rearkit.stages.stage import expected_keys, up_to_date
 from rearkit.sweeps.predictions import KEY, noted
-from rearkit.sweeps.sharing import COMMON, UNSCORED, link, prepare_common, take_over
+from rearkit.sweeps.sharing import COMMON, UNSCORED, link, prepare_common, stages_to_take, take_over
 from rearkit.sweeps.sweep import PlannedRun, Sweep
 from rearkit.system.console import say
 from rearkit.system.files import read_json, write_json
@@ -77,7 +77,7 @@ def run_sweep(
     Raises:
         RearkitError: some runs failed (after all others have finished), or the folder holds something else.
     """
-    _claim(sweep, root)
+    _claim(sweep, root, donors)
     jobs = _jobs(sweep, root, donors)
     gpus = visible_gpus(sweep.runs[0].recipe)
     width = num_jobs or len(gpus) or (os.cpu_count() or 1)
@@ -116,8 +116,10 @@ def visible_gpus(recipe: Recipe) -> list[str]:
     return named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
 
 
-def _claim(sweep: Sweep, root: Path) -> None:
+def _claim(sweep: Sweep, root: Path, donors: Sequence[RunFolder] = ()) -> None:
     """Mark a folder as this sweep's, or raise if it holds something else.
+
+    A prediction that is noted now was made with the trainings known that are here, or that are taken over from donors.
 
     Raises:
         RearkitError: the folder holds another sweep, or files that are not a sweep's.
@@ -130,7 +132,11 @@ def _claim(sweep: Sweep, root: Path) -> None:
     runs = {name: [run.name for run in sweep.runs if run.variant == name] for name in sweep.variants}
     own = sweep.table
     told = {"sweep": sweep.name, "runs": runs, "published": own.published, "published_as": own.published_as}
-    trained = sum(RunFolder(root / run.name).done("train") is not None for run in sweep.runs)
+    trained = sum(
+        RunFolder(root / run.name).done("train") is not None
+        or any("train" in stages_to_take(run.recipe, donor, UNSCORED) for donor in donors)
+        for run in sweep.runs
+    )
     told[KEY] = noted(about, own.prediction, own.expected, trained)
     # Variants and seeds may have been added since; the runs of the others stay.
     if about != told:
@@ -140,6 +146,8 @@ def _claim(sweep: Sweep, root: Path) -> None:
 def _jobs(sweep: Sweep, root: Path, donors: Sequence[RunFolder]) -> list[Job]:
     """Return a job for each run; the stages before training are run here, since several runs share them."""
     shared = prepare_common((run.recipe for run in sweep.runs), root, donors)
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # of a fit: the runs, in processes of their own, count on the memory
     # Runs that differ only after training (in sampling, say) have the same key up to there: the first one trains.
     leaders: dict[str, Job] = {}
     jobs = []

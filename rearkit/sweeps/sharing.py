@@ -77,8 +77,8 @@ def take_over(recipe: Recipe, target: RunFolder, donors: Iterable[RunFolder], na
     """
     have = same_stages(recipe, target, names)
     best, stages = None, have
-    for donor in donors:
-        found = same_stages(recipe, donor, names)
+    for donor in () if len(have) == len(names) else donors:
+        found = stages_to_take(recipe, donor, names)
         if len(found) > len(stages):
             best, stages = donor, found
     if best is None:
@@ -87,6 +87,14 @@ def take_over(recipe: Recipe, target: RunFolder, donors: Iterable[RunFolder], na
     if not target.classifier.exists():
         link(best, target, (target.classifier.name,))
     say(f"{target.path.name}: {', '.join(stages[len(have) :])} taken over from {best.path}")
+
+
+def stages_to_take(recipe: Recipe, donor: RunFolder, names: Sequence[str]) -> list[str]:
+    """Return the stages of an earlier run that are the same as a recipe's; no training that had changed course.
+
+    Its key is that of the recipe that it ended with.
+    """
+    return same_stages(recipe, donor, COMMON if donor.joins() else names)
 
 
 def same_stages(recipe: Recipe, folder: RunFolder, names: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ them only with the tokenizer that made them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +26,18 @@ USAGE_SAMPLES = 50_000
 
 
 @torch.no_grad()
-def reconstruct(tokenizer: Tokenizer, images: Tensor, batch: int) -> Tensor:
-    """Encode and decode images (n, 3, R, R) uint8; return uint8 images on the CPU."""
+def rebuilt_psnr(tokenizer: Tokenizer, batches: Iterable[Tensor]) -> Tensor:
+    """Encode and decode batches of images (b, 3, R, R) uint8; return the PSNR of each image in dB, (n,).
+
+    One batch at a time is kept: a whole split as floats would not fit a GPU.
+    """
     device = module_device(tokenizer)
-    parts = [tokenizer.decode(tokenizer.encode(to_float(part.to(device)))) for part in images.split(batch)]
-    return to_uint8(torch.cat(parts)).cpu()
+    found = [torch.empty(0)]
+    for batch in batches:
+        originals = to_float(batch.to(device))
+        rebuilt = to_float(to_uint8(tokenizer.decode(tokenizer.encode(originals))))
+        found.append(psnr(rebuilt, originals).cpu())
+    return torch.cat(found)
 
 
 @torch.no_grad()

@@ -88,6 +88,12 @@ def test_a_class_that_is_called_as_webdatasets_own_members_is_in_the_shards(fold
     assert shades(images_to_shards(folder, tmp_path / "out", 4, 1)) == EXPECTED
 
 
+def test_names_of_no_encoding_are_converted(folder: Path, tmp_path: Path) -> None:
+    (folder / "cat").rename(folder / "caf\udce9")
+    (folder / "dog" / "n.1.PNG").rename(folder / "dog" / "\udce9.PNG")
+    assert sum(shades(images_to_shards(folder, tmp_path / "out", 4, 1)).values()) == 3 * EACH
+
+
 def test_the_three_kinds_of_source_make_the_same_shards(
     folder: Path, tar: Path, nested_tar: Path, tmp_path: Path
 ) -> None:

@@ -3,8 +3,10 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,17 @@ def test_transparent_pixels_show_the_background(background: str, colour: list[in
         assert found[:, 0, 0].tolist() == colour and found[:, 0, 15].tolist() == [0, 255, 0]
     grey_key = encoded(Image.new("L", (16, 16), 7), transparency=7)
     assert colour_of(decoded(grey_key, how)) == colour
+
+
+def test_a_palette_with_too_many_transparencies_is_a_bad_sample() -> None:
+    held = io.BytesIO()
+    Image.new("P", (8, 8)).save(held, "png")
+    before, data, after = held.getvalue().partition(b"IDAT")
+    chunk = b"tRNS" + bytes(300)
+    # Before the data's length, which is the last four bytes.
+    content = before[:-4] + struct.pack(">I", 300) + chunk + struct.pack(">I", zlib.crc32(chunk)) + before[-4:]
+    with pytest.raises(Unusable):
+        decoded(content + data + after, Decoding(8))
 
 
 def test_palettes_are_converted_before_they_are_resized() -> None:

@@ -55,6 +55,17 @@ def test_class_folders_are_taken_in_turn_and_numbers_are_sorted_as_numbers(packe
     assert {file.read() for file in files} == {png(number) for number in range(6)}
 
 
+def test_linked_class_folders_are_entered(tmp_path: Path) -> None:
+    lay(tmp_path / "all", "ant/x.png", "bee/x.png", "cat/x.png")
+    (tmp_path / "some" / "cat").mkdir(parents=True)
+    (tmp_path / "all/cat/x.png").rename(tmp_path / "some/cat/x.png")
+    for name in ("ant", "bee"):
+        (tmp_path / "some" / name).symlink_to(tmp_path / "all" / name)
+    files, classes = list_image_files(tmp_path / "some")
+    assert [file.name for file in files] == ["ant/x.png", "bee/x.png", "cat/x.png"]
+    assert classes is not None and classes.tolist() == [0, 1, 2]
+
+
 def test_one_folder_around_all_is_no_class(tmp_path: Path) -> None:
     root = lay(tmp_path / "set", "images/1.png", "images/2.png")
     for source in (root, pack(tmp_path / "set.tar", root)):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,6 +104,22 @@ def test_an_index_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
     assert len(index) == 2 and index.rows[0]["size"] == 0  # the part was not made again
     assert (bad.good, bad.count) == (2, 1)
     assert not list(tmp_path.glob("*.part.npy"))
+
+
+def test_an_index_is_written_so_that_a_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page of a map that cannot be written kills the process without a word."""
+
+    mapped = np.memmap
+
+    def for_reading(*given: Any, mode: str, **named: Any) -> np.ndarray:
+        assert mode == "r"
+        return mapped(*given, mode="r", **named)
+
+    monkeypatch.setattr(np, "memmap", for_reading)
+    shards = {str(write_tar(tmp_path / "a.tar", good(0, 1))): 2, str(write_tar(tmp_path / "b.tar", good(2))): 1}
+    write_index(tmp_path / "index.npy", shards, 3, BadSamples(0, 3), ONCE)
+    rows = np.load(tmp_path / "index.npy")
+    assert rows.dtype == ROW and len(rows) == 3 and all(rows["size"] > 0)
 
 
 def test_what_changed_since_it_was_indexed_is_a_bad_sample(tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ WRONG = {
     "three columns": ([f"{p},x" for p in PAIRS], "line 1: an image file and its class expected"),
     "numbers from 5": ([f"{n},{k + 5}" for n, k in zip(NAMES, WANTED, strict=True)], "lowest class is 5"),
     "a number without end": ([f"{n},{k * 10**9 + 1}" for k, n in enumerate(NAMES)], "class 11000000001; a class has"),
+    "a quotation mark": ([*PAIRS[:2], f'{NAMES[2]},"cat', *PAIRS[3:]], "line 3: its quotation marks do not pair"),
     "nothing": (["", ""], "no labels in it"),
 }
 
@@ -136,6 +137,9 @@ def test_by_the_command_line(flat: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0 and "1 shards" in done.output, done.output
     bare = CliRunner().invoke(cli, command)
     assert bare.exit_code and "--labels FILE lists their classes, --unlabelled does without" in str(bare.exception)
+    (tmp_path / "more.json").write_text('["ape", "cat", "dog", "owl"]')
+    named = CliRunner().invoke(cli, [*command, "--labels", str(file), "--classes", str(tmp_path / "more.json")])
+    assert isinstance(named.exception, DataError) and "another" in str(named.exception)  # conversion lies there
     both = CliRunner().invoke(cli, [*command, "--labels", str(file), "--unlabelled"])
     assert both.exit_code == 2 and "one of them" in both.output
     # Another list makes another conversion, though the images are the same.

@@ -497,6 +497,12 @@ def test_naming_another_component_drops_the_settings_of_the_bases(
     same = write(tmp_path / "same.toml", {"extends": "base.toml", "noise": {"name": "linear", "end_level": 0.3}})
     noise = recipe_to_dict(load_recipe(same))["noise"]
     assert (noise["start_level"], noise["end_level"]) == (0.5, 0.3)
+    # What a base says of no component by name is of the one that is named.
+    plain = tiny_recipe(noise={"end_level": 0.2})
+    del plain["noise"]["name"]
+    write(tmp_path / "nameless.toml", plain)
+    named = write(tmp_path / "named.toml", {"extends": "nameless.toml", "noise": {"name": "linear"}})
+    assert recipe_to_dict(load_recipe(named))["noise"]["end_level"] == 0.2
     nested = {"data": {"source": {"name": "shards", "num_classes": 3}, "shard_size": 5}}
     shards = load_recipe(write(tmp_path / "shards.toml", {"extends": "base.toml", **nested}))
     assert recipe_to_dict(shards)["data"]["source"]["num_classes"] == 3

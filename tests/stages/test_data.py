@@ -10,15 +10,20 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import attrs
 import numpy as np
 import pytest
 from PIL import Image
 
 from rearkit.data.bad_samples import BadSamples
 from rearkit.data.image_shards import read_images
+from rearkit.model import build
 from rearkit.pipeline import run
 from rearkit.recipe.tables import Recipe
+from rearkit.stages import data
 from rearkit.stages.run_folder import RunFolder
+from rearkit.stages.stage import up_to_date
+from rearkit.stages.train import export
 from rearkit.system.files import read_json, write_json
 
 # Runs the stage and kills it, for real, once it has written a shard.
@@ -146,6 +151,27 @@ def test_links_to_folders_are_followed_and_circles_are_not(photos: Path, recipe:
     (tmp_path / "elsewhere" / "up").unlink()
     (tmp_path / "elsewhere" / "lost.bmp").symlink_to(tmp_path / "nowhere.bmp")
     assert values(run(recipe, tmp_path / "other", only="data")) == ALL
+
+
+def test_another_number_of_classes_sets_a_training_aside(
+    photos: Path, recipe: Recipe, tmp_path: Path, tiny: Callable[..., Recipe]
+) -> None:
+    """The token shards stay as they were, and with them the training's key."""
+    folder = run(recipe, tmp_path / "run", only="data")
+    folder.stage("train").mkdir()
+    export(build(recipe), 0, folder)
+    write(photos / "held" / "class0" / "new.bmp", 7)
+    run(recipe, folder.path, only="data")
+    assert folder.model.is_file()
+    write(photos / "train" / "class2" / "0.bmp", 200)
+    run(recipe, folder.path, only="data")
+    assert not folder.model.exists() and (folder.previous("train") / folder.model.name).is_file()
+
+
+def test_shards_do_not_depend_on_how_many_may_be_bad(recipe: Recipe, tmp_path: Path) -> None:
+    folder = run(recipe, tmp_path / "run", only="data")
+    patient = attrs.evolve(recipe, data=attrs.evolve(recipe.data, max_bad_share=0.5))  # type: ignore[misc]
+    assert up_to_date([data.STAGE], patient, folder)
 
 
 def test_what_is_no_file_is_ignored_with_a_count(

@@ -20,7 +20,7 @@ from rearkit.stages.flow import NAMES
 from rearkit.stages.run_folder import RunFolder
 from rearkit.sweeps.report import sweep_and_report
 from rearkit.sweeps.runner import Job, _last_words, _work, run_sweep
-from rearkit.sweeps.sharing import COMMON, UNSCORED, link, prepare_common, same_stages, take_over
+from rearkit.sweeps.sharing import COMMON, UNSCORED, link, prepare_common, same_stages, stages_to_take, take_over
 from rearkit.sweeps.sweep import Sweep, load_sweep
 from rearkit.system.locks import try_lock
 from rearkit.system.signals import GUARD
@@ -100,6 +100,9 @@ def test_stages_that_an_earlier_sweep_has_finished_are_taken_over(
     capsys.readouterr()
     take_over(recipe, target, donors, UNSCORED)
     assert not capsys.readouterr().out
+    # Nor weights that had another schedule at first, whose key is that of the last one.
+    target.courses.write_text('[{"step": 2, "changed": {}}]')
+    assert stages_to_take(recipe, target, UNSCORED) == list(COMMON)
     longer = attrs.evolve(recipe, train=attrs.evolve(recipe.train, steps=7))
     assert same_stages(longer, target, NAMES) == list(COMMON)
 

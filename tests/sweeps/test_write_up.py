@@ -24,6 +24,7 @@ from rearkit.sweeps.report import shown_command, sweep_and_report
 from rearkit.sweeps.runner import _claim
 from rearkit.sweeps.sharing import COMMON, link, prepare_common
 from rearkit.sweeps.sweep import load_sweep
+from rearkit.system.files import read_json
 from tests.helpers.page_figures import check
 
 ROOT = Path(__file__).parents[2]
@@ -146,6 +147,15 @@ def test_a_prediction_changed_after_the_runs_is_one_made_after_them(
     before, after = page.split("## The prediction, made after 4 runs had been trained")
     assert "made before the runs" in before and "Guidance helps" in before and "It does harm" in after
     (runs / "sweep.json").write_bytes(kept)
+
+
+def test_trainings_that_are_taken_over_were_known_when_a_prediction_was_made(
+    swept: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    file, runs, _ = swept
+    _claim(load_sweep(file, SMALLER), tmp_path, [RunFolder(runs / "plain-s1")])
+    (prediction,) = read_json(tmp_path / "sweep.json")["predictions"]
+    assert prediction["trained"] == 2  # both variants have this model
 
 
 def test_a_prediction_is_noted_once() -> None:

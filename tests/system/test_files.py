@@ -285,3 +285,8 @@ def test_the_longest_name_can_be_written(name: str, tmp_path: Path) -> None:
 def test_a_rename_inside_of_a_write_that_fails_is_told_too(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"a: Invalid argument, while writing"), storage_errors(tmp_path / "a"):
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(tmp_path / "a"))
+
+
+def test_a_text_with_a_name_of_an_old_archive_is_written(tmp_path: Path) -> None:
+    write_text(tmp_path / "page.md", "class caf\udce9, ü")
+    assert (tmp_path / "page.md").read_text(encoding="utf-8") == "class caf\\udce9, ü"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from rearkit.data.image_sets import ImageSet
 from rearkit.data.token_shards import TokenData
 from rearkit.errors import DataError
-from rearkit.tokenization.quality import codebook_usage, compare, decode, reconstruct, show_decoded, survival
+from rearkit.tokenization.quality import codebook_usage, compare, decode, rebuilt_psnr, show_decoded, survival
 
 
 class Greys(nn.Module):
@@ -49,9 +50,22 @@ def dataset(count: int) -> tuple[Tensor, TokenData, ImageSet]:
 def test_the_right_tokens_decode_to_their_images(batch: int, tmp_path: Path) -> None:
     tokens, data, images = dataset(10)
     assert compare(Greys(), data, 1, images, batch, tmp_path / "grid.png") == pytest.approx(100, abs=1)
-    assert torch.equal(reconstruct(Greys(), images.images, batch), images.images)
+    assert rebuilt_psnr(Greys(), images.images.split(batch)).tolist() == pytest.approx([100] * 10)
     assert survival(Greys(), tokens, batch) == 1
     assert decode(Greys(), tokens, batch).shape == (10, 3, 4, 4)
+
+
+def test_one_batch_of_decoded_images_is_kept_at_a_time() -> None:
+    made: list[weakref.ref[Tensor]] = []
+
+    class Watched(Greys):
+        def decode(self, tokens_BN: Tensor) -> Tensor:
+            assert sum(ref() is not None for ref in made) <= 1
+            made.append(weakref.ref(found := super().decode(tokens_BN)))
+            return found
+
+    _, _, images = dataset(10)
+    assert len(rebuilt_psnr(Watched(), images.images.split(2))) == 10 and len(made) == 5
 
 
 def test_another_codebook_order_is_noticed(tmp_path: Path) -> None:

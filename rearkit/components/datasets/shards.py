@@ -9,7 +9,7 @@ from typing import Any
 from rearkit.components.datasets.imagenet_names import readable
 from rearkit.contracts import ImageSample
 from rearkit.data.labels import UNLABELLED
-from rearkit.data.shard_lists import expand_shards
+from rearkit.data.shard_lists import CLASSES, expand_shards, tars_in
 from rearkit.data.shard_members import Fields
 from rearkit.errors import DataError, RecipeError
 from rearkit.recipe.settings import setting, settings
@@ -18,6 +18,14 @@ from rearkit.system.files import read_json
 
 def _braces(instance: Any, attribute: Any, value: str) -> None:
     expand_shards(value)
+
+
+def _names_beside(place: str | None) -> list[str]:
+    """Return the class names that lie beside shards; empty if none do."""
+    if place is None:
+        return []
+    found = read_json((Path(place) if Path(place).is_dir() else Path(place).parent) / CLASSES)
+    return [str(name) for name in found] if isinstance(found, list) else []
 
 
 @settings
@@ -76,8 +84,8 @@ class Shards:
         """Return the names that ``rearkit data --from-folder`` wrote beside the shards, if any; ImageNet's in words."""
         if self.unlabelled:
             return [UNLABELLED]
-        names = read_json(Path(self.train or "") / "classes.json")
-        return readable(names) if isinstance(names, list) and len(names) == self.num_classes else None
+        names = _names_beside(self.train)
+        return readable(names) if len(names) == self.num_classes else None
 
     def size(self, split: str) -> int | None:
         """Return the recipe's number of training images; otherwise None: only reading the shards would tell."""
@@ -88,13 +96,15 @@ class Shards:
 
         Raises:
             RecipeError: a file or folder is missing.
-            DataError: a folder is empty.
+            DataError: a folder is empty, or the held-out images' classes are numbered otherwise than the training's.
         """
         place = self.held_out if split == "held-out" else self.train
         if place is None:
             return []
+        if split == "held-out" and not self.unlabelled:
+            self._check_order()
         if Path(place).is_dir():
-            found = sorted(str(path) for path in Path(place).glob("*.tar"))
+            found = [str(path) for path in tars_in(Path(place))]
             if not found:
                 raise DataError(f"[data.source] {place}: no .tar shards in this folder")
             return found
@@ -106,6 +116,18 @@ class Shards:
             told = f"{len(missing)} of {len(urls)} shards do not exist, the first {missing[0]}"
             raise RecipeError([f"[data.source] {key}: {place}: {told}; correct the path"])
         return urls
+
+    def _check_order(self) -> None:
+        """Raise DataError where the names beside the shards say that a number is another class in the other split."""
+        names, held_out = _names_beside(self.train), _names_beside(self.held_out)
+        if all(name.isdecimal() for name in held_out):  # of a file that has numbers for classes
+            return
+        for label, (name, other) in enumerate(zip(names, held_out, strict=False)):
+            if name != other:
+                raise DataError(
+                    f"[data.source] held_out: {self.held_out}: class {label} is {other!r} there, and {name!r} in "
+                    f"{self.train}; convert the held-out images again, with --classes and the training's {CLASSES}"
+                )
 
     def images(self, split: str) -> Iterator[ImageSample]:
         """Never called, since shards exist."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.utils import get_total_norm
 
 from rearkit.components.tokenizers.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANSettings
 from rearkit.contracts import FittableTokenizer
@@ -151,6 +152,18 @@ def test_a_fit_moves_the_codebook_towards_the_features_and_the_loss_falls() -> N
     torch.testing.assert_close(loss, parts["reconstruction"] + settings.commitment * parts["commitment"])
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
     assert module.quantize.embedding.weight.grad is None  # it follows by averages, not by gradients
+
+
+def test_a_black_image_does_not_drown_the_gradient_of_a_batch() -> None:
+    """Zeros stay zeros without biases, and each of eleven norms would multiply their gradient by 1000."""
+    torch.manual_seed(0)
+    module = MaskGITVQGAN(
+        MaskGITVQGANSettings(image_size=16, hidden_channels=8, channel_mult=(1, 2), norm_groups=4, codebook_size=32)
+    ).train()
+    images = torch.rand(8, 3, 16, 16)
+    images[0] = 0
+    module.fit_pass(images).loss.backward()
+    assert get_total_norm([p.grad for p in module.parameters() if p.grad is not None]) < 100
 
 
 def test_gradients_pass_the_quantizer_to_the_encoder() -> None:
