@@ -102,7 +102,10 @@ class FittableTokenizer(Tokenizer):
         return passed.loss, passed.parts
 
     def decoder_modules(self) -> Sequence[nn.Module]:
-        """Return the modules that only decoding uses, which can be fitted alone; none if they cannot."""
+        """Return the modules that only decoding uses, which can be fitted alone; none if they cannot.
+
+        In such a fit, all others are in eval mode, and `fit_pass` must change nothing of weights that were loaded.
+        """
         return ()
 
 

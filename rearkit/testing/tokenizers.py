@@ -81,6 +81,8 @@ def check_tokenizer(tokenizer: Tokenizer, rebuild: Callable[[], Tokenizer] | Non
                 _check_state(tokenizer, module, rebuild, images, tokens_BN)
         if isinstance(tokenizer, FittableTokenizer):
             _check_fit(module, images)
+            if tokenizer.decoder_modules():
+                _check_decoder_fit(tokenizer, images)
 
 
 def _shape(tokenizer: Tokenizer) -> tuple[int, int]:
@@ -169,4 +171,24 @@ def _check_fit(module: nn.Module, images: Tensor) -> None:
     require(
         gradients and all(gradient.isfinite().all() for gradient in gradients),
         "the loss of fit_loss must give finite gradients to the tokenizer's parameters",
+    )
+
+
+def _check_decoder_fit(tokenizer: FittableTokenizer, images: Tensor) -> None:
+    """Check that a fit of the decoder of loaded weights leaves tokens and codebook as they are, on a copy."""
+    fitted = copy.deepcopy(tokenizer).eval().requires_grad_(False)
+    copy_state(tokenizer, fitted, "tokenizer")
+    decoder = [p for part in fitted.decoder_modules() for p in part.train().requires_grad_().parameters()]
+    optimizer = torch.optim.SGD(decoder, lr=0.1)
+    # Twice, since the first step may have prepared something that only the second one uses.
+    for _ in range(2):
+        optimizer.zero_grad()
+        fitted.fit_loss(images)[0].backward()
+        optimizer.step()
+    fitted.eval()
+    same = torch.equal(fitted.encode(images), tokenizer.encode(images))
+    require(
+        same and torch.equal(fitted.codebook(), tokenizer.codebook()),
+        "a fit of the modules of decoder_modules alone must leave tokens and codebook as they are; "
+        "fit_pass must change nothing of weights that were loaded, in eval mode",
     )

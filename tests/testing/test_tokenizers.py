@@ -44,6 +44,22 @@ class Fitted(Line, FittableTokenizer):
         return error, {"error": error.detach()}
 
 
+class DecoderFitted(Fitted):
+    """The same, with a decoder that can be fitted alone."""
+
+    def decoder_modules(self) -> tuple[nn.Module, ...]:
+        return (self.write,)
+
+
+class AimsAnyway(DecoderFitted):
+    """Starts its encoder from the first batch of a fit, whatever was loaded."""
+
+    def fit_loss(self, images_B3RR: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            self.read.weight.normal_()
+        return super().fit_loss(images_B3RR)
+
+
 class OutOfRange(Line):
     def encode(self, images_B3RR: Tensor) -> Tensor:
         return super().encode(images_B3RR) + self.codebook_size
@@ -183,7 +199,7 @@ class FitWithoutGradient(Fitted):
 
 
 @pytest.mark.parametrize("size", [(13, 4), (2, 1), (300, 500)])
-@pytest.mark.parametrize("kind", [Line, Fitted, Tall])
+@pytest.mark.parametrize("kind", [Line, Fitted, DecoderFitted, Tall])
 def test_a_good_tokenizer_passes(kind: type[Line], size: tuple[int, int]) -> None:
     check_tokenizer(kind(*size), lambda: kind(*size))
 
@@ -211,6 +227,7 @@ def test_a_good_tokenizer_passes(kind: type[Line], size: tuple[int, int]) -> Non
         (NoCodes, "codebook_size must be a whole number from 1; found 0"),
         (BrokenFit, "fit_loss must return a finite scalar loss"),
         (FitPerImage, "fit_loss must return named scalar tensors second"),
+        (AimsAnyway, "must leave tokens and codebook as they are"),
         (FitWithoutGradient, "must carry a gradient"),
         (object, "must be an nn.Module; found object"),
         (nn.Module, "must inherit from rearkit.contracts.Tokenizer; Module does not"),

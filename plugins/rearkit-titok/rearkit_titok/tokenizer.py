@@ -6,6 +6,7 @@ Shapes: B batch, R image side, g patches along a side, N tokens, V codes, Z thei
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -81,7 +82,7 @@ class TiTok(FittableTokenizer):
     def fit_pass(self, images_B3RR: Tensor) -> FitPass:
         """Fit codebook and decoder to a random encoder: mean squared plus mean absolute error of the reconstruction.
 
-        The encoder keeps its initial weights, except for its last layer (`Encoder.aim`). Trained on reconstruction, it
+        The encoder keeps its weights; of one that was not loaded, the first batch sets the last layer (`Encoder.aim`). Trained on reconstruction, it
         soon gave the same features for all images (tried at the sizes of mnist.toml). The published training differs:
         first everything by cross-entropy to the codes of a trained MaskGIT VQGAN, then the decoder with a perceptual
         loss and a GAN, which ``[tokenizer.fit]`` can add.
@@ -96,6 +97,12 @@ class TiTok(FittableTokenizer):
         absolute = F.l1_loss(reconstruction, images_B3RR)
         parts = {"squared": squared, "absolute": absolute, "codes_used": self.quantize.share_used(tokens_BN)}
         return FitPass(squared + absolute, parts, reconstruction, self.pixel_decoder.conv_out.weight)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Load weights; a fit goes on from their encoder, which has its directions already."""
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        if f"{prefix}encoder.conv_out.weight" in state_dict:
+            self.aimed.fill_(True)
 
     def decoder_modules(self) -> Sequence[nn.Module]:
         """Return the two halves of the way back: to pixel codes, and to pixels."""

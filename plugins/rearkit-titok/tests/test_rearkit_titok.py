@@ -221,6 +221,17 @@ def test_a_fit_begins_by_telling_images_apart() -> None:
     assert spread() > 0.4
 
 
+@torch.no_grad()
+def test_a_fit_of_loaded_weights_keeps_their_encoder() -> None:
+    torch.manual_seed(0)
+    first, images = TiTok(SMALL).train(), patterns(16)
+    first.fit_loss(images)
+    second = TiTok(SMALL)
+    second.load_state_dict(first.state_dict())
+    second.train().fit_loss(patterns(16))
+    assert torch.equal(second.features(images), first.features(images))
+
+
 @pytest.mark.parametrize("num_tokens", [1, 6])
 def test_a_fit_can_begin_on_a_single_image(num_tokens: int) -> None:
     module = TiTok(attrs.evolve(SMALL, num_tokens=num_tokens)).train()
