@@ -47,6 +47,7 @@ _HOME = {
     "attend_to_cache": "layers.cached_attention",
     "cache_length": "layers.cached_attention",
     "fusable": "layers.fusing",
+    "joined": "system.distributed",
 }
 
 # The same names once more, since type checkers and editors do not follow `__getattr__`.
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
     from rearkit.stages.data import load_images
     from rearkit.stages.tokenizer import fit_tokenizer
     from rearkit.stages.train import load_model
+    from rearkit.system.distributed import joined
     from rearkit.tokenization.tokenize import tokenize
     from rearkit.training.loop import train
 
@@ -101,6 +103,7 @@ __all__ = [
     "fit_tokenizer",
     "fusable",
     "hookimpl",
+    "joined",
     "load_images",
     "load_model",
     "load_recipe",

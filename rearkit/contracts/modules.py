@@ -89,7 +89,8 @@ class FittableTokenizer(Tokenizer):
 
         It is called once per step in training mode, and also does whatever else the fit needs (moving averages,
         restarts of dead codes). On several ranks, each calls it for its share of the batch, and gradients and parts are
-        averaged; `rearkit.VectorQuantizer` follows the whole batch.
+        averaged; `rearkit.VectorQuantizer` follows the whole batch. What else it takes from the images must come from
+        those of all ranks (`rearkit.joined`), or their weights differ.
 
         Args:
             images_B3RR: (B, 3, R, R) float32 in [0, 1].

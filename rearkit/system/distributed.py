@@ -246,7 +246,11 @@ def summed(tensor: Tensor) -> Tensor:
 
 
 def joined(rows: Tensor) -> Tensor:
-    """Return the rows of all ranks, in rank order, within `divided_batch`; else the rows. All ranks must call this."""
+    """Return the rows of all ranks, in rank order, while they share a batch; else the rows. All ranks must call this.
+
+    For a tokenizer that starts something from the first batch of its fit: ranks that each started from their own share
+    would have different weights from then on.
+    """
     if not (several() and _divided.get()):
         return rows
     counts = [0] * world_size()

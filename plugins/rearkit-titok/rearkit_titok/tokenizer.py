@@ -82,10 +82,10 @@ class TiTok(FittableTokenizer):
     def fit_pass(self, images_B3RR: Tensor) -> FitPass:
         """Fit codebook and decoder to a random encoder: mean squared plus mean absolute error of the reconstruction.
 
-        The encoder keeps its weights; of one that was not loaded, the first batch sets the last layer (`Encoder.aim`). Trained on reconstruction, it
-        soon gave the same features for all images (tried at the sizes of mnist.toml). The published training differs:
-        first everything by cross-entropy to the codes of a trained MaskGIT VQGAN, then the decoder with a perceptual
-        loss and a GAN, which ``[tokenizer.fit]`` can add.
+        The encoder keeps its weights; if they were not loaded, the first batch sets its last layer (`Encoder.aim`).
+        Trained on reconstruction, it soon gave the same features for all images (tried at the sizes of mnist.toml). The
+        published training differs: first everything by cross-entropy to the codes of a trained MaskGIT VQGAN, then the
+        decoder with a perceptual loss and a GAN, which ``[tokenizer.fit]`` can add.
         """
         if not self.aimed:
             self.encoder.aim(images_B3RR, self.latent_tokens)

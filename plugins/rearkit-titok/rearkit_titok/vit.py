@@ -11,6 +11,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
+from rearkit import joined
 from rearkit_titok.settings import TiTokSettings
 
 
@@ -96,8 +97,9 @@ class Encoder(ViT):
         An untrained ViT gives nearly the same output for every image, so that all images would get the same tokens. The
         directions solve the generalised eigenproblem of the two covariances, as in Fisher's linear discriminant.
         """
-        # In float64, since the matrices below are nearly singular.
-        latents_BDN = self._latents(images_B3RR, latent_tokens_ND).squeeze(3).double()
+        # Of all ranks' images, so that they all get the same layer. In float64, since the matrices below are nearly
+        # singular.
+        latents_BDN = joined(self._latents(images_B3RR, latent_tokens_ND).squeeze(3)).double()
         shared_DN = latents_BDN.mean(0)
         own_DM = (latents_BDN - shared_DN).permute(1, 0, 2).flatten(1)
         identity_DD = torch.eye(len(shared_DN)).to(shared_DN)

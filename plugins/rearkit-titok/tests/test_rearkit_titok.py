@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,19 @@ def test_a_fit_begins_by_telling_images_apart() -> None:
     assert spread() < 0.2
     module.fit_loss(images)
     assert spread() > 0.4
+
+
+@torch.no_grad()
+def test_a_fit_begins_with_the_images_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`tests/plugins/test_fits_on_ranks.py` has real ranks."""
+    torch.manual_seed(0)
+    whole, images = TiTok(SMALL), patterns(8)
+    share = copy.deepcopy(whole)
+    others = whole.encoder._latents(images[3:], whole.latent_tokens).squeeze(3)
+    whole.encoder.aim(images, whole.latent_tokens)
+    monkeypatch.setattr("rearkit_titok.vit.joined", lambda rows: torch.cat([rows, others]))
+    share.encoder.aim(images[:3], share.latent_tokens)
+    torch.testing.assert_close(share.features(images), whole.features(images), atol=1e-3, rtol=1e-3)
 
 
 @torch.no_grad()
