@@ -123,8 +123,13 @@ def _evaluate_model(recipe: Any, reference: Path, **options: Any) -> None:
     """Sample an exported model into a folder that is removed again, and score that."""
     import tempfile
 
+    from rearkit.evaluation.fidelity import read_reference
     from rearkit.stages.sample_folder import sample_model
 
+    # What can be wrong with them must come up before hours of sampling, whose result would be lost.
+    read_reference(reference, "--reference")
+    scorer = _scorer(**options)
+    scorer.space.load(scorer.place().type == "cuda")
     with tempfile.TemporaryDirectory() as place:
         samples = Path(place) / "samples"
         sample_model(click.get_current_context().params["recipe"], recipe, samples)

@@ -1,0 +1,56 @@
+"""``evaluate`` of an exported model: what is wrong is told before anything is drawn, and `--trust` reaches the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from rearkit.cli.main import cli
+from rearkit.stages import sample_folder
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, ["evaluate", *map(str, arguments)])
+
+
+@pytest.fixture
+def reference(tmp_path: Path) -> Path:
+    path = tmp_path / "reference.npz"
+    np.savez(path, np.zeros((8, 8, 8, 3), np.uint8))
+    return path
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Lets nothing be sampled; lists what was to be."""
+    calls: list[tuple[Any, ...]] = []
+
+    def sample_model(*arguments: Any) -> None:
+        calls.append(arguments)
+        raise InterruptedError
+
+    monkeypatch.setattr(sample_folder, "sample_model", sample_model)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--reference": "none.npz"}, "--reference"),
+        ({"--feature-weights": "none.pth"}, "none.pth"),
+        ({"--feature-weights": "reference.npz"}, "reference.npz"),
+    ],
+)
+def test_what_it_cannot_score_by_is_told_before_it_samples(
+    change: dict[str, str], message: str, exported: Path, reference: Path, asked: list[Any], inception: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    good = {"--reference": reference, "--feature-weights": inception}
+    options = good | {option: tmp_path / name for option, name in change.items()}
+    found = run(exported, *(word for pair in options.items() for word in pair))
+    assert not asked
+    assert message in str(found.exception)
