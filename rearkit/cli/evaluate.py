@@ -16,8 +16,8 @@ FILE = click.Path(path_type=Path)
 # Options of the form for files. With a RECIPE the same things are settings of its [evaluate] table.
 OF_FILES = ("feature_weights", "batch", "device", "cache")
 TAKEN = {
-    "a RECIPE": ("recipe", "overrides", "out", "tokenizer", "make_reference"),
-    "an exported model": ("recipe", "overrides", "reference", "nearest_k", "shuffle", "to", *OF_FILES),
+    "a RECIPE": ("recipe", "overrides", "trust", "out", "tokenizer", "make_reference"),
+    "an exported model": ("recipe", "overrides", "trust", "reference", "nearest_k", "shuffle", "to", *OF_FILES),
     "--samples": ("samples", "reference", "nearest_k", "shuffle", "to", *OF_FILES),
     "--images": ("images", "make_reference", "image_size", "crop", *OF_FILES),
     "--compare": ("compare",),
@@ -132,7 +132,8 @@ def _evaluate_model(recipe: Any, reference: Path, **options: Any) -> None:
     scorer.space.load(scorer.place().type == "cuda")
     with tempfile.TemporaryDirectory() as place:
         samples = Path(place) / "samples"
-        sample_model(click.get_current_context().params["recipe"], recipe, samples)
+        parameters = click.get_current_context().params
+        sample_model(parameters["recipe"], recipe, samples, parameters["trust"])
         _evaluate_files(samples, reference, **options)
 
 

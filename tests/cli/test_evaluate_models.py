@@ -1,4 +1,4 @@
-"""``evaluate`` of an exported model: what is wrong is told before anything is drawn, and `--trust` reaches the model."""
+"""``evaluate`` of an exported model: what is wrong is told before it samples, and `--trust` reaches the model."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from rearkit.cli.evaluate import TAKEN
 from rearkit.cli.main import cli
 from rearkit.stages import sample_folder
 
@@ -54,3 +55,23 @@ def test_what_it_cannot_score_by_is_told_before_it_samples(
     found = run(exported, *(word for pair in options.items() for word in pair))
     assert not asked
     assert message in str(found.exception)
+
+
+@pytest.mark.parametrize("trust", [(), ("--trust",)])
+def test_the_users_trust_reaches_the_model(
+    trust: tuple[str, ...], exported: Path, reference: Path, asked: list[Any], inception: Path
+) -> None:
+    run(exported, *trust, "--reference", reference, "--feature-weights", inception)
+    assert asked[0][3] is bool(trust)
+
+
+def test_every_form_with_a_recipe_takes_the_options_of_recipes() -> None:
+    """As all commands with a RECIPE do: no other refuses options by its form."""
+    for form, taken in TAKEN.items():
+        assert {"overrides", "trust"} <= set(taken) or "recipe" not in taken, form
+
+
+def test_trust_is_no_mistake_with_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rearkit.pipeline.run", lambda *given, **more: None)
+    found = run("smoke", "--trust", "--out", tmp_path / "run")
+    assert found.exit_code == 0, found.output
