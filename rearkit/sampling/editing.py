@@ -102,8 +102,12 @@ def blend(images: np.ndarray, photo: Tensor, kept_HW: Tensor, fade: int) -> np.n
     Kept pixels more than ``fade`` pixels away from those that are not come back unchanged.
     """
     drawn = (~kept_HW)[None, None].float()
-    # Shrunk by 0 to `fade` pixels and averaged: the weight rises from the edge inwards in equal steps.
-    shrunk = [1 - F.max_pool2d(drawn, 2 * width + 1, 1, width) for width in range(fade + 1)]
-    weight = torch.cat(shrunk).mean(0).permute(1, 2, 0).numpy()
+    # Shrunk by 0 to `fade` pixels and averaged: the weight rises from the edge inwards in equal steps. Pixel by pixel,
+    # as pools of each width at once would cost the cube of `fade`.
+    shrunk = 1 - drawn
+    for _ in range(fade):
+        drawn = F.max_pool2d(drawn, 3, 1, 1)
+        shrunk += 1 - drawn
+    weight = (shrunk / (fade + 1))[0].permute(1, 2, 0).numpy()
     own = photo.permute(1, 2, 0).numpy().astype(np.float32)
     return np.rint(weight * own + (1 - weight) * images).astype(np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from sharp import sharpened
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 
 from rearkit.errors import RearkitError
 from rearkit.model import Model, build
@@ -87,3 +89,21 @@ def test_kept_pixels_fade_towards_those_that_are_drawn() -> None:
     rows = blend(images, photo, kept(0, 0, 8, 5), 3)[0, :, 0, 0]
     assert rows.tolist() == [200, 200, 150, 100, 50, 0, 0, 0]
     assert blend(images, photo, kept(0, 0, 8, 5), 0)[0, :, 0, 0].tolist() == [200] * 5 + [0] * 3
+
+
+@pytest.mark.parametrize("fade", [0, 1, 2, 3, 7, 8])
+def test_a_fade_is_the_mean_of_what_is_left_at_each_width(fade: int, photo: Tensor) -> None:
+    mask = kept(0, 0, 8, 5) | kept(2, 7, 3, 8)
+    shrunk = [1 - max_pool2d((~mask)[None].float(), 2 * width + 1, 1, width) for width in range(fade + 1)]
+    weight = torch.stack(shrunk).mean(0).permute(1, 2, 0).numpy()
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
+    mixed = weight * photo.permute(1, 2, 0).numpy().astype(np.float32) + (1 - weight) * images
+    assert np.array_equal(blend(images, photo, mask, fade), np.rint(mixed).astype(np.uint8))
+
+
+def test_a_long_fade_is_quick() -> None:
+    mask = torch.zeros(256, 256, dtype=torch.bool)
+    mask[:200] = True
+    began = time.process_time()
+    blend(np.zeros((1, 256, 256, 3), np.uint8), torch.zeros(3, 256, 256, dtype=torch.uint8), mask, 128)
+    assert time.process_time() - began < 3
