@@ -55,6 +55,8 @@ def sample_picture(model: Model, wanted: str, path: Path, per_class: int) -> Non
 def find_class(text: str, names: Sequence[str], where: str = "--classes") -> int:
     """Find a class by its number, its name, or the beginning of its name if only one name begins so.
 
+    Where names are numbers, ``#3`` is number 3, whatever has the name 3.
+
     Args:
         text: what the user wrote.
         names: of all classes.
@@ -64,12 +66,15 @@ def find_class(text: str, names: Sequence[str], where: str = "--classes") -> int
         RearkitError: there is no such class, or more than one.
     """
     text = text.strip()
-    if text.isdecimal() and int(text) < len(names):
-        number = int(text)
-        if text in names and names[number] != text:
+    digits = text.removeprefix("#")
+    # Python refuses to read thousands of digits.
+    if digits.isdecimal() and len(digits) < 10 and int(digits) < len(names):
+        number = int(digits)
+        if text == digits and text in names and names[number] != text:
+            named = names.index(text)
             raise RearkitError(
-                f"{where}: {text!r} is the number of class {names[number]!r} and the name of class number "
-                f"{names.index(text)}; give another number or name of the class that you mean"
+                f"{where}: {text!r} is the number of class {names[number]!r} and the name of class number {named}; "
+                f'write "#{number}" or "#{named}", the number of the one that you mean'
             )
         return number
     lowered = [name.lower() for name in names]
@@ -82,8 +87,14 @@ def find_class(text: str, names: Sequence[str], where: str = "--classes") -> int
     if len(found) == 1:
         return found[0]
     if found:
-        listed = ", ".join(f"{i} {names[i]}" for i in found[:5])
+        listed = ", ".join(f"{class_text(i, names)} {names[i]}" for i in found[:5])
         raise RearkitError(f"{where}: {text!r} may be any of {len(found)} classes ({listed}); give the number")
     near = difflib.get_close_matches(text.lower(), lowered, 1)
     hint = f"; did you mean {names[lowered.index(near[0])]!r}?" if near else ""
     raise RearkitError(f"{where}: no class {text!r}; there are numbers 0 to {len(names) - 1}, and names{hint}")
+
+
+def class_text(label: int, names: Sequence[str]) -> str:
+    """Return a class's number as `find_class` reads it: with a ``#`` where another class has it as its name."""
+    text = str(label)
+    return f"#{text}" if text in names and names[label] != text else text

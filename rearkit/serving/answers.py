@@ -43,7 +43,7 @@ class Answers:
             found |= {
                 "manifest": f"{place}/manifest.json",
                 "link": job.wish.link(),
-                "command": job.wish.command(self.served.size),
+                "command": job.wish.command(self.served.model.classes.titles, self.served.size),
             }
         return {**found, "request": job.wish.content(), **job.facts}
 

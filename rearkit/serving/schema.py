@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
-ClassOf = Annotated[StrictInt | StrictStr, Field(description="number or name of a class")]
+ClassOf = Annotated[StrictInt | StrictStr, Field(description='number of a class, or its name; "#3": number 3')]
 Key = Annotated[
     str | None,
     Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlencode
 
@@ -13,7 +14,7 @@ from rearkit.data.photos import keep_part
 from rearkit.errors import RearkitError
 from rearkit.recipe.tables import SampleTable
 from rearkit.sampling.editing import default_fade, known_tokens
-from rearkit.sampling.picture import find_class
+from rearkit.sampling.picture import class_text, find_class
 from rearkit.serving.limits import Limits
 from rearkit.serving.schema import ImageRequest
 from rearkit.serving.served import Served
@@ -102,11 +103,18 @@ class Drawing:
         content = {**self.content(), "classes": ",".join(map(str, self.classes))}
         return "/?" + urlencode(content, safe=",")
 
-    def command(self, size: ImageSize | None = None) -> str:
-        """The command line that draws the same of the model in a file MODEL; ``size`` if it was trained at another."""
+    def command(self, names: Sequence[str], size: ImageSize | None = None) -> str:
+        """The command line that draws the same of the model in a file MODEL.
+
+        Args:
+            names: of all classes.
+            size: of the images, if the model was trained at another.
+        """
         settings = [f"sample.seed={self.seed}", *(f"sample.{n}={getattr(self.table, n)}" for n in SETTINGS)]
         options = " ".join(f"--set {setting}" for setting in settings)
-        classes = ",".join(map(str, self.classes))
+        classes = ",".join(class_text(label, names) for label in self.classes)
+        if "#" in classes:
+            classes = f'"{classes}"'  # for a shell, # may begin a comment
         edit = self.edit
         photo = "" if edit is None else f"--image photo.png --mask mask.png --fade {edit.fade} "
         sized = "" if size is None else f"--size {size_argument(size)} "
@@ -125,7 +133,8 @@ def drawing_of(request: ImageRequest, served: Served, photos: Photos, limits: Li
         raise RearkitError(
             f"count: {len(request.classes)} × {request.count} images; at most {limits.images} a request are drawn"
         )
-    labels = tuple(find_class(str(one), names, "classes") for one in request.classes)
+    # A JSON number is the class's number, also where another class has it as its name.
+    labels = tuple(find_class(one if isinstance(one, str) else f"#{one}", names, "classes") for one in request.classes)
     changes = {name: getattr(request, name) for name in SETTINGS if getattr(request, name) is not None}
     seed = served.model.recipe.sample_seed if request.seed is None else request.seed
     table = attrs.evolve(served.sampler.table, **changes)  # type: ignore[misc]

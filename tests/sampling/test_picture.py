@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from rearkit.errors import RearkitError
-from rearkit.sampling.picture import find_class
+from rearkit.sampling.picture import class_text, find_class
 
 NAMES = [
     "tench",
@@ -30,6 +30,7 @@ NAMES = [
         ("tiger", 4),
         ("tiger c", 5),
         ("crane", 7),
+        ("#7", 7),
     ],
 )
 def test_a_class_is_found_by_number_name_or_the_beginning_of_its_name(text: str, label: int) -> None:
@@ -47,6 +48,8 @@ def test_a_class_is_found_by_number_name_or_the_beginning_of_its_name(text: str,
         ("g", "may be any of 2 classes (1 goldfish, 2 great white shark)"),
         ("", "no class ''"),
         ("-1", "no class '-1'"),
+        ("#10", "no class '#10'"),
+        ("9" * 5000, "no class '999"),
     ],
 )
 def test_what_is_no_class_is_refused_with_a_hint(text: str, message: str) -> None:
@@ -60,3 +63,14 @@ def test_a_number_that_could_mean_two_classes_is_refused() -> None:
     assert find_class("2", names) == 2
     with pytest.raises(RearkitError, match="'10' is the number of class '9' and the name of class number 3"):
         find_class("10", names)
+
+
+@pytest.mark.parametrize("form", ["{}", "{:03}"])
+def test_each_class_can_be_asked_for_where_names_are_other_numbers(form: str) -> None:
+    names = [form.format(number) for number in range(1, 103)]
+    for label in range(102):
+        assert find_class(f"#{label}", names) == find_class(class_text(label, names), names) == label
+    assert class_text(1, names) == ("#1" if names[0] == "1" else "1")
+    assert find_class(names[101], names) == 101
+    with pytest.raises(RearkitError, match=r'the name of class number 2; write "#3" or "#2"'):
+        find_class(names[2], names)
