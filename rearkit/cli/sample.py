@@ -36,6 +36,13 @@ sample mnist --image seven.png --keep top --class 7,1 --grid edits.png"""
 @click.option(
     "--per-class", "-k", type=click.IntRange(1), default=8, show_default=True, help="Images of each of --classes."
 )
+@click.option(
+    "--first",
+    type=click.IntRange(0, 2**31 - 1),
+    default=0,
+    show_default=True,
+    help="Number of the first image of each of --classes.",
+)
 @click.option("--temperature", type=click.FloatRange(0), help="Temperature of --classes; left out: the recipe's.")
 @size_option("of an exported model at another size than trained")
 @click.option("--image", type=FILE, help="Photo of which a part is kept and the rest drawn, into --grid.")
@@ -56,6 +63,7 @@ def sample(
     classes: str | None,
     grid: Path | None,
     per_class: int,
+    first: int,
     temperature: float | None,
     size: ImageSize | None,
     **photo: Any,
@@ -68,6 +76,8 @@ def sample(
     wanted = _edit(grid, **photo)
     if size is not None and grid is None and to_folder is None:
         raise click.UsageError("--size is for a picture, --grid, or a folder of images, --to-folder")
+    if first and grid is None:
+        raise click.UsageError("--first is for --classes; the set's images have the numbers from 0")
     if to_folder is not None:
         if classes is not None or grid is not None:
             raise click.UsageError("--to-folder is for the recipe's set; --classes are a picture, --grid")
@@ -87,11 +97,11 @@ def sample(
     if wanted is None:
         from rearkit.sampling.picture import sample_picture
 
-        sample_picture(model, str(classes), grid, per_class)
+        sample_picture(model, str(classes), grid, per_class, first)
         return
     from rearkit.stages.edit_picture import edit_picture
 
-    edit_picture(model, wanted, classes, grid, per_class)
+    edit_picture(model, wanted, classes, grid, per_class, first)
 
 
 def _edit(grid: Path | None, image: Path | None, mask: Path | None, keep: str | None, fade: int | None) -> Any:

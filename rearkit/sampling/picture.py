@@ -17,7 +17,7 @@ from rearkit.sampling.sampler import Sampler
 from rearkit.system.console import progress_bar, say
 
 
-def sample_picture(model: Model, wanted: str, path: Path, per_class: int) -> None:
+def sample_picture(model: Model, wanted: str, path: Path, per_class: int, first: int = 0) -> None:
     """Sample classes and save them as a PNG, with one row per class.
 
     Image k of a class does not depend on which other classes are sampled.
@@ -27,6 +27,7 @@ def sample_picture(model: Model, wanted: str, path: Path, per_class: int) -> Non
         wanted: numbers or names of classes, separated by commas.
         path: file for the picture.
         per_class: images per class.
+        first: number of the first image of each class, which fixes its randomness.
 
     Raises:
         RearkitError: there is no such class, or more than one.
@@ -34,8 +35,8 @@ def sample_picture(model: Model, wanted: str, path: Path, per_class: int) -> Non
     names = model.classes.titles
     labels = [find_class(text, names) for text in wanted.split(",")]
     classes = [label for label in labels for _ in range(per_class)]
-    # A sample's randomness comes from its number, so each class counts from 0.
-    numbers = [k for _ in labels for k in range(per_class)]
+    # A sample's randomness comes from its number, so each class counts from the same.
+    numbers = [first + k for _ in labels for k in range(per_class)]
     sampler = Sampler(model)
     images: list[np.ndarray] = []
     started = time.monotonic()

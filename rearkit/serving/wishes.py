@@ -118,7 +118,8 @@ class Drawing:
         edit = self.edit
         photo = "" if edit is None else f"--image photo.png --mask mask.png --fade {edit.fade} "
         sized = "" if size is None else f"--size {size_argument(size)} "
-        images = f"--classes {classes} -k {self.count}"
+        first = f" --first {self.first}" if self.first else ""
+        images = f"--classes {classes} -k {self.count}{first}"
         return f"python -m rearkit sample MODEL {photo}{sized}{images} {options} --grid images.png"
 
 

@@ -50,7 +50,9 @@ class Edit:
         return photo, keep_part(self.keep or "", how.size)
 
 
-def edit_picture(model: Model, wanted: Edit, classes: str | None, path: Path, alternatives: int) -> None:
+def edit_picture(
+    model: Model, wanted: Edit, classes: str | None, path: Path, alternatives: int, first: int = 0
+) -> None:
     """Draw the rest of a photo, and save a row for each class: the photo, what is kept, and the alternatives.
 
     Alternative k of a class does not depend on which other classes are asked for.
@@ -61,6 +63,7 @@ def edit_picture(model: Model, wanted: Edit, classes: str | None, path: Path, al
         classes: numbers or names of classes, separated by commas; None for a model of one class.
         path: file for the picture.
         alternatives: images of each class.
+        first: number of the first image of each class, which fixes its randomness.
 
     Raises:
         RearkitError: there is no such class, or the photo cannot be edited so.
@@ -71,7 +74,7 @@ def edit_picture(model: Model, wanted: Edit, classes: str | None, path: Path, al
     labels = [0] if classes is None else [find_class(text, names) for text in classes.split(",")]
     photo, kept_HW = wanted.read(model)
     known_N = known_tokens(model, kept_HW)
-    numbers = [k for _ in labels for k in range(alternatives)]
+    numbers = [first + k for _ in labels for k in range(alternatives)]
     each = [label for label in labels for _ in range(alternatives)]
     images = torch.from_numpy(edit(Sampler(model), photo, kept_HW, each, numbers, wanted.fade)).permute(0, 3, 1, 2)
     shown = torch.stack([photo, torch.where(kept_HW, photo, GREY)])

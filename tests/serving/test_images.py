@@ -149,7 +149,7 @@ def test_a_link_draws_the_same_again(edits: bool, client: Any, photo: Tensor) ->
     again = {name: text if name in TEXTS else json.loads(text) for name, text in link.items()}
     again["classes"] = [again["classes"]]
     assert np.array_equal(drawn(client.draw(**again)), drawn(job))
-    assert "--classes 6 -k 2 --set sample.seed=11" in job["command"]
+    assert "--classes 6 -k 2 --first 3 --set sample.seed=11" in job["command"]
 
 
 def test_the_manifest_says_what_made_them_and_nothing_of_the_machine(client: Any) -> None:
