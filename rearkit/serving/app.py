@@ -143,15 +143,22 @@ class Desk:
 
     async def _begin(self, name: str | None, wish: Drawing | Rebuilding, request: Request, wait: bool) -> JSONResponse:
         job = self.jobs.add(Job(name or secrets.token_urlsafe(16), wish))
+        # Whoever does not wait will ask for it, and is never seen to go.
+        job.waiters += 1
         if not wait:
             return JSONResponse(self.answers.job(job), 202, {"location": f"/v1/jobs/{job.id}"})
-        while job.live and not self.jobs.stopping:
-            changed = job.changed
-            if await request.is_disconnected():
+        try:
+            while job.live and not self.jobs.stopping:
+                changed = job.changed
+                if await request.is_disconnected():
+                    break
+                if job.live:
+                    await _within(changed, LOOK_S)
+        finally:
+            job.waiters -= 1
+            # Whoever lost the connection may have sent the same again, and wait on another.
+            if job.live and not job.waiters and not self.jobs.stopping:
                 self.jobs.cancel(job)
-                break
-            if job.live:
-                await _within(changed, LOOK_S)
         if self.jobs.stopping:
             raise HTTPException(503, "the server is being stopped")
         return JSONResponse(self.answers.job(job, whole=True), 500 if job.status == "failed" else 200)

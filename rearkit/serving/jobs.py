@@ -50,6 +50,7 @@ class Job:
         facts: numbers that came of it.
         pending: indices of images that no batch has taken yet.
         ended: when, by the monotonic clock.
+        waiters: how many wait for the answer, or will ask for it; it is dropped when the last one goes.
         changed: set, and replaced, on the event loop after each change.
     """
 
@@ -63,6 +64,7 @@ class Job:
     facts: dict[str, Any] = attrs.field(factory=dict)
     pending: list[int] = attrs.field(init=False)
     ended: float | None = None
+    waiters: int = 0
     changed: asyncio.Event = attrs.field(factory=asyncio.Event)
 
     def __attrs_post_init__(self) -> None:
@@ -101,6 +103,8 @@ class Jobs:
     def add(self, job: Job) -> Job:
         """Let a job wait for its turn; return the one that has its id already, if it asks for the same.
 
+        One that was cancelled is done anew: somebody who sends it again wants it.
+
         Raises:
             FullError: too many wait.
             RearkitError: another request has this id.
@@ -108,15 +112,18 @@ class Jobs:
         with self._some:
             known = self._jobs.get(job.id)
             if known is not None:
-                if type(known.wish) is type(job.wish) and known.wish.content() == job.wish.content():
+                if type(known.wish) is not type(job.wish) or known.wish.content() != job.wish.content():
+                    raise RearkitError("id: another request has this id; choose another")
+                if known.status != "cancelled":
                     return known
-                raise RearkitError("id: another request has this id; choose another")
             waiting = [other for other in self._jobs.values() if other.status == "waiting"]
             if len(waiting) >= self.limits.waiting:
                 images = sum(len(other.pending) for other in waiting)
                 seconds = math.ceil(images * self.seconds_an_image / 2)
                 raise FullError(len(waiting), min(max(seconds, 1), 600))
             self._forget()
+            # At the end of the queue, also where one of this id was cancelled.
+            self._jobs.pop(job.id, None)
             self._jobs[job.id] = job
             self._some.notify()
         return job

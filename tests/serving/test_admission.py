@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
+import json
 import socket
 import struct
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -88,13 +91,48 @@ def test_what_is_cancelled_is_not_drawn(narrow: Any, held: threading.Event) -> N
     assert narrow.get(f"{first['url']}/images/0.png").status == 404
 
 
-def test_whoever_waits_and_goes_is_dropped(narrow: Any, held: threading.Event) -> None:
-    body = b'{"classes": [1], "id": "somebody-impatient"}'
+@contextlib.contextmanager
+def waiting(narrow: Any, name: str) -> Iterator[Job]:
+    """Somebody who waits for a request of this id, until the connection breaks at the end."""
+    body = json.dumps({**WANTED, "id": name}).encode()
     with socket.create_connection(("127.0.0.1", narrow.port)) as line:
         head = f"POST /v1/images?wait=true HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n"
         line.sendall(head.encode() + b"content-type: application/json\r\n\r\n" + body)
-        until(lambda: narrow.get("/v1/jobs/somebody-impatient").status == 200)
-    until(lambda: narrow.get("/v1/jobs/somebody-impatient").json["status"] == "cancelled")
+        until(lambda: narrow.get(f"/v1/jobs/{name}").status == 200)
+        yield narrow.server.jobs.find(name)
+
+
+def test_whoever_waits_and_goes_is_dropped(narrow: Any, held: threading.Event) -> None:
+    with waiting(narrow, "somebody-impatient") as job:
+        pass
+    until(lambda: job.status == "cancelled")
+
+
+def test_whoever_loses_a_connection_and_asks_again_is_not_dropped(narrow: Any, held: threading.Event) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with waiting(narrow, "somebody-persistent") as job:
+            again = pool.submit(narrow.draw, **WANTED, id="somebody-persistent")
+            until(lambda: job.waiters == 2)
+        until(lambda: job.waiters == 1)
+        held.set()
+        assert again.result()["status"] == "done"
+
+
+def test_what_somebody_asked_for_without_waiting_is_not_dropped(narrow: Any, held: threading.Event) -> None:
+    wanted = {**WANTED, "id": "somebody-elsewhere"}
+    assert narrow.ask("POST", "/v1/images", wanted).status == 202
+    with waiting(narrow, wanted["id"]) as job:
+        until(lambda: job.waiters == 2)
+    until(lambda: job.waiters == 1)
+    assert job.live
+
+
+def test_what_was_dropped_can_be_asked_for_again(narrow: Any, held: threading.Event) -> None:
+    with waiting(narrow, "somebody-returning") as job:
+        pass
+    until(lambda: job.status == "cancelled")
+    held.set()
+    assert narrow.draw(**WANTED, id="somebody-returning")["status"] == "done"
 
 
 def test_a_request_that_is_sent_twice_is_done_once(narrow: Any) -> None:
