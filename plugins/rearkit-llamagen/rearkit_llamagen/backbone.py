@@ -33,9 +33,9 @@ class LlamaGenGPT(Backbone):
         self.num_layers = settings.num_layers
         self.num_heads = settings.num_heads
         self.head_dim = settings.hidden_size // settings.num_heads
-        rows, columns = space.grid or (0, 0)
-        # The setting is of the size that the weights were trained at, and that was a square.
-        grid_width = columns if rows != columns else settings.grid_width or square_side(space.num_tokens)
+        _, columns = space.grid or (0, 0)
+        # The grid first: weights may be used at another size than that of the setting.
+        grid_width = columns or settings.grid_width or square_side(space.num_tokens)
         rotary_2Tp = rotary_table(space.num_tokens, grid_width, self.head_dim)
         # Settings determine the table, so it is not saved. A buffer moves with the parameters; as int32, since bf16
         # training casts buffers of floats, and rounded angles are other positions.

@@ -23,7 +23,7 @@ class LlamaGenGPTSettings:
         "attention heads; a head is hidden_size / num_heads wide, a multiple of 4", default=12, ge=1
     )
     grid_width: int = setting(
-        "tokens in a row of the image, for positions; 0: the side of the smallest square that holds all tokens",
+        "tokens in a row, for positions, where the tokenizer has no grid; 0: the side of a square that holds all",
         default=0,
         ge=0,
     )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -157,12 +158,13 @@ def test_rows_are_as_wide_as_a_square_unless_told(num_tokens: int, grid_width: i
     assert torch.equal(found, rotary_table(num_tokens, same_as, 8))
 
 
-@pytest.mark.parametrize(("grid", "same_as"), [((4, 2), 2), ((2, 4), 4), ((3, 3), 5)])
-def test_rows_are_those_of_a_grid_that_is_no_square(grid: tuple[int, int], same_as: int) -> None:
-    """The setting is of the square that was trained."""
+@pytest.mark.parametrize(("grid", "same_as"), [((4, 2), 2), ((2, 4), 4), ((6, 6), 6), (None, 5)])
+def test_rows_are_those_of_the_grid_at_any_size(grid: tuple[int, int] | None, same_as: int) -> None:
+    """The setting is of the size that was trained."""
     settings = LlamaGenGPTSettings(hidden_size=8, num_layers=1, num_heads=1, grid_width=5)
-    found = LlamaGenGPT(settings, TokenSpace(grid[0] * grid[1], 11, 3, grid=grid)).rotary_2Tp
-    assert torch.equal(found, rotary_table(grid[0] * grid[1], same_as, 8))
+    number = math.prod(grid or (10,))
+    found = LlamaGenGPT(settings, TokenSpace(number, 11, 3, grid=grid)).rotary_2Tp
+    assert torch.equal(found, rotary_table(number, same_as, 8))
 
 
 def test_heads_of_odd_pairs_are_refused() -> None:
