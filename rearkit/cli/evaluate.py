@@ -123,16 +123,18 @@ def _evaluate_model(recipe: Any, reference: Path, **options: Any) -> None:
     """Sample an exported model into a folder that is removed again, and score that."""
     import tempfile
 
+    from rearkit.cli.sample import check_modules
     from rearkit.evaluation.fidelity import read_reference
     from rearkit.stages.sample_folder import sample_model
 
     # What can be wrong with them must come up before hours of sampling, whose result would be lost.
+    parameters = click.get_current_context().params
+    check_modules(recipe, parameters["recipe"])
     read_reference(reference, "--reference")
     scorer = _scorer(**options)
     scorer.space.load(scorer.place().type == "cuda")
     with tempfile.TemporaryDirectory() as place:
         samples = Path(place) / "samples"
-        parameters = click.get_current_context().params
         sample_model(parameters["recipe"], recipe, samples, parameters["trust"])
         _evaluate_files(samples, reference, **options)
 

@@ -81,13 +81,13 @@ def sample(
     if to_folder is not None:
         if classes is not None or grid is not None:
             raise click.UsageError("--to-folder is for the recipe's set; --classes are a picture, --grid")
+        _refuse_temperature(temperature)
         _sample_to_folder(arguments, recipe, out, num_gpus, to_folder, size)
         return
     if wanted is None and (classes is None) != (grid is None):
         raise click.UsageError("--classes and --grid go together: the classes, and the picture to write")
     if grid is None:
-        if temperature is not None:
-            raise click.UsageError("--temperature is for --classes; of the set it is --set sample.temperature=VALUE")
+        _refuse_temperature(temperature)
         run_ranks(arguments, recipe, out, num_gpus, only="sample")
         return
     # --classes are a few images for a picture, which one process samples.
@@ -102,6 +102,11 @@ def sample(
     from rearkit.stages.edit_picture import edit_picture
 
     edit_picture(model, wanted, classes, grid, per_class, first)
+
+
+def _refuse_temperature(temperature: float | None) -> None:
+    if temperature is not None:
+        raise click.UsageError("--temperature is for --classes; of the set it is --set sample.temperature=VALUE")
 
 
 def _edit(grid: Path | None, image: Path | None, mask: Path | None, keep: str | None, fade: int | None) -> Any:
@@ -139,12 +144,12 @@ def _model(recipe: Any, out: Path | None, temperature: float | None, size: Image
         return trained_model(recipe, trained_run(recipe, out))
     if out is not None:
         raise click.UsageError("--out: not with an exported model, which needs no run")
-    _check_modules(recipe, source)
+    check_modules(recipe, source)
     model = load_model(source, trust=click.get_current_context().params["trust"], image_size=size)
     return attrs.evolve(model, recipe=attrs.evolve(recipe, tokenizer=model.recipe.tokenizer))
 
 
-def _check_modules(recipe: Any, source: Path) -> None:
+def check_modules(recipe: Any, source: Path) -> None:
     """Check that ``--set`` leaves a model's modules as they are: it may change how they are sampled, not what they are.
 
     Raises:
@@ -177,7 +182,7 @@ def _sample_to_folder(
     if find_file(source).suffix == ".safetensors":
         if num_gpus not in (None, 1) or out is not None:
             raise click.UsageError("--num-gpus, --out: not with an exported model, which is sampled by one process")
-        _check_modules(recipe, source)
+        check_modules(recipe, source)
         sample_model(source, recipe, target, click.get_current_context().params["trust"], size)
         return
     _refuse_size(size)

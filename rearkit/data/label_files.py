@@ -20,6 +20,7 @@ from rearkit.system.console import say
 SEPARATORS = "\t;, "  # the first that is in all lines
 SYNSETS = "meta.mat"  # beside the development kit's numbers: which class of WordNet each number is
 MOST_CLASSES = 1_000_000  # each gets a name, also one that has no images
+LONGEST = 18  # digits of a number
 BOXED = re.compile(r"(n\d{8})( \d+)+")  # Kaggle's LOC_val_solution.csv: the class, then boxes
 
 Row = tuple[int, list[str]]
@@ -41,6 +42,7 @@ def read_labels(file: Path, images: Sequence[str], source: str) -> tuple[dict[st
         DataError: the file cannot be read, or does not give each image one class.
     """
     rows = _rows(file)
+    _check_digits(file, rows)
     if all(len(cells) == 1 and cells[0].isdecimal() for _, cells in rows):
         found = _by_order(file, rows, images, source)
         synsets = _synsets(file.parent / SYNSETS)
@@ -68,6 +70,16 @@ def _rows(file: Path) -> list[Row]:
     return [(number, _cells(line, separator, f"{file}: line {number}")) for number, line in filled]
 
 
+def _check_digits(file: Path, rows: Sequence[Row]) -> None:
+    """Raise DataError for a number that is longer than any class's, before Python refuses to read it."""
+    for number, cells in rows:
+        if cells[-1].isdecimal() and len(cells[-1]) > LONGEST:
+            raise DataError(
+                f"{file}: line {number}: class {cells[-1][:LONGEST]}…; a class has a number up to {MOST_CLASSES}, or a "
+                "name"
+            )
+
+
 def _cells(line: str, separator: str, where: str) -> list[str]:
     # Line by line: in a table that is read as one, a quote that is not closed takes the lines after it.
     try:
@@ -84,7 +96,7 @@ def _by_order(file: Path, rows: Sequence[Row], images: Sequence[str], source: st
             f"{file}: line {line}: {len(rows)} labels for the {len(images)} images of {source}; one number a line goes "
             "by the order of their names, so there must be one for each"
         )
-    if zero := next((number for number, cells in rows if int(cells[0]) == 0), None):
+    if zero := next((number for number, cells in rows if not cells[0].strip("0")), None):
         raise DataError(f"{file}: line {zero}: class 0; one number a line counts from 1, as in ImageNet's devkit")
     return {path: cells[0] for path, (_, cells) in zip(images, rows, strict=True)}
 

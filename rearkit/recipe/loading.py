@@ -170,7 +170,8 @@ def _apply(
     for depth, part in enumerate(path):
         last = depth == len(path) - 1
         if isinstance(table, list):
-            if not part.isdecimal() or int(part) >= len(table):
+            # Python refuses to read thousands of digits.
+            if not part.isdecimal() or len(part) > 9 or int(part) >= len(table):
                 items = f"items 0 to {len(table) - 1}" if table else "no items"
                 raise RecipeError([f"{said}: {'.'.join(path[:depth])} has {items}"])
             index: Any = int(part)

@@ -1,4 +1,4 @@
-"""``evaluate`` of an exported model: what is wrong is told before it samples, and `--trust` reaches the model."""
+"""``evaluate`` of an exported model: what is wrong is told before it samples; options reach it or are refused."""
 
 from __future__ import annotations
 
@@ -75,3 +75,14 @@ def test_trust_is_no_mistake_with_a_recipe(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("rearkit.pipeline.run", lambda *given, **more: None)
     found = run("smoke", "--trust", "--out", tmp_path / "run")
     assert found.exit_code == 0, found.output
+
+
+def test_settings_of_the_models_modules_are_refused(exported: Path, reference: Path, asked: list[Any]) -> None:
+    found = run(exported, "--reference", reference, "--set", "backbone.num_layers=2")
+    assert found.exit_code == 2 and "the model's file says what it is" in found.output
+    assert not asked
+
+
+def test_a_temperature_for_a_folder_is_refused_rather_than_dropped(exported: Path, tmp_path: Path) -> None:
+    found = CliRunner().invoke(cli, ["sample", str(exported), "--to-folder", str(tmp_path / "s"), "--temperature", "2"])
+    assert found.exit_code == 2 and "--set sample.temperature=VALUE" in found.output

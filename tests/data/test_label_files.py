@@ -108,6 +108,8 @@ WRONG = {
     "numbers from 5": ([f"{n},{k + 5}" for n, k in zip(NAMES, WANTED, strict=True)], "lowest class is 5"),
     "a number without end": ([f"{n},{k * 10**9 + 1}" for k, n in enumerate(NAMES)], "class 11000000001; a class has"),
     "a quotation mark": ([*PAIRS[:2], f'{NAMES[2]},"cat', *PAIRS[3:]], "line 3: its quotation marks do not pair"),
+    "thousands of digits": ([f"{n},{'9' * 5000}" for n in NAMES], "class 999999999999999999…; a class has a number"),
+    "thousands of digits a line": (["9" * 5000] * 12, "class 999999999999999999…; a class has a number"),
     "nothing": (["", ""], "no labels in it"),
 }
 

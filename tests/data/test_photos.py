@@ -84,7 +84,9 @@ def test_a_photo_and_its_mask_are_cut_to_height_and_width(photo: Path, tmp_path:
         read_mask(saved(tmp_path / "turned.png", pixels[:4, :8]), photo, how)
 
 
-@pytest.mark.parametrize("text", ["middle", "1,2,3", "4,0,4,8", "0,0,9,8", "5,0,4,8", "-1,0,4,8", "0.5,0,4,8", ""])
+@pytest.mark.parametrize(
+    "text", ["middle", "1,2,3", "4,0,4,8", "0,0,9,8", "5,0,4,8", "-1,0,4,8", "0.5,0,4,8", "", f"0,0,4,{'9' * 5000}"]
+)
 def test_what_is_no_part_is_refused(text: str) -> None:
     with pytest.raises(RearkitError, match=r"expected .*(LEFT,TOP,RIGHT,BOTTOM|LEFT below RIGHT)"):
         keep_part(text, 8)

@@ -399,6 +399,7 @@ def test_set_does_what_writing_the_value_into_the_recipe_does(
         ("train..steps=3", "expected KEY=VALUE"),
         ("train.steps.more=3", "train.steps is not a table"),
         ("regularizers.1.weight=3", "regularizers has items 0 to 0"),
+        (f"regularizers.{'1' * 5000}.weight=3", "regularizers has items 0 to 0"),
         ("regularizers.-1.weight=3", "regularizers has items 0 to 0"),
         ("regularizers.².weight=3", "regularizers has items 0 to 0"),
         ("regularizers.first.weight=3", "regularizers has items 0 to 0"),
