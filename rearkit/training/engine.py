@@ -133,6 +133,12 @@ class Engine:
         """Release hooks, threads and buffers."""
         self._engine.destroy()
         F.linear = self._linear
+        # Else the next training, in bf16, would send its gradients in the weights' precision, as this one may have.
+        # Earlier versions have no such module.
+        with contextlib.suppress(ImportError):
+            import deepspeed.runtime.torch_autocast as autocast
+
+            autocast.TORCH_AUTOCAST_INITIALIZED = False
 
     def create_state(self, averages: bool) -> None:
         """Create the optimizer's state now instead of at its first step, so that a checkpoint can be loaded into it.
