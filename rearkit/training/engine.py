@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -58,6 +59,9 @@ class Engine:
         # Stage 3 puts its own function in its place, for all of the process and for good.
         self._linear = F.linear
         distributed.start(device)
+        if device.type == "cuda":
+            # DeepSpeed takes the GPU of this number, where a rank may see none but its own (see `local_device`).
+            os.environ["LOCAL_RANK"] = str(device.index or 0)
         deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
         world = distributed.world_size()
         self.micro_batch, self.accumulation = batch_layout(train, world)

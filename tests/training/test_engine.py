@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,10 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from rearkit.data.token_shards import TokenData
 from rearkit.model import build
 from rearkit.recipe.tables import Recipe
+from rearkit.system import distributed
 from rearkit.training.batches import Batch
+from rearkit.training.deepspeed_config import import_deepspeed
+from rearkit.training.engine import Engine
 from rearkit.training.loop import train
 from rearkit.training.train_module import TrainModule
 
@@ -60,3 +64,24 @@ def test_what_the_optimizer_gets_is_a_sum_in_float32(precision: str, tiny: Calla
     assert len(sums) > 1000 and (sums.bfloat16().float() == sums).float().mean() < 0.2
     # What DeepSpeed notes of autocast, for the whole process, is not left to the next training.
     assert not importlib.import_module("deepspeed.runtime.torch_autocast").is_autocast_initialized()
+
+
+def test_deepspeed_takes_the_one_device_that_srun_shows_a_rank(
+    tiny: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deepspeed = import_deepspeed(torch.device("cpu"))
+    taken: list[str] = []
+
+    def initialize(**given: Any) -> None:
+        taken.append(os.environ["LOCAL_RANK"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(distributed, "start", lambda device: None)
+    monkeypatch.setattr(deepspeed, "init_distributed", lambda **given: None)
+    monkeypatch.setattr(deepspeed, "initialize", initialize)
+    recipe = tiny()
+    # What `local_device` answers where a rank sees one device.
+    with pytest.raises(KeyboardInterrupt):
+        Engine(TrainModule(build(recipe)), recipe.train, torch.device("cuda", 0))
+    assert taken == ["0"]
