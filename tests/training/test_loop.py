@@ -266,6 +266,12 @@ def test_tokens_that_do_not_fit_the_model_are_refused(
         train(make(), data)
 
 
+def test_a_checkpoint_beyond_the_last_step_is_refused(make: Callable[..., Model], tmp_path: Path) -> None:
+    train(make(), tokens(), folder=tmp_path)
+    with pytest.raises(RearkitError, match=r"checkpoint of step 4, beyond \[train\] steps = 2; choose another folder"):
+        train(make(steps=2), tokens(), folder=tmp_path)
+
+
 def test_a_precision_that_the_device_lacks_is_a_recipe_error(make: Callable[..., Model]) -> None:
     with pytest.raises(RecipeError, match=r'\[train\] precision = "fp16": DeepSpeed refuses it: .*not supported'):
         train(make(precision="fp16"), tokens())
