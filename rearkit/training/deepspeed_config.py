@@ -108,10 +108,13 @@ def import_deepspeed(device: torch.device) -> Any:
         warnings.simplefilter("ignore")
         import deepspeed
         import deepspeed.ops
+        import deepspeed.runtime.bf16_optimizer
         import deepspeed.runtime.config
 
         _import_muon()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # It prints the memory, whatever the level, and sets back CUDA's peak.
+    deepspeed.runtime.bf16_optimizer.see_memory_usage = lambda *given, **options: None
     # Its shared-memory all-reduce for CPUs is compiled at the first run, which takes half a minute and a compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
