@@ -73,11 +73,13 @@ def messages(recipe: Recipe, parameters: int, accumulation: int) -> Messages:
     """
     stage = recipe.train.zero_stage
     size = parameters * DTYPES[recipe.train.precision].itemsize
+    # With ZeRO, gradients in bf16 are sent as they are summed, in float32.
+    reduced = parameters * 4 if stage and recipe.train.precision == "bf16" else size
     # From stage 2 on a rank keeps only its part of the gradients, so that each micro-batch's are sent.
     times = accumulation if stage >= 2 else 1
     # Stage 3 gathers the weights for each forward and for each backward pass.
     gathered = {0: 0, 1: size, 2: size, 3: 2 * size * accumulation}[stage]
-    return Messages(reduced=size * times, gathered=gathered)
+    return Messages(reduced=reduced * times, gathered=gathered)
 
 
 def scaling(recipe: Recipe, machine: Machine, flops: int, numbers: Sequence[int] = RANKS) -> list[Scale]:

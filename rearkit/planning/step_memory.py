@@ -51,7 +51,7 @@ class Settings:
 
     Attributes:
         value_bytes: size of a number in the precision of the step, 4 or 2.
-        sum_bytes: size of a number in which gradients are summed, where ZeRO divides the optimizer's state.
+        sum_bytes: size of a number in which gradients are summed and sent, where ZeRO divides the optimizer's state.
         accumulates: True if a step has several micro-batches, so that gradients exist when a forward pass begins.
         averages: True if a moving average of the weights is kept.
         zero: DeepSpeed's ``zero_optimization``: bucket size and offloading.
@@ -110,10 +110,10 @@ def rank_memory(
         gradients=gradients,
         optimizer=optimizer,
         activations=activations,
-        # Stage 0 flattens all gradients into one tensor. Later stages send them bucket by bucket, stage 1 in float32,
-        # and overlapping communication with computation needs a second bucket.
+        # Stage 0 flattens all gradients into one tensor. Later stages put them together bucket by bucket: stage 1 in
+        # float32, stage 2 as they come, stage 3 as they are sent. Overlapping communication needs a second bucket.
         buffer=step.gradients
         if stage == 0
-        else bucket * (4 if stage == 1 else value_bytes) * (2 if zero.get("overlap_comm") else 1),
+        else bucket * {1: 4, 2: value_bytes, 3: sum_bytes}[stage] * (2 if zero.get("overlap_comm") else 1),
         offloaded=offloaded,
     )

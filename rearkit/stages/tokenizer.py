@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from torch import Tensor
 from rearkit.contracts import FittableTokenizer, Tokenizer, square_side
 from rearkit.data.image_sets import ImageSet, Split
 from rearkit.data.pixels import to_float
-from rearkit.errors import DataError, RearkitError
+from rearkit.errors import DataError, RearkitError, RecipeError
 from rearkit.evaluation.classifier import FILE as CLASSIFIER
-from rearkit.evaluation.classifier import find_classifier, load_classifier
+from rearkit.evaluation.classifier import Classifier, find_classifier, load_classifier, train_classifier
 from rearkit.evaluation.image_streams import in_batches
 from rearkit.fitting.fit import TokenizerFit, tells_images
 from rearkit.fitting.perceptual import Perceptual, check_lpips, classifier_distance, lpips_distance
@@ -81,7 +82,10 @@ def _fit(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, table: FitTabl
         raise RearkitError(f"[tokenizer.fit] batch: {table.batch} images cannot be shared by {ranks} ranks; use more")
     tokenizer.to(distributed.local_device(resolve_device(recipe.device)))
     images = open_split(recipe, folder, "train", square_side(tokenizer), "tokenizer")
-    perceptual = None if table.perceptual is None else _perceptual(recipe, folder, table.perceptual, images)
+    perceptual = None
+    if table.perceptual is not None:
+        classifier = functools.partial(_run_classifier, recipe, folder, images)
+        perceptual = _perceptual(recipe, table.perceptual, images.num_classes, classifier)
     fit = TokenizerFit(tokenizer, table, recipe.seed, folder.fit_checkpoint, perceptual)
     # All have read the same checkpoint before the first rank writes the next.
     distributed.barrier()
@@ -98,25 +102,38 @@ def _fit(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, table: FitTabl
     return fit
 
 
-def _perceptual(recipe: Recipe, folder: RunFolder, table: PerceptualTable, images: Split) -> Perceptual:
-    """Return the distance that a recipe asks for; a classifier is trained on the first rank, if need be."""
+def _perceptual(
+    recipe: Recipe,
+    table: PerceptualTable,
+    num_classes: int,
+    classifier: Callable[[ClassifierTable, int, torch.device], Classifier],
+) -> Perceptual:
+    """Return the distance that a recipe asks for; ``classifier`` trains one by its settings and seed, if need be."""
     device = distributed.local_device(resolve_device(recipe.device))
     if table.features == "lpips":
         return Perceptual(lpips_distance(str(table.vgg_weights), device), table.weight)
-    if images.num_classes < 2:
+    if num_classes < 2:
         raise RearkitError(
             '[tokenizer.fit.perceptual] features = "classifier" needs images of several classes; use "lpips"'
         )
     # Not the one of `evaluate`: a decoder fitted to please the judge would be scored too well.
     seed = derive_seed(recipe.seed, "perceptual")
+    trained = classifier(ClassifierTable(steps=table.steps), seed, device)
+    return Perceptual(classifier_distance(trained.to(device)), table.weight)
+
+
+def _run_classifier(
+    recipe: Recipe, folder: RunFolder, images: Split, table: ClassifierTable, seed: int, device: torch.device
+) -> Classifier:
+    """Return a run's classifier, which the first rank trains, if need be."""
     place = folder.fit_log.parent
 
     def trained() -> None:
         seen = images.all(recipe.evaluate.max_reference)
-        find_classifier(place, seen.images, seen.labels, ClassifierTable(steps=table.steps), seed, device)
+        find_classifier(place, seen.images, seen.labels, table, seed, device)
 
     distributed.from_main(trained)
-    return Perceptual(classifier_distance(load_classifier(place / CLASSIFIER).to(device)), table.weight)
+    return load_classifier(place / CLASSIFIER)
 
 
 def check_fit(recipe: Recipe) -> list[str]:
@@ -167,8 +184,10 @@ def fit_tokenizer(recipe: Recipe, images: ImageSet) -> Tokenizer:
     """Build a recipe's tokenizer, fit it on images in memory as ``[tokenizer.fit]`` says, and return it frozen.
 
     Raises:
-        RearkitError: the tokenizer cannot be fitted, or the recipe has no ``[tokenizer.fit]``.
+        RearkitError: the tokenizer cannot be fitted as the recipe says, or the recipe has no ``[tokenizer.fit]``.
     """
+    if problems := check_fit(recipe):
+        raise RecipeError([f"{recipe.name}: {problem}" for problem in problems])
     tokenizer = build_tokenizer(recipe)
     if recipe.tokenizer.fit is None or not isinstance(tokenizer, FittableTokenizer):
         raise RearkitError(
@@ -184,7 +203,12 @@ def fit_tokenizer(recipe: Recipe, images: ImageSet) -> Tokenizer:
             yield to_float(images.images[index]), images.labels[index]
 
     fit = recipe.tokenizer.fit
-    TokenizerFit(tokenizer, fit, recipe.seed).run(batches())
+    perceptual = None
+    if fit.perceptual is not None:
+        classes = len(images.labels.unique())
+        train = functools.partial(train_classifier, images.images, images.labels, int(images.labels.max()) + 1)
+        perceptual = _perceptual(recipe, fit.perceptual, classes, train)
+    TokenizerFit(tokenizer, fit, recipe.seed, perceptual=perceptual).run(batches())
     return tokenizer
 
 

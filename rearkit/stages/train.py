@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from rearkit.contracts import Classes, ImageSize, Tokenizer, num_parameters
-from rearkit.errors import WeightsError
+from rearkit.errors import RearkitError, RecipeError, WeightsError, first_line
 from rearkit.model import Model, build
 from rearkit.planning.machine import Machine
 from rearkit.planning.micro_batch import with_micro_batch
 from rearkit.planning.step_memory import GIB
-from rearkit.recipe.exported import EXPORTED, read_about
+from rearkit.recipe.exported import EXPORTED, read_about, without_source
 from rearkit.recipe.loading import load_recipe, recipe_to_dict
 from rearkit.recipe.tables import Recipe
 from rearkit.stages.data import run_classes
@@ -34,14 +34,16 @@ from rearkit.system.devices import resolve_device
 from rearkit.system.files import remove
 from rearkit.system.hub import hub_records
 from rearkit.training.checkpoints import CHECKPOINTS, Checkpoints
+from rearkit.training.deepspeed_config import batch_layout
 from rearkit.training.loop import train_checked
 from rearkit.weights import load_weights, write_state_dict
 
 
 def run(recipe: Recipe, folder: RunFolder) -> Outcome:
     """Train, then save the backbone and, in another file, the training-only heads."""
-    recipe = fitting(recipe)
-    model = build(recipe, fitted_tokenizer(recipe, folder), run_classes(folder))
+    classes = run_classes(folder)
+    recipe = fitting(recipe, classes)
+    model = build(recipe, fitted_tokenizer(recipe, folder), classes)
     data = training_data(recipe, folder, model.tokenizer)
     # The stage has just written its key; of all files, the checkpoints alone could be those of another recipe.
     (owner,) = keys_of(folder, "train")[:1] or ("",)
@@ -58,21 +60,42 @@ def run(recipe: Recipe, folder: RunFolder) -> Outcome:
     return Outcome(attrs.asdict(result) | hub_records(recipe.backbone.weights) | told, names)
 
 
-def fitting(recipe: Recipe) -> Recipe:
-    """Return a recipe with a micro-batch; one that names none gets, on a GPU, the largest that fits its memory."""
+def fitting(recipe: Recipe, classes: Classes) -> Recipe:
+    """Return a recipe with a micro-batch; one that names none gets, on a GPU, the largest that fits its memory.
+
+    Args:
+        recipe: what to train.
+        classes: of the run, since the source of its images may be gone.
+
+    Raises:
+        RecipeError: not even one sample fits, or the global batch does not divide over the ranks.
+    """
     device = distributed.local_device(resolve_device(recipe.device))
-    if recipe.train.micro_batch is not None or device.type != "cuda":
+    if recipe.train.micro_batch is not None or device.type != "cuda" or not recipe.train.steps:
         return recipe
     memory = torch.cuda.get_device_properties(device).total_memory
     # By rank 0 for all, which may have GPUs of other kinds; the reserve is the plan's.
     machine = Machine(distributed.world_size(), float(memory), tflops=1.0, utilisation=1.0)
-    chosen = distributed.from_main(lambda: with_micro_batch(recipe, machine).train.micro_batch)
-    say(
-        f"train: micro_batch = {chosen}, by the estimate of `plan` for {memory / GIB:.0f} GiB; [train] can name another"
-    )
+    source = without_source({"num_classes": classes.number})
+    known: Recipe = attrs.evolve(recipe, data=attrs.evolve(recipe.data, source=source))  # type: ignore[misc]
+    chosen, why = distributed.from_main(lambda: _estimated(known, machine))
+    say(f"train: micro_batch = {chosen}, {why}; [train] can name another")
     table = attrs.evolve(recipe.train, micro_batch=chosen)  # type: ignore[misc]
     fitted: Recipe = attrs.evolve(recipe, train=table)  # type: ignore[misc]
     return fitted
+
+
+def _estimated(recipe: Recipe, machine: Machine) -> tuple[int, str]:
+    """Return the largest micro-batch that fits, or all of a rank's share if there is no estimate; and which it is."""
+    share, _ = batch_layout(recipe.train, machine.ranks)
+    try:
+        chosen = with_micro_batch(recipe, machine).train.micro_batch or share
+        return chosen, f"by the estimate of `plan` for {machine.memory / GIB:.0f} GiB"
+    except RecipeError:
+        raise
+    # What cannot be planned can be trained.
+    except RearkitError as error:
+        return share, f"all that is a rank's, since its memory has no estimate ({first_line(error)})"
 
 
 def export(model: Model, steps: int, folder: RunFolder) -> tuple[str, ...]:

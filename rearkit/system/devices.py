@@ -24,6 +24,18 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def check_ranks(name: str, ranks: int) -> None:
+    """Check that each of the ranks on this machine has a GPU of its own, where a recipe's ``device`` is one.
+
+    Raises:
+        RearkitError: there are more ranks than GPUs.
+    """
+    if resolve_device(name).type == "cuda" and ranks > (seen := torch.cuda.device_count()):
+        raise RearkitError(
+            f'--num-gpus: {ranks} ranks, and torch sees {seen} GPU(s); use --num-gpus {seen} or device = "cpu"'
+        )
+
+
 def derive_seed(*parts: int | str) -> int:
     """Hash numbers and words to a seed in [0, 2^63)."""
     # Not `hash`: Python salts the hash of a string anew in each process.

@@ -65,12 +65,15 @@ def deepspeed_config(train: TrainTable, world: int) -> dict[str, Any]:
         "steps_per_print": 2**31 - 1,
         "wall_clock_breakdown": False,
     }
-    if train.precision == "bf16-autocast":
-        config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
     # The gradients of micro-batches and ranks are summed in float32: bfloat16 keeps 8 bits of a sum of thousands. On an
     # H100 it is the faster way, too (docs/gpu.md). Without ZeRO, DeepSpeed has only the precision of the weights.
+    if train.precision == "bf16-autocast":
+        # The modules are those whose gradients would be rounded before they are summed; all compute in bfloat16.
+        config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
     if train.precision == "bf16" and train.zero_stage > 0:
         config["data_types"] = {"grad_accum_dtype": "fp32"}
+        # Of sums that are in float32 already, too, as on one rank: left out, they are rounded to be sent.
+        config["communication_data_type"] = "fp32"
     return _merged(config, train.deepspeed)
 
 
@@ -105,10 +108,13 @@ def import_deepspeed(device: torch.device) -> Any:
         warnings.simplefilter("ignore")
         import deepspeed
         import deepspeed.ops
+        import deepspeed.runtime.bf16_optimizer
         import deepspeed.runtime.config
 
         _import_muon()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # It prints the memory, whatever the level, and sets back CUDA's peak.
+    deepspeed.runtime.bf16_optimizer.see_memory_usage = lambda *given, **options: None
     # Its shared-memory all-reduce for CPUs is compiled at the first run, which takes half a minute and a compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

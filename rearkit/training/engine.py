@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -58,6 +59,9 @@ class Engine:
         # Stage 3 puts its own function in its place, for all of the process and for good.
         self._linear = F.linear
         distributed.start(device)
+        if device.type == "cuda":
+            # DeepSpeed takes the GPU of this number, where a rank may see none but its own (see `local_device`).
+            os.environ["LOCAL_RANK"] = str(device.index or 0)
         deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
         world = distributed.world_size()
         self.micro_batch, self.accumulation = batch_layout(train, world)
@@ -133,6 +137,12 @@ class Engine:
         """Release hooks, threads and buffers."""
         self._engine.destroy()
         F.linear = self._linear
+        # Else the next training, in bf16, would send its gradients in the weights' precision, as this one may have.
+        # Earlier versions have no such module.
+        with contextlib.suppress(ImportError):
+            import deepspeed.runtime.torch_autocast as autocast
+
+            autocast.TORCH_AUTOCAST_INITIALIZED = False
 
     def create_state(self, averages: bool) -> None:
         """Create the optimizer's state now instead of at its first step, so that a checkpoint can be loaded into it.

@@ -14,6 +14,7 @@ import torch
 
 from rearkit.data.token_shards import TokenData
 from rearkit.data.training_data import TrainingData, shards_of
+from rearkit.errors import RearkitError
 from rearkit.model import Model
 from rearkit.system import distributed
 from rearkit.system.console import say
@@ -77,6 +78,11 @@ class Trainer:
         # Before anything is built, since the order of what follows depends on whether there is a checkpoint.
         found = None if self.checkpoints is None else self.checkpoints.latest()
         self.done = 0 if found is None else found.step
+        if self.done > self.table.steps:
+            raise RearkitError(
+                f"{folder}: has a checkpoint of step {self.done}, beyond [train] steps = {self.table.steps}; "
+                "choose another folder"
+            )
         self._first = self.done
         self.engine = self._resumed_engine(found)
         self.source = BatchSource(

@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from click.shell_completion import ShellComplete
 
 from rearkit.cli import COMMANDS
 from rearkit.cli.main import cli, main
+from rearkit.errors import EXIT_USAGE
 from rearkit.recipe.recipe_files import own_files
 
 NAMES = [command.name for command in COMMANDS if command.name is not None]
@@ -41,6 +43,17 @@ def test_each_command_shows_an_example(name: str, capsys: pytest.CaptureFixture[
         command.make_context(name, words[1:], resilient_parsing=False)
         for word in words[1:2]:
             assert word.startswith("-") or "/" in word or word in own_files() or name == "new-plugin"
+
+
+def test_more_ranks_than_gpus_are_refused_before_they_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr("rearkit.system.launch.launch", lambda *given: pytest.fail("started"))
+    assert rearkit("run", "mnist", "--num-gpus", "2") == EXIT_USAGE
+    told = '--num-gpus: 2 ranks, and torch sees 1 GPU(s); use --num-gpus 1 or device = "cpu"'
+    assert told in " ".join(capsys.readouterr().err.split())
 
 
 def test_without_arguments_it_shows_where_to_begin(capsys: pytest.CaptureFixture[str]) -> None:

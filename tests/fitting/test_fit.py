@@ -137,6 +137,19 @@ def test_a_fit_learns_to_reconstruct_and_leaves_the_tokenizer_frozen(tiny: Calla
     assert not any(parameter.requires_grad for parameter in fitted.parameters())
 
 
+def test_images_in_memory_are_fitted_with_the_perceptual_distance(
+    tiny: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, float]] = []
+    step = TokenizerFit._step
+    monkeypatch.setattr(TokenizerFit, "_step", lambda fit, batch: seen.append(step(fit, batch)) or seen[-1])
+    table = {"steps": 2, "batch": 4, "warmup_steps": 1, "perceptual": {"weight": 5.0, "steps": 2}}
+    fit_tokenizer(tiny(tokenizer={"fit": table}), ImageSet(images().images, torch.arange(24) % 3))
+    assert len(seen) == 2 and all("perceptual" in values for values in seen)
+    with pytest.raises(RearkitError, match=r'part = "decoder" needs \[tokenizer\] weights'):
+        fit_tokenizer(tiny(tokenizer={"fit": table | {"part": "decoder"}}), images())
+
+
 def test_a_recipe_without_a_fit_is_refused(tiny: Callable[..., Recipe]) -> None:
     with pytest.raises(RearkitError, match=r"no \[tokenizer\.fit\] in the recipe"):
         fit_tokenizer(tiny(), images())

@@ -25,11 +25,12 @@ def recipe_of(tiny: Callable[..., Recipe], **train: Any) -> Recipe:
     ("stage", "precision", "accumulation", "reduced", "gathered"),
     [
         (0, "fp32", 1, 4, 0),
-        (1, "bf16", 1, 2, 2),
-        (1, "bf16", 2, 2, 2),
+        (1, "bf16", 1, 4, 2),
+        (1, "bf16", 2, 4, 2),
         (1, "fp32", 1, 4, 4),
-        (2, "bf16", 2, 4, 2),
-        (3, "bf16", 2, 4, 8),
+        (1, "fp16", 1, 2, 2),
+        (2, "bf16", 2, 8, 2),
+        (3, "bf16", 2, 8, 8),
     ],
 )
 def test_messages_of_a_step(

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,13 +11,17 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 import rearkit
+import rearkit.stages.train as stage
 from rearkit.cli.main import cli
+from rearkit.components.regularizers.codebook_embedding import CodebookEmbedding
+from rearkit.contracts import Classes, TrainingStep
 from rearkit.errors import RecipeError, WeightsError
 from rearkit.model import Model, build
 from rearkit.recipe.loading import load_recipe
 from rearkit.recipe.tables import Recipe
 from rearkit.stages.run_folder import RunFolder
-from rearkit.stages.train import export
+from rearkit.stages.train import export, fitting
+from rearkit.system import distributed
 from rearkit.weights import write_state_dict
 
 HEADS = "heads.safetensors"
@@ -79,3 +85,39 @@ def test_a_file_without_a_recipe_is_told(content: str, tmp_path: Path) -> None:
         path.write_bytes(b"rubbish" * 9)
     with pytest.raises(RecipeError, match=r"weights\.safetensors: (has no recipe inside|not a readable|no such file)"):
         load_recipe(path)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a machine answers that has one GPU, of 80 GiB."""
+    monkeypatch.setattr(stage, "resolve_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(distributed, "local_device", lambda device: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 << 30))
+
+
+@pytest.mark.usefixtures("gpu")
+def test_on_a_gpu_a_micro_batch_is_found_though_the_source_is_gone(
+    tiny: Callable[..., Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = {"name": "folder", "train": str(tmp_path / "train"), "held_out": str(tmp_path / "held-out")}
+    assert fitting(tiny(data={"source": gone}), Classes(10)).train.micro_batch == 8
+    assert "micro_batch = 8, by the estimate of `plan` for 80 GiB; [train]" in capsys.readouterr().out
+    # Of a model that is not trained, there is nothing to say.
+    assert fitting(tiny(train={"steps": 0}), Classes(10)).train.micro_batch is None
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("gpu")
+def test_on_a_gpu_what_cannot_be_planned_is_trained_with_a_ranks_share(
+    tiny: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forward = CodebookEmbedding.forward
+
+    def peeking(self: CodebookEmbedding, step: TrainingStep) -> Any:
+        assert len(step.tokens_BN[~step.replaced_BN])
+        return forward(self, step)
+
+    monkeypatch.setattr(CodebookEmbedding, "forward", peeking)
+    assert fitting(tiny(), Classes(10)).train.micro_batch == 8
+    said = " ".join(capsys.readouterr().out.split())
+    assert "micro_batch = 8, all that is a rank's, since its memory has no estimate (tiny: cannot be planned" in said

@@ -196,13 +196,16 @@ def test_an_optimizer_that_cannot_be_compiled_is_told_before_the_run(monkeypatch
 
 def test_gradients_in_bf16_are_summed_in_float32_where_deepspeed_can() -> None:
     stages = [TrainTable(steps=1, global_batch=2, precision="bf16", zero_stage=stage) for stage in range(4)]
-    sums = [deepspeed_config(train, 1).get("data_types", {}).get("grad_accum_dtype") for train in stages]
-    assert sums == [None, "fp32", "fp32", "fp32"]
+    configs = [deepspeed_config(train, 1) for train in stages]
+    assert [config.get("data_types", {}).get("grad_accum_dtype") for config in configs] == [None, *["fp32"] * 3]
+    assert [config.get("communication_data_type") for config in configs] == [None, *["fp32"] * 3]
+    own = attrs.evolve(stages[2], deepspeed={"communication_data_type": "bf16"})
+    assert deepspeed_config(own, 1)["communication_data_type"] == "bf16"
 
 
 def test_autocast_keeps_weights_in_float32() -> None:
     config = deepspeed_config(TrainTable(steps=1, global_batch=2, precision="bf16-autocast"), 1)
-    assert config["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
+    assert config["torch_autocast"] == {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
     assert not (config["bf16"]["enabled"] or config["fp16"]["enabled"])
 
 

@@ -57,6 +57,13 @@ def test_ranks_send_what_is_planned(ranks: int, stage: int, micro_batch: int, de
     assert seen["gathered"] * ranks == pytest.approx(planned["gathered"], rel=0.01)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_rank_that_sees_only_its_own_device_takes_it(stage: int, device: Path) -> None:
+    lone = {"FAKE_DEVICES": "1", "LOCAL_RANK": "1"}
+    assert counted(device, str(FOLDER / "steps.py"), f"train.zero_stage={stage}", **lone)["refused"] == 0
+
+
 # An odd number of kernels more than was counted would be one a layer.
 @pytest.mark.parametrize(
     ("backbone", "most"),
