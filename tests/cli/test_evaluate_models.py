@@ -78,7 +78,7 @@ def test_trust_is_no_mistake_with_a_recipe(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_settings_of_the_models_modules_are_refused(exported: Path, reference: Path, asked: list[Any]) -> None:
-    found = run(exported, "--reference", reference, "--set", "backbone.num_layers=2")
+    found = run(exported, "--reference", reference, "--set", "backbone.num_layers=3")
     assert found.exit_code == 2 and "the model's file says what it is" in found.output
     assert not asked
 

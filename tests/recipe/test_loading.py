@@ -399,7 +399,6 @@ def test_set_does_what_writing_the_value_into_the_recipe_does(
         ("train..steps=3", "expected KEY=VALUE"),
         ("train.steps.more=3", "train.steps is not a table"),
         ("regularizers.1.weight=3", "regularizers has items 0 to 0"),
-        (f"regularizers.{'1' * 5000}.weight=3", "regularizers has items 0 to 0"),
         ("regularizers.-1.weight=3", "regularizers has items 0 to 0"),
         ("regularizers.².weight=3", "regularizers has items 0 to 0"),
         ("regularizers.first.weight=3", "regularizers has items 0 to 0"),
@@ -646,13 +645,20 @@ def test_a_file_of_digits_or_brackets_is_one_line(text: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     "override",
-    ["train.steps=1" + "0" * 5000, "x=" + "[" * 3000, "x=" + "[" * 30 + "]" * 30, ".".join("a" * 30) + "=1"],
-    ids=["digits", "far too deep", "lists", "tables"],
+    [
+        "train.steps=1" + "0" * 5000,
+        f"regularizers.{'1' * 5000}.weight=1",
+        "x=" + "[" * 3000,
+        "x=" + "[" * 30 + "]" * 30,
+        ".".join("a" * 30) + "=1",
+    ],
+    ids=["digits", "digits of an item", "far too deep", "lists", "tables"],
 )
 def test_a_change_of_digits_or_brackets_is_one_line(override: str, tiny_recipe: Callable[..., Content]) -> None:
     (problem,) = problems(tiny_recipe(), [override])
     assert problem.startswith("--set ") and "\n" not in problem
-    assert "Exceeds the limit" in problem or "more than 20 deep" in problem
+    told = ("Exceeds the limit", "more than 20 deep", "regularizers.1111")
+    assert any(part in problem for part in told)
 
 
 def test_a_deep_mapping_is_one_line(tiny_recipe: Callable[..., Content]) -> None:
