@@ -93,7 +93,7 @@ def _collect(model: Model, folder: RunFolder, classes: Sequence[int], images_per
     # Only now, so that a run that is cut off before this need not sample again.
     for path in (folder.parts, manifest):
         remove(path)
-    say(f"sample: {len(classes)} images; see {folder.path / folder.sample_grid.name}")
+    say(f"sample: {len(classes)} images; see {folder.sample_grid}")
     result = {
         "images": len(classes),
         "images_per_second": images_per_second,
