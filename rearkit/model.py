@@ -232,8 +232,8 @@ def outline(recipe: Recipe, classes: Classes | None = None) -> Model | None:
     try:
         with shapes_only():
             return build(plain, build_tokenizer(plain, load=False), classes)
-    # A component that reads values of tensors is not known to fit until it is built in earnest.
-    except (RuntimeError, NotImplementedError) as error:
+    # A component that reads values of tensors (TypeError: as NumPy's) is not known to fit until it is built in earnest.
+    except (RuntimeError, NotImplementedError, TypeError) as error:
         if "overflow" in str(error):
             raise RecipeError([f"{recipe.name}: the model is too large for any machine; correct its sizes"]) from None
         return None

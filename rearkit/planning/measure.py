@@ -186,7 +186,8 @@ def _contentless(recipe: Recipe, cuda: bool, fused: bool = True) -> Iterator[Mod
             if cuda and fused:
                 stack.enter_context(FusedAttention())
             yield model
-        except (RuntimeError, NotImplementedError) as error:
+        # TypeError: into an array of NumPy's.
+        except (RuntimeError, NotImplementedError, TypeError) as error:
             raise RearkitError(
                 f"{recipe.name}: cannot be planned: a component reads the values of tensors, but planning runs on "
                 f"meta tensors, which have only shapes ({first_line(error)})"

@@ -11,9 +11,10 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 from rearkit.cli.main import cli
-from rearkit.contracts import num_parameters
+from rearkit.components.regularizers.codebook_embedding import CodebookEmbedding
+from rearkit.contracts import RegularizerContext, num_parameters
 from rearkit.errors import RearkitError, RecipeError
-from rearkit.model import build
+from rearkit.model import build, outline
 from rearkit.planning import measure
 from rearkit.planning.machine import Machine
 from rearkit.planning.measure import StepMemory, parameter_counts, sampling_memory, step_flops
@@ -115,6 +116,24 @@ def test_a_component_that_needs_content_is_an_error_that_says_so(
     )
     with pytest.raises(RearkitError, match="reads the values of tensors, but planning runs on meta tensors"):
         step_flops(tiny(), 2)
+
+
+def test_a_component_that_takes_the_codebook_into_numpy_cannot_be_planned_either(
+    tiny: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a meta tensor that is a TypeError, and it comes while the model is built."""
+    made = CodebookEmbedding.__init__
+
+    def counting(self: CodebookEmbedding, settings: Any, context: RegularizerContext) -> None:
+        assert len(context.codebook_VZ.numpy())
+        made(self, settings, context)
+
+    monkeypatch.setattr(CodebookEmbedding, "__init__", counting)
+    recipe = tiny(regularizers=[{"name": "codebook-embedding"}])
+    with pytest.raises(RearkitError, match="cannot be planned: a component reads the values of tensors"):
+        step_flops(recipe, 2)
+    assert outline(recipe) is None
+    assert build(recipe) is not None
 
 
 @pytest.mark.parametrize(
