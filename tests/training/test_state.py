@@ -140,9 +140,9 @@ def test_the_checkpoint_of_another_model_is_refused(
 ) -> None:
     train(make(), tokens(), folder=tmp_path)
     with pytest.raises(RearkitError, match="the checkpoint of another model"):
-        train(build(tiny(backbone={"num_layers": 3})), tokens(), folder=tmp_path)
+        train(build(tiny(backbone={"num_layers": 3}, train={"steps": 6})), tokens(), folder=tmp_path)
     with pytest.raises(RearkitError, match="of another size"):
-        train(build(tiny(backbone={"hidden_size": 32})), tokens(), folder=tmp_path)
+        train(build(tiny(backbone={"hidden_size": 32}, train={"steps": 6})), tokens(), folder=tmp_path)
 
 
 def test_a_checkpoint_is_safetensors_with_whole_tensors_of_float32(make: Callable[..., Model], tmp_path: Path) -> None:
