@@ -42,12 +42,12 @@ def read_labels(file: Path, images: Sequence[str], source: str) -> tuple[dict[st
         DataError: the file cannot be read, or does not give each image one class.
     """
     rows = _rows(file)
-    _check_digits(file, rows)
     if all(len(cells) == 1 and cells[0].isdecimal() for _, cells in rows):
         found = _by_order(file, rows, images, source)
         synsets = _synsets(file.parent / SYNSETS)
         if synsets:
-            return _numbered({path: synsets.get(int(name), name) for path, name in found.items()}, file, synsets)
+            wnids = {path: synsets.get(int(name[:LONGEST]), name) for path, name in found.items()}
+            return _numbered(wnids, file, synsets)
     else:
         found = _by_name(file, rows, images, source)
     return _numbered(found, file)
@@ -68,16 +68,6 @@ def _rows(file: Path) -> list[Row]:
     if separator == " ":  # a name may have spaces, its class comes last
         return [(number, line.rsplit(None, 1)) for number, line in filled]
     return [(number, _cells(line, separator, f"{file}: line {number}")) for number, line in filled]
-
-
-def _check_digits(file: Path, rows: Sequence[Row]) -> None:
-    """Raise DataError for a number that is longer than any class's, before Python refuses to read it."""
-    for number, cells in rows:
-        if cells[-1].isdecimal() and len(cells[-1]) > LONGEST:
-            raise DataError(
-                f"{file}: line {number}: class {cells[-1][:LONGEST]}…; a class has a number up to {MOST_CLASSES}, or a "
-                "name"
-            )
 
 
 def _cells(line: str, separator: str, where: str) -> list[str]:
@@ -143,6 +133,9 @@ def _numbered(
     """Number the classes: as they count where they are numbers, else by their sorted names."""
     owners = set(synsets.values()) if synsets else set(found.values())
     if synsets is None and all(owner.isdecimal() for owner in owners):
+        # Python refuses to read thousands of digits.
+        if len(longest := max(owners, key=len)) > LONGEST:
+            raise DataError(f"{file}: class {longest[:LONGEST]}…; a class has a number up to {MOST_CLASSES}, or a name")
         numbers = {int(owner) for owner in owners}
         first = min(numbers)
         if first > 1:
@@ -157,6 +150,8 @@ def _numbered(
         return {path: int(owner) - first for path, owner in found.items()}, names
     names = sort_classes(owners)
     labels = {name: label for label, name in enumerate(names)}
+    if strangers := sorted(set(found.values()) - labels.keys()):
+        raise DataError(f"{file}: class {strangers[0][:LONGEST]} is none of those that {SYNSETS} beside it lists")
     return {path: labels[owner] for path, owner in found.items()}, names
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from rearkit.errors import RecipeError
+from rearkit.recipe.exported import read_about
 from rearkit.stages.run_folder import RunFolder
 from rearkit.system.console import say
 from rearkit.system.files import remove, storage_errors
@@ -15,6 +17,16 @@ def set_aside(folder: RunFolder, names: Iterable[str]) -> None:
         if folder.stage(name).exists():
             with storage_errors(folder.stage(name)):
                 move_aside(folder, name, "to be run again")
+
+
+def set_aside_other_classes(folder: RunFolder, number: int) -> None:
+    """Set a training aside that had another number of classes: tokens do not tell it, so its key may be the same."""
+    try:
+        trained = read_about(folder.model).get("classes")
+    except RecipeError:  # there is none, or a damaged one, which the stage itself makes again
+        return
+    if trained is not None and trained["number"] != number:
+        set_aside(folder, ["train"])
 
 
 def move_aside(folder: RunFolder, name: str, why: str = "the recipe, an input or a plugin changed") -> None:

@@ -20,9 +20,8 @@ from rearkit.data.image_shards import ShardHeaders, read_dataset, read_headers, 
 from rearkit.data.shard_members import Fields
 from rearkit.errors import DataError, RearkitError
 from rearkit.model import build_dataset, build_tokenizer
-from rearkit.recipe.exported import read_about
 from rearkit.recipe.tables import DataTable, Recipe
-from rearkit.stages.aside import set_aside
+from rearkit.stages.aside import set_aside_other_classes
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.stage import Outcome, Stage
 from rearkit.system import distributed
@@ -88,18 +87,11 @@ def _list(
             **({"decoding": attrs.asdict(how)} if (how := decoding_of(recipe, 0)) != Decoding(0) else {}),
         },
     )
-    _drop_training_of_other_classes(folder, classes.number)
+    set_aside_other_classes(folder, classes.number)
     counts = {split: _total(shards) for split, shards in listing.items()}
     say(f"data: {_told(counts['train'])} training and {_told(counts['held-out'])} held-out images")
     result = {"images": counts, "num_classes": classes.number, "existing": _stamps(dataset), "stamp": stamp}
     return Outcome(result, (folder.images.name, *written))
-
-
-def _drop_training_of_other_classes(folder: RunFolder, number: int) -> None:
-    """Set a training aside that had another number of classes: tokens do not tell it, so its key may be the same."""
-    trained = read_about(folder.model).get("classes") if folder.model.is_file() else None
-    if trained is not None and trained["number"] != number:
-        set_aside(folder, ["train"])
 
 
 def decoding_of(recipe: Recipe, image_size: ImageSize) -> Decoding:

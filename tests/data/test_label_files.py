@@ -93,6 +93,8 @@ def test_the_devkits_numbers_become_wordnets_ids_where_its_list_lies_beside(flat
     sources, names = list_images(flat, Labelling(listed(tmp_path, LISTS["one number a line, from 1"])))
     assert names == ["n01", "n02", "n03"]
     assert [s.label for s in sources] == [[2, 0, 1][k] for k in WANTED]
+    with pytest.raises(DataError, match=r"class 9 is none of those that meta\.mat beside it lists"):
+        list_images(flat, Labelling(listed(tmp_path, "1\n" * 11 + "9\n")))
 
 
 PAIRS = [f"{n},{WORDS[k]}" for n, k in zip(NAMES, WANTED, strict=True)]
@@ -130,6 +132,11 @@ def test_files_of_one_name_in_two_folders_need_their_paths(tmp_path: Path) -> No
     assert found == {"a/1.jpg": 0, "b/1.jpg": 1, "b/2.jpg": 0} and names == ["x", "y"]
     with pytest.raises(DataError, match=r"line 2: '1.jpg' is no image of photos, or is the name of several"):
         read_labels(listed(tmp_path, "2,x\n1.jpg,x\n"), images, "photos")
+
+
+def test_a_long_number_among_names_is_a_name(tmp_path: Path) -> None:
+    found, names = read_labels(listed(tmp_path, f"1,cat\n2,{'9' * 20}\n"), ["1.jpg", "2.jpg"], "photos")
+    assert names == ["9" * 20, "cat"] and found == {"1.jpg": 1, "2.jpg": 0}
 
 
 def test_by_the_command_line(flat: Path, tmp_path: Path) -> None:

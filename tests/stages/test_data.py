@@ -163,6 +163,11 @@ def test_another_number_of_classes_sets_a_training_aside(
     write(photos / "held" / "class0" / "new.bmp", 7)
     run(recipe, folder.path, only="data")
     assert folder.model.is_file()
+    whole = folder.model.read_bytes()
+    folder.model.write_bytes(whole[:9])  # the stage itself finds it out
+    write(photos / "held" / "class0" / "newer.bmp", 8)
+    run(recipe, folder.path, only="data")
+    folder.model.write_bytes(whole)
     write(photos / "train" / "class2" / "0.bmp", 200)
     run(recipe, folder.path, only="data")
     assert not folder.model.exists() and (folder.previous("train") / folder.model.name).is_file()
