@@ -176,31 +176,54 @@ class Split:
         bad = self.budget() if bad is None else bad
         return read_images(self.shards, self.decoding, self.num_classes, bad, shuffle, self.access)
 
-    def batches(self, batch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield batches without end: images (batch, 3, R, R) float32 in [0, 1] and labels (batch,) int64.
-
-        Args:
-            batch: B; the last images of an epoch share a batch with the first of the next.
-            start: batches to skip, for a resumed fit; the stream is the same from there on.
-
-        Raises:
-            DataError: there are no images that can be used.
-        """
-        held: list[ReadImage] = []
-        for epoch in itertools.count():
-            bad = self.budget()
-            for image in self.read(epoch, bad):
-                held.append(image)
-                if len(held) == batch:
-                    if start > 0:
-                        start -= 1
-                    else:
-                        found = ImageSet.of(held, self.decoding.shape[0])
-                        yield to_float(found.images), found.labels
-                    held = []
-            if not bad.good:
-                raise DataError("[data.source]: no training images that can be used")
+    def batches(self, batch: int, place: tuple[int, int] = (0, 0)) -> ImageBatches:
+        """Return batches without end, from a place in their stream on."""
+        return ImageBatches(self, batch, place)
 
     def all(self, limit: int | None = None) -> ImageSet:
         """Read the split into memory, or ``limit`` images spread over it."""
         return ImageSet.of(self.part(limit).read(), self.decoding.shape[0])
+
+
+class ImageBatches(Iterator[tuple[Tensor, Tensor]]):
+    """Batches of a split without end: images (B, 3, R, R) float32 in [0, 1] and labels (B,) int64.
+
+    The last images of an epoch share a batch with the first of the next.
+
+    Args:
+        split: the split.
+        batch: B.
+        place: where to begin, as a `place` of the same stream; images before it are decoded from its epoch's begin on.
+
+    Attributes:
+        place: the epoch of the last image that was in a batch, and how many of that epoch's have been.
+
+    Raises:
+        DataError: there are no images that can be used; at the first batch.
+    """
+
+    def __init__(self, split: Split, batch: int, place: tuple[int, int] = (0, 0)) -> None:
+        self.place = place
+        self._batches = self._read(split, batch)
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        return next(self._batches)
+
+    def _read(self, split: Split, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        held: list[ReadImage] = []
+        first, skipped = self.place
+        for epoch in itertools.count(first):
+            bad = split.budget()
+            used = 0
+            for used, image in enumerate(split.read(epoch, bad), 1):
+                if skipped >= used:
+                    continue
+                held.append(image)
+                if len(held) == batch:
+                    self.place = (epoch, used)
+                    found = ImageSet.of(held, split.decoding.shape[0])
+                    yield to_float(found.images), found.labels
+                    held = []
+            skipped = max(0, skipped - used)
+            if not bad.good:
+                raise DataError("[data.source]: no training images that can be used")

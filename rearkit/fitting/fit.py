@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rearkit.contracts import FitPass, FittableTokenizer
+from rearkit.data.image_sets import ImageBatches
 from rearkit.errors import DivergedError, first_line, interruption
 from rearkit.fitting.adversary import Adversary
 from rearkit.fitting.perceptual import Perceptual
@@ -73,6 +74,7 @@ class TokenizerFit:
         # Of all parameters, a codebook without gradients too: it must lag as the encoder does.
         self.average = {name: p.detach().clone() for name, p in tokenizer.named_parameters()} if fit.ema_decay else {}
         self.step = 0
+        self.place = (0, 0)
         if checkpoint is not None and checkpoint.is_file():
             self._load(checkpoint)
 
@@ -80,7 +82,8 @@ class TokenizerFit:
         """Take the remaining steps. All ranks must call this, and each takes its share of a batch.
 
         Args:
-            batches: begins with the batch of step `step`; only the first rank's is read.
+            batches: begins with the batch of step `step`, as `ImageBatches` from `place` do; only the first rank's is
+                read.
             log: gets the losses; the first rank's.
 
         Raises:
@@ -92,6 +95,8 @@ class TokenizerFit:
         with StopRequest() as stop, progress_bar("tokenizer: fit", self.fit.steps, self.step) as bar:
             while self.step < self.fit.steps:
                 images = distributed.from_main(lambda: next(batches)[0])
+                if isinstance(batches, ImageBatches):
+                    self.place = batches.place
                 # At each step, so that a resumed fit draws the same random numbers.
                 seed_everything(self.seed, self.step)
                 values = self._step(varied(images, self.fit))
@@ -189,6 +194,7 @@ class TokenizerFit:
             "average": self.average,
             "adversary": None if self.adversary is None else self.adversary.state(),
             "step": self.step,
+            "place": self.place,
         }
         with replacing(path) as temporary:
             torch.save(state, temporary)
@@ -214,6 +220,8 @@ class TokenizerFit:
         if self.adversary is not None:
             self.adversary.restore(state["adversary"])
         self.step = state["step"]
+        # Checkpoints of 0.1 do not tell it.
+        self.place = state.get("place", (0, self.step * self.fit.batch))
         say(f"tokenizer: going on from step {self.step} of {self.fit.steps}")
 
 

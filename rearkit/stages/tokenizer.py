@@ -95,7 +95,7 @@ def _fit(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, table: FitTabl
         log = TrainLog(place, fit.step, open_trackers(recipe, place, fit.step), folder.fit_log.name)
     try:
         # A resumed fit gets the batches that come after its last step.
-        fit.run(images.batches(table.batch, fit.step), log)
+        fit.run(images.batches(table.batch, fit.place), log)
     finally:
         if log is not None:
             log.close()

@@ -17,7 +17,7 @@ from PIL import Image
 from rearkit.data.access import Access
 from rearkit.data.decoding import Decoding
 from rearkit.data.fetching import Retry
-from rearkit.data.image_sets import ImageSet, Split
+from rearkit.data.image_sets import ImageBatches, ImageSet, Split
 from rearkit.data.pixels import psnr, to_float, to_uint8
 from rearkit.data.streams import ReadImage
 from rearkit.errors import DataError
@@ -62,9 +62,12 @@ def split_of(opened: Opened, name: str = "train") -> Split:
     return stage.open_split(*opened, name, SIDE, "tokens")
 
 
-def batches(opened: Opened, batch: int, count: int, start: int = 0) -> list[list[int]]:
+def batches(opened: Opened, batch: int, count: int) -> list[list[int]]:
     """The numbers of the images in the first batches."""
-    stream = split_of(opened).batches(batch, start)
+    return numbers_of(split_of(opened).batches(batch), batch, count)
+
+
+def numbers_of(stream: ImageBatches, batch: int, count: int) -> list[list[int]]:
     found = []
     for images, labels in itertools.islice(stream, count):
         assert images.shape == (batch, 3, SIDE, SIDE)
@@ -88,9 +91,33 @@ def test_a_batch_larger_than_the_data_takes_several_epochs(opened: Callable[...,
     assert sorted(batch[:3]) == sorted(batch[3:6]) == [0, 1, 2]
 
 
-def test_a_resumed_stream_is_the_uninterrupted_one(opened: Callable[..., Opened]) -> None:
-    run = opened(4, 6)
-    assert batches(run, 4, 3, start=5) == batches(run, 4, 8)[5:]
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_resumed_stream_is_the_uninterrupted_one(broken: bool, opened: Callable[..., Opened]) -> None:
+    run = opened(4, 6, max_bad_share=0.5)
+    if broken:  # in the same place of the stream each time
+        write_shard(Path(run[0].data.source.settings.train) / "0.tar", range(4), b"broken")
+    whole = split_of(run).batches(4)
+    places, seen = [whole.place], []
+    for _ in range(8):
+        seen += numbers_of(whole, 4, 1)
+        places.append(whole.place)
+    for number, place in enumerate(places):
+        assert numbers_of(split_of(run).batches(4, place), 4, 8 - number) == seen[number:]
+    if not broken:  # a count of all images is a place too, though one that takes longer
+        assert numbers_of(split_of(run).batches(4, (0, 5 * 4)), 4, 3) == seen[5:]
+
+
+def test_a_resumed_stream_reads_no_epoch_again(opened: Callable[..., Opened], monkeypatch: pytest.MonkeyPatch) -> None:
+    split = split_of(opened(4, 6))
+    stream = split.batches(4)
+    for _ in range(8):
+        next(stream)
+    assert stream.place == (3, 2)
+    read: list[int] = []
+    monkeypatch.setattr(Split, "read", lambda self, epoch, bad: read.append(epoch) or iter(()))
+    with pytest.raises(DataError):
+        next(split.batches(4, stream.place))
+    assert read == [3]
 
 
 def test_the_stream_depends_on_the_seed(opened: Callable[..., Opened], tiny: Callable[..., Recipe]) -> None:

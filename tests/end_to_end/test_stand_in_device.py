@@ -19,11 +19,11 @@ CHANGES = (
 
 # Kernels write nothing, so logits are what was in their memory before, and need not be numbers.
 PROGRAM = """
-import sys
+import runpy, sys
 from rearkit.sampling import finite_logits
 finite_logits.check_logits = lambda logits: None
-from rearkit.cli.main import main
-main(sys.argv[1:])
+sys.argv = sys.argv[1:]
+(runpy.run_path if sys.argv[0].endswith(".py") else runpy.run_module)(sys.argv[0], run_name="__main__")
 """
 
 
@@ -34,7 +34,7 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_smoke_recipe_runs_through(device: Path, tmp_path: Path) -> None:
     settings = [f"--set={change}" for change in CHANGES]
-    run(device, "-c", PROGRAM, "run", "smoke", "--out", str(tmp_path), *settings)
+    run(device, "-c", PROGRAM, "rearkit", "run", "smoke", "--out", str(tmp_path), *settings)
     # Its scores are of zeros, and may be refused.
     with np.load(tmp_path / "sample" / "samples.npz") as samples:
         assert samples["arr_0"].shape == (20, 32, 32, 3)
@@ -43,6 +43,6 @@ def test_the_smoke_recipe_runs_through(device: Path, tmp_path: Path) -> None:
 
 def test_the_benchmark_runs_dry(device: Path, tmp_path: Path) -> None:
     script = str(ROOT / "benchmarks" / "gpu.py")
-    printed = run(device, script, str(tmp_path), "--dry", "--budget", "3000", timeout=1500)
+    printed = run(device, "-c", PROGRAM, script, str(tmp_path), "--dry", "--budget", "3000", timeout=1500)
     # Stage 3 looks at numbers that it has written, and these are not there.
     assert set(json.loads(printed.splitlines()[-1])["failed"]) <= {"losses of six steps, ZeRO 3 against 0, fp32/ERROR"}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rearkit.contracts import Tokenizer
-from rearkit.data.image_sets import ImageSet
+from rearkit.data.image_sets import ImageBatches, ImageSet
 from rearkit.data.pixels import psnr, to_float
 from rearkit.errors import DivergedError, RearkitError
 from rearkit.fitting.adversary import Adversary
@@ -97,6 +97,19 @@ def test_a_fit_that_was_cut_off_ends_as_the_uninterrupted_one(
     assert [line["step"] for line in lines] == list(range(1, 13))
     fit.finish()
     assert not path.exists()
+
+
+def test_a_fit_goes_on_at_its_place_among_the_images(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
+    class Images(ImageBatches):
+        """Batches of no split."""
+
+        def __init__(self) -> None:
+            self._batches = batches()
+            self.place = (3, 4)
+
+    stopping = attrs.evolve(TABLE, steps=5)
+    TokenizerFit(fresh(tiny), stopping, 0, tmp_path / "fit.pt").run(Images())
+    assert TokenizerFit(fresh(tiny), TABLE, 0, tmp_path / "fit.pt").place == (3, 4)
 
 
 def test_a_fit_is_a_function_of_the_seed(tiny: Callable[..., Recipe]) -> None:
