@@ -16,6 +16,10 @@ from rearkit.planning.step_memory import STAGES
 from rearkit.recipe.tables import Recipe
 from rearkit.system.console import console
 
+# Of a step that is computed faster, a GPU spends most on launching kernels.
+SHORT_STEP_S = 0.02
+SMALL = "; the launches of kernels are not counted, and take most of so small a step"
+
 
 def print_plan(recipe: Recipe, machine: Machine, plan: Plan) -> None:
     """Print a plan: its figures, the memory of a training rank, and how to read that table."""
@@ -44,7 +48,8 @@ def plan_rows(recipe: Recipe, machine: Machine, plan: Plan) -> dict[str, str]:
         "operations of a step": f"{plan.flops / 1e12:,.3f} TFLOP (forward and backward, attention and heads included)",
         "steps": f"{plan.steps:,}{epochs}",
         "image tokens": f"{plan.tokens:,}",
-        "training time": f"{duration(plan.seconds)} at {machine.utilisation:.0%} of {machine.tflops:g} TFLOP/s a rank",
+        "training time": f"{duration(plan.seconds)} at {machine.utilisation:.0%} of {machine.tflops:g} TFLOP/s a rank"
+        + (SMALL if machine.cuda and plan.seconds < SHORT_STEP_S * plan.steps else ""),
         "disk: token shards": shards if plan.token_shards is None else gib(plan.token_shards),
         "disk: checkpoints": f"{gib(plan.checkpoint)} each, {plan.checkpoints} at most "
         f"({gib(plan.checkpoint * plan.checkpoints)})",

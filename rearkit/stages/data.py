@@ -248,7 +248,7 @@ def _counts(headers: Mapping[str, ShardHeaders], digests: dict[str, str]) -> dic
     """Return the number of samples of each shard, and note in ``digests`` what distinguishes their content."""
     for shard, found in headers.items():
         if not found.whole:
-            say(f"data: {shard} is damaged or truncated; its headers tell of {found.samples} samples")
+            say(f"data: {shard} is damaged or truncated; its headers tell of {found.samples} samples; copy it again")
         digests[shard] = found.digest
     return {shard: found.samples for shard, found in headers.items()}
 

@@ -20,6 +20,7 @@ from rearkit.planning.machine import Machine
 from rearkit.planning.measure import StepMemory, parameter_counts, sampling_memory, step_flops
 from rearkit.planning.micro_batch import by_stage, with_micro_batch
 from rearkit.planning.plan import make_plan, micro_batches
+from rearkit.planning.plan_tables import plan_rows
 from rearkit.planning.step_memory import GIB
 from rearkit.recipe.loading import load_recipe
 from rearkit.recipe.tables import Recipe
@@ -42,6 +43,14 @@ def test_a_plan_counts_what_the_built_recipe_has(tiny: Callable[..., Recipe]) ->
     assert plan.export == 4 * backbone
     assert plan.seconds == pytest.approx(plan.steps * plan.flops / (2 * 100e12 * 0.5))
     assert list(plan.memory) == [1, 2, 4]
+
+
+def test_the_time_of_small_steps_is_said_to_lack_launches(tiny: Callable[..., Recipe]) -> None:
+    recipe = tiny()
+    plan = make_plan(recipe, MACHINE)
+    for seconds, cuda, told in ((0.019, True, True), (0.021, True, False), (0.019, False, False)):
+        rows = plan_rows(recipe, attrs.evolve(MACHINE, cuda=cuda), attrs.evolve(plan, seconds=seconds * plan.steps))
+        assert ("launches of kernels are not counted" in rows["training time"]) is told
 
 
 def test_operations_are_six_for_each_weight_and_row_and_attention_besides(tiny: Callable[..., Recipe]) -> None:

@@ -10,6 +10,7 @@ import operator
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import attrs
 import numpy as np
@@ -164,7 +165,9 @@ class Torchvision:
         # RuntimeErrors are of what is missing, ValueErrors of splits, OSErrors of downloads and folders.
         except (RuntimeError, OSError, ValueError, TypeError, ImportError) as error:
             remedy = "correct root, or set download = true" if "download" in self.takes else "correct root"
-            if isinstance(error, ValueError) and self.by_name:
+            if isinstance(error, URLError):
+                remedy = f"it could not be downloaded, so try again, or put its files into {table.root}"
+            elif isinstance(error, ValueError) and self.by_name:
                 remedy = "name its splits by train and held_out"
             elif isinstance(error, TypeError):
                 remedy = "give what it needs under options"

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -175,6 +176,15 @@ def test_what_is_not_there_is_told_in_a_line(tmp_path: Path) -> None:
         _ = missing.num_classes
     with pytest.raises(DataError, match=r"EMNIST in .*'split'; give what it needs under options$"):
         _ = made("EMNIST", root=str(tmp_path)).num_classes
+
+
+def test_a_download_that_fails_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", unreachable)
+    with pytest.raises(DataError, match=rf"not known.*it could not be downloaded, .* put its files into {tmp_path}$"):
+        _ = made("CIFAR10", root=str(tmp_path), download=True).num_classes
 
 
 def test_a_set_without_classes_is_refused() -> None:
