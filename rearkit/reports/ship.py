@@ -26,11 +26,12 @@ from rearkit.recipe.loading import load_recipe, recipe_to_dict
 from rearkit.recipe.recipe_files import MODEL
 from rearkit.recipe.tables import Recipe
 from rearkit.reports.model_card import Card
-from rearkit.sampling.manifest import MEMBER, read_manifest
+from rearkit.sampling.manifest import MEMBER, Manifest, read_manifest
 from rearkit.sampling.sampler import Sampler, balanced_classes
 from rearkit.stages.intact import check_written
 from rearkit.stages.model_files import TOKENIZER
 from rearkit.stages.run_folder import RunFolder
+from rearkit.stages.run_recipe import run_recipe
 from rearkit.stages.sample import sample_manifest
 from rearkit.stages.train import load_model
 from rearkit.system.console import say
@@ -65,7 +66,9 @@ def export_run(run: Path, target: Path, licence: str | None = None) -> None:
     folder = RunFolder(run)
     _check(folder, target)
     check_written(("tokenizer", "train", "sample", "evaluate"), folder)
-    recipe = _clean_recipe(load_recipe(folder.model, trust=True))  # our own file
+    sampled = read_manifest(folder.samples)
+    sampled = sampled if _is_of(folder, sampled) else None
+    recipe = _clean_recipe(load_recipe(folder.model, trust=True), _sample_table(folder, sampled))  # our own file
     about = json.loads(read_metadata(folder.model)[EXPORTED])
     with storage_errors(target), replacing(target) as place:
         place.mkdir()
@@ -77,8 +80,8 @@ def export_run(run: Path, target: Path, licence: str | None = None) -> None:
         write_json(place / "classes.json", list(model.classes.titles))
         manifest = _manifest(model, place)
         write_json(place / MEMBER, manifest)
-        _picture(model, folder, place / "samples.png")
-        scores = _scores(folder)
+        _picture(model, folder, place / "samples.png", sampled)
+        scores = _scores(folder, recipe)
         if scores is not None:
             write_json(place / "scores.json", attrs.asdict(scores))
         files = {name: what for name, what in FILES.items() if (place / name).is_file()}
@@ -96,9 +99,24 @@ def _check(folder: RunFolder, target: Path) -> None:
         raise RearkitError(f"{target}: not an empty folder; choose another, or remove it")
 
 
-def _clean_recipe(recipe: Recipe) -> Recipe:
-    """Return a recipe that tells nothing of the machine, and finds the tokenizer beside it."""
-    content = without_places(recipe_to_dict(recipe))
+def _sample_table(folder: RunFolder, sampled: Manifest | None) -> Mapping[str, Any] | None:
+    """Return ``[sample]`` as the run's samples were drawn or, without any, as it was last run.
+
+    It may have changed since the training, whose weights have it as it was then.
+    """
+    if (told := _told_sample_table(sampled)) is not None:
+        return told
+    return recipe_to_dict(run_recipe(folder))["sample"] if folder.recipe.is_file() else None
+
+
+def _told_sample_table(manifest: Manifest | None) -> Mapping[str, Any] | None:
+    table: Mapping[str, Any] | None = (manifest or {}).get("recipe", {}).get("sample")
+    return table
+
+
+def _clean_recipe(recipe: Recipe, sample: Mapping[str, Any] | None) -> Recipe:
+    """Return a recipe that tells nothing of the machine, finds the tokenizer beside it, and draws by ``sample``."""
+    content = without_places(recipe_to_dict(recipe if sample is None else _drawing_by(recipe, sample)))
     tokenizer = content["tokenizer"]
     if tokenizer.get("weights") is not None and not is_hub(tokenizer["weights"]):
         tokenizer["weights"] = TOKENIZER
@@ -107,18 +125,28 @@ def _clean_recipe(recipe: Recipe) -> Recipe:
     return load_recipe(content)
 
 
+def _drawing_by(recipe: Recipe, sample: Mapping[str, Any]) -> Recipe:
+    return load_recipe({**recipe_to_dict(recipe), "sample": dict(sample)})
+
+
 def _manifest(model: Model, place: Path) -> Mapping[str, Any]:
     files = {"backbone": place / MODEL, "tokenizer": place / TOKENIZER}
     classes = balanced_classes(model.recipe.sample.num_images, model.num_classes)
     return {"kind": "model", **sample_manifest(model.recipe, files, classes, model.num_classes)}
 
 
-def _scores(folder: RunFolder) -> Scores | None:
-    """Return the run's scores, if they are of the weights that it has now; without folders of files."""
+def _scores(folder: RunFolder, recipe: Recipe) -> Scores | None:
+    """Return the run's scores, if they are of its weights and of what is exported as ``[sample]``; without folders."""
     found = read_json(folder.scores)
-    if found is None or not _is_of(folder, found.get("manifest")):
-        if found is not None:
-            say("export: the scores are of other weights than the run's, and left out; run evaluate, then export")
+    if found is None:
+        return None
+    manifest = found.get("manifest")
+    other = None if _is_of(folder, manifest) else "weights"
+    sample = _told_sample_table(manifest)
+    if other is None and sample is not None and _drawing_by(recipe, sample) != recipe:
+        other = "settings of [sample]"
+    if other is not None:
+        say(f"export: the scores are of other {other} than the run's, and left out; run evaluate, then export")
         return None
     scores = cattrs.structure({**found, "manifest": None}, Scores)
     told = [without_folders(text) for text in (scores.feature_space, scores.reference)]
@@ -132,9 +160,9 @@ def _is_of(folder: RunFolder, manifest: Mapping[str, Any] | None) -> bool:
     return (manifest or {}).get("weights", {}).get("backbone") == sha256(folder.model)
 
 
-def _picture(model: Model, folder: RunFolder, path: Path) -> None:
+def _picture(model: Model, folder: RunFolder, path: Path, sampled: Manifest | None) -> None:
     """Copy the run's picture of samples, or draw one."""
-    if folder.sample_grid.is_file() and _is_of(folder, read_manifest(folder.samples)):
+    if folder.sample_grid.is_file() and sampled is not None:
         with replacing(path) as temporary:
             temporary.write_bytes(folder.sample_grid.read_bytes())
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from rearkit.cli.main import main
 from rearkit.contracts import Classes
 from rearkit.errors import RearkitError, WeightsError
 from rearkit.model import build
-from rearkit.recipe.loading import load_recipe
+from rearkit.recipe.loading import load_recipe, recipe_to_dict
 from rearkit.recipe.tables import Recipe
 from rearkit.reports.ship import export_run
 from rearkit.sampling.sampler import sample
 from rearkit.stages.run_folder import RunFolder
+from rearkit.stages.run_recipe import save_resolved_recipe
 from rearkit.stages.train import export
 from rearkit.system.files import sha256, write_json
 from rearkit.weights import write_state_dict
@@ -160,3 +162,38 @@ def test_scores_of_other_weights_are_left_out(
     assert "of other weights than the run's, and left out" in capsys.readouterr().out
     assert not (tmp_path / "x" / "scores.json").exists()
     assert "None yet." in (tmp_path / "x" / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_settings_of_sampling_are_those_of_the_samples_and_scores(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def with_scale(scale: float) -> dict[str, Any]:
+        return {**recipe_to_dict(trained), "sample": {**recipe_to_dict(trained)["sample"], "guidance_scale": scale}}
+
+    def exported(place: str) -> tuple[float, bool]:
+        export_run(run.path, tmp_path / place)
+        scale = load_recipe(tmp_path / place / "recipe.toml").sample.guidance_scale
+        assert rearkit.load_model(tmp_path / place).recipe.sample.guidance_scale == scale
+        return scale, (tmp_path / place / "scores.json").exists()
+
+    trained, whole = load_recipe(run.model, trust=True), run.scores.read_text()
+    weights = {"backbone": sha256(run.model)}
+    try:
+        # Run again with another guidance, as far as drawing.
+        save_resolved_recipe(load_recipe(with_scale(3.0)), run)
+        assert exported("without samples") == (3.0, True)
+        run.samples.parent.mkdir()
+        np.savez(run.samples, np.zeros((1, 8, 8, 3), np.uint8))
+        manifest = {"format": 1, "weights": weights, "recipe": with_scale(5.0)}
+        with zipfile.ZipFile(run.samples, "a") as archive:
+            archive.writestr("manifest.json", json.dumps(manifest))
+        assert exported("with samples") == (5.0, True)
+        write_json(run.scores, {**json.loads(whole), "manifest": {**manifest, "recipe": with_scale(2.0)}})
+        assert exported("with scores of others") == (5.0, False)
+        assert "the scores are of other settings of [sample] than the run's, and left out" in capsys.readouterr().out
+        write_json(run.scores, {**json.loads(whole), "manifest": manifest})
+        assert exported("with scores of the same") == (5.0, True)
+    finally:
+        run.scores.write_text(whole)
+        run.samples.unlink(missing_ok=True)
+        run.recipe.unlink(missing_ok=True)
