@@ -83,7 +83,7 @@ def build(recipe: Recipe, tokenizer: Tokenizer | None = None, classes: Classes |
     tokenizer = tokenizer or build_tokenizer(recipe)
     tokenizer.eval().requires_grad_(False)
     torch.manual_seed(recipe.train_seed)
-    noise = _build_noise(recipe, NoiseContext(space_of(tokenizer, classes.number), tokenizer.codebook()))
+    noise = _build_noise(recipe, tokenizer, classes.number)
     # Again, so that the backbone's initial weights depend on neither the tokenizer's fit nor the noise.
     torch.manual_seed(recipe.train_seed)
     space = space_of(tokenizer, classes.number, extra_tokens(noise))
@@ -117,9 +117,10 @@ def space_of(tokenizer: Tokenizer, num_classes: int, extra_tokens: int = 0) -> T
     return TokenSpace(tokenizer.num_tokens, tokenizer.codebook_size, num_classes, extra_tokens, grid)
 
 
-def _build_noise(recipe: Recipe, context: NoiseContext) -> NoiseSchedule:
+def _build_noise(recipe: Recipe, tokenizer: Tokenizer, num_classes: int) -> NoiseSchedule:
     if recipe.noise is None:
         return NoNoise()
+    context = NoiseContext(space_of(tokenizer, num_classes), tokenizer.codebook())
     # Most schedules need no context, and take their settings alone.
     wanted = (context,) if takes_context(plugins.find("noise", recipe.noise.name).build) else ()
     noise: NoiseSchedule = _build(recipe.noise, recipe.name, *wanted)
@@ -187,15 +188,13 @@ def check_weights(recipe: Recipe) -> list[str]:
     """
     if recipe.tokenizer.weights is None and recipe.backbone.weights is None:
         return []
-    tokenizer = cheaply(lambda: build_tokenizer(recipe, load=False))
     modules: dict[str, tuple[TokenizerTable | BackboneTable, Tokenizer | Backbone]] = {}
     if recipe.tokenizer.weights is not None:
-        modules["tokenizer"] = (recipe.tokenizer, tokenizer)
+        modules["tokenizer"] = (recipe.tokenizer, cheaply(lambda: build_tokenizer(recipe, load=False)))
     if recipe.backbone.weights is not None:
         classes = _num_classes(recipe)
         if classes is not None:
-            space = space_of(tokenizer, classes)
-            modules["backbone"] = (recipe.backbone, cheaply(lambda: build_backbone(recipe, space)))
+            modules["backbone"] = (recipe.backbone, cheaply(lambda: _initial_backbone(recipe, classes)))
     problems = []
     for kind, (table, module) in modules.items():
         try:
@@ -207,6 +206,12 @@ def check_weights(recipe: Recipe) -> list[str]:
         except WeightsError as error:
             problems.append(f"[{kind}] weights: {error}")
     return problems
+
+
+def _initial_backbone(recipe: Recipe, num_classes: int) -> Backbone:
+    tokenizer = build_tokenizer(recipe, load=False)
+    noise = _build_noise(recipe, tokenizer, num_classes)
+    return build_backbone(recipe, space_of(tokenizer, num_classes, extra_tokens(noise)))
 
 
 def check_parts(recipe: Recipe) -> None:

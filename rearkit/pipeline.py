@@ -283,6 +283,11 @@ def _weights_problems(recipe: Recipe) -> list[str]:
         problems.append("[train] steps = 0 leaves the backbone untrained: give [backbone] weights")
     if recipe.train.steps == 0 and recipe.backbone.weights_fit != "strict":
         problems.append('[backbone] weights_fit = "partial" leaves parts untrained; give [train] steps')
+    if recipe.backbone.weights is None and recipe.train.label_dropout == 0 and recipe.sample.guidance_scale != 1:
+        problems.append(
+            "[sample] guidance_scale leads away from predictions without a class, which [train] label_dropout = 0 "
+            "leaves untrained; give label_dropout a share such as 0.1, or leave guidance_scale out"
+        )
     for table in (recipe.tokenizer, recipe.backbone):
         if table.weights_key is not None and table.weights is None:
             problems.append(f"[{table.kind}] weights_key chooses within weights, and there are none")

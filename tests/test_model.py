@@ -222,6 +222,19 @@ def test_backbone_weights_are_compared_though_the_images_are_not_there_yet(
     assert "[backbone] weights" in problem and "do not fit" in problem and "num_layers = 2" in problem
 
 
+def test_backbone_weights_are_compared_with_room_for_the_tokens_of_the_noise(
+    tiny: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny(noise={"name": "linear"})
+    path = tmp_path / "backbone.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setattr(type(build(recipe).noise), "extra_tokens", 2, raising=False)
+        write_state_dict(path, build(recipe).backbone.state_dict())
+        assert check_weights(tiny(noise={"name": "linear"}, backbone={"weights": str(path)})) == []
+    (problem,) = check_weights(tiny(noise={"name": "linear"}, backbone={"weights": str(path)}))
+    assert "[backbone] weights" in problem and "do not fit" in problem
+
+
 def test_a_file_that_is_not_inceptions_weights_is_refused_before_anything_runs(
     tiny: Callable[..., Recipe], inception: Path, tmp_path: Path
 ) -> None:
@@ -252,3 +265,7 @@ def test_inputs_that_are_folders_are_called_so(tiny: Callable[..., Recipe], tmp_
         check_inputs(tiny(backbone={"weights": str(tmp_path)}))
     with pytest.raises(RearkitError, match=r"\[backbone\] weights_key chooses within weights, and there are none"):
         check_inputs(tiny(backbone={"weights_key": "ema"}))
+    with pytest.raises(
+        RearkitError, match=r"^\[sample\] guidance_scale leads away from predictions without a class, which"
+    ):
+        check_inputs(tiny(train={"label_dropout": 0.0}, sample={"num_images": 4, "guidance_scale": 2.0}))

@@ -73,8 +73,8 @@ def read_toml(path: Path, what: str = "recipe") -> dict[str, Any]:
             text = file.read(LARGEST + 1)
         if len(text) > LARGEST:
             raise RecipeError([f"{path}: larger than {LARGEST >> 20} MiB, so no {what}; name another file"])
-        # Line ends of any system, as text is read everywhere else.
-        content = tomllib.loads(io.TextIOWrapper(io.BytesIO(text), encoding="utf-8").read())
+        # Line ends of any system, as text is read everywhere else, and the mark that editors of Windows begin it with.
+        content = tomllib.loads(io.TextIOWrapper(io.BytesIO(text), encoding="utf-8-sig").read())
     except FileNotFoundError:
         near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.toml")])
         if not near and path.stem in own_files():
@@ -183,7 +183,7 @@ def _own_time(path: Path) -> str:
 def _heading(path: Path) -> tuple[str, list[tuple[str, str]]]:
     """Return the first sentence of the comment at the top of a file, and its entries."""
     words, entries = [], []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8-sig").splitlines():
         if not line.startswith("#"):
             break
         text = line.removeprefix("#").strip()

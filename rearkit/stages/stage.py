@@ -290,9 +290,9 @@ def _result_relevant(value: Any) -> Any:
 
 
 def _as_formerly(value: Any, field: attrs.Attribute[Any]) -> Any:
-    """Return a setting's value, or the default of earlier versions if it has today's."""
+    """Return a setting's value, or the default of earlier versions if it has today's; that one, if given, apart."""
     former = field.metadata.get("formerly", attrs.NOTHING)
-    return former if former is not attrs.NOTHING and value == field.default else value
+    return {field.default: former, former: [former]}.get(value, value) if former is not attrs.NOTHING else value
 
 
 def _provider(value: Any) -> dict[str, str]:

@@ -579,6 +579,12 @@ def test_a_file_that_is_no_toml_is_named(content: bytes, problem: str, tmp_path:
     assert found.startswith(f"{tmp_path / 'bad.toml'}: {problem}")
 
 
+def test_a_file_of_an_editor_of_windows_is_a_recipe(tmp_path: Path, tiny_recipe: Callable[..., Content]) -> None:
+    text = write(tmp_path / "plain.toml", tiny_recipe()).read_bytes()
+    (tmp_path / "marked.toml").write_bytes(b"\xef\xbb\xbf" + text.replace(b"\n", b"\r\n"))
+    assert load_recipe(tmp_path / "marked.toml") == load_recipe(tmp_path / "plain.toml")
+
+
 def test_a_folder_and_a_missing_file_are_no_recipes(tmp_path: Path) -> None:
     (found,) = problems(tmp_path)
     assert "cannot be read" in found

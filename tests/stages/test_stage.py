@@ -573,3 +573,11 @@ def test_a_field_that_came_later_changes_no_key_at_its_default(tiny: Callable[..
 
     assert "weights_key" not in _result_relevant(tiny().backbone)
     assert train_key() != train_key(weights_key="ema")
+
+
+def test_a_former_default_that_is_given_is_not_the_one_of_today(tiny: Callable[..., Recipe]) -> None:
+    def told(**sample: str) -> Any:
+        return _result_relevant(tiny(sample={"num_images": 4, **sample}).sample)["precision"]
+
+    assert told() == told(precision="auto") == "fp32"  # as it stands in the keys of 0.1
+    assert told(precision="fp32") not in ("auto", "fp32", told(precision="bf16"))
