@@ -173,7 +173,8 @@ def _problems(error: Exception, where: str, origins: Mapping[KeyPath, str], cont
         for entry in requires:
             name, _, source = (part.strip() for part in str(entry).partition("@"))
             if name and not _installed(name):
-                problems.append(f"{where}: requires: {name} is not installed; run: pip install {source or name}")
+                named_by = origins.get(("requires",), where)
+                problems.append(f"{named_by}: requires: {name} is not installed; run: pip install {source or name}")
     return problems
 
 

@@ -13,7 +13,7 @@ import attrs
 from rearkit.errors import RecipeError, first_line, shortened
 from rearkit.recipe.checking import KeyPath, structure
 from rearkit.recipe.exported import LEFT_OUT, read_exported, without_source
-from rearkit.recipe.recipe_files import DEEPEST, TOO_DEEP, check_depth, find_file, read_toml
+from rearkit.recipe.recipe_files import DEEPEST, TOO_DEEP, check_depth, find_file, missing, read_toml
 from rearkit.recipe.tables import ComponentTable, Recipe
 from rearkit.registry.setting_types import plain
 
@@ -24,6 +24,7 @@ else:
 
 # Characters of a change that its messages repeat.
 SAID = 500
+SWEEP_KEYS = {"variants", "grid", "seeds"}
 
 
 @attrs.frozen
@@ -69,6 +70,8 @@ def load_recipe(
         path = find_file(source)
         where = str(path)
         content = _read(path, origins, (), trust)
+        if "recipe" in content and SWEEP_KEYS & content.keys():
+            raise RecipeError([f"{where}: is a sweep, not a recipe; run: python -m rearkit sweep {where}"])
     changes = [override if isinstance(override, Change) else parse_override(override) for override in overrides]
     for i, change in enumerate(changes):
         _apply(change, content, origins, changes[:i])
@@ -98,7 +101,10 @@ def _read(path: Path, origins: dict[KeyPath, str], seen: tuple[Path, ...], trust
         if not isinstance(parent, str):
             raise RecipeError([f"{path}: extends: expected the path of a recipe file, got {parent!r}"])
         # Relative to the extending file, not to the working directory.
-        base = _read(find_file(parent, beside=path), origins, (*seen, path.resolve()), trust)
+        file = find_file(parent, beside=path)
+        if not file.exists():
+            raise RecipeError([f"{path}: extends: {missing(file, besides=(*seen, path.resolve()))}"])
+        base = _read(file, origins, (*seen, path.resolve()), trust)
     # After the base's, so that this file's entries replace those of the file that it extends.
     _note_origins(content, str(path), origins, ())
     return _merge(base, content)

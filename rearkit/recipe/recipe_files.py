@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +76,7 @@ def read_toml(path: Path, what: str = "recipe") -> dict[str, Any]:
         # Line ends of any system, as text is read everywhere else, and the mark that editors of Windows begin it with.
         content = tomllib.loads(io.TextIOWrapper(io.BytesIO(text), encoding="utf-8-sig").read())
     except FileNotFoundError:
-        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.toml")])
-        if not near and path.stem in own_files():
-            near = f" (did you mean {path.stem!r}, without a folder and a suffix? it comes with rearkit)"
-        raise RecipeError([f"{path}: no such {what} file{near}"]) from None
+        raise RecipeError([missing(path, what)]) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError([f"{path}: cannot be read: {error}"]) from None
     # ValueError: besides what is no TOML, a number of thousands of digits, or a path with a NUL character.
@@ -89,6 +86,14 @@ def read_toml(path: Path, what: str = "recipe") -> dict[str, Any]:
         raise RecipeError([f"{path}: {TOO_DEEP}"]) from None
     check_depth(content, str(path))
     return content
+
+
+def missing(path: Path, what: str = "recipe", besides: Sequence[Path] = ()) -> str:
+    """Say that a file is missing, and which one may be meant; none of ``besides``."""
+    near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.toml") if p.resolve() not in besides])
+    if path.stem in own_files():
+        near = f" (did you mean {path.stem!r}, without a folder and a suffix? it comes with rearkit)"
+    return f"{path}: no such {what} file{near}"
 
 
 def check_depth(content: Any, where: str) -> None:

@@ -104,7 +104,10 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         RecipeError: the file is wrong, or the recipe of a run is; lists all errors of the first such run.
     """
     path = find_file(path, "sweep")
-    table = structure(read_toml(path, "sweep"), SweepTable, str(path), {})
+    content = read_toml(path, "sweep")
+    if "recipe" not in content and {"extends", "tokenizer", "backbone"} & content.keys():
+        raise RecipeError([f"{path}: is a recipe, not a sweep; run: python -m rearkit run {path}"])
+    table = structure(content, SweepTable, str(path), {})
     common = [parse_override(text) for text in overrides]
     variants = list(_variants(table, path))
     names = tuple(name for name, _ in variants)

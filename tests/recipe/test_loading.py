@@ -526,11 +526,32 @@ def test_a_base_reached_twice_without_a_cycle_is_none(tmp_path: Path, tiny_recip
 def test_a_missing_base_and_a_wrong_one_are_told(tmp_path: Path, tiny_recipe: Callable[..., Content]) -> None:
     write(tmp_path / "base.toml", tiny_recipe())
     (problem,) = problems(write(tmp_path / "child.toml", {"extends": "bsae.toml"}))
-    assert problem.endswith("bsae.toml: no such recipe file (did you mean 'base.toml'?)")
+    where = f"{tmp_path / 'child.toml'}: extends: {tmp_path / 'bsae.toml'}"
+    assert problem == f"{where}: no such recipe file (did you mean 'base.toml'?)"
+    # Near are the file itself, and a recipe that comes with rearkit.
+    (problem,) = problems(write(tmp_path / "mine.toml", {"extends": "mnist.toml"}))
+    assert problem.startswith(f"{tmp_path / 'mine.toml'}: extends: ")
+    assert "did you mean 'mnist', without a folder and a suffix?" in problem and "'mine.toml'" not in problem
     (problem,) = problems(write(tmp_path / "child.toml", {"extends": 3}))
     assert problem.endswith("child.toml: extends: expected the path of a recipe file, got 3")
     (problem,) = problems({"extends": "base.toml"})
     assert problem == "<recipe>: extends: only a recipe file can extend another"
+
+
+def test_a_package_that_is_missing_is_asked_for_where_it_is_named(
+    tmp_path: Path, tiny_recipe: Callable[..., Content]
+) -> None:
+    path = write(tmp_path / "base.toml", tiny_recipe())
+    found = problems(path, ["noise.name=theirs", "requires=['theirs-of-nobody']"])
+    assert found[-1].startswith("--set requires=") and "theirs-of-nobody is not installed" in found[-1]
+
+
+def test_sweeps_and_recipes_taken_for_each_other_are_told(tmp_path: Path, tiny_recipe: Callable[..., Content]) -> None:
+    recipe = write(tmp_path / "recipe.toml", tiny_recipe())
+    sweep = write(tmp_path / "sweep.toml", {"name": "s", "recipe": "recipe.toml", "seeds": [0]})
+    assert problems(sweep) == [f"{sweep}: is a sweep, not a recipe; run: python -m rearkit sweep {sweep}"]
+    with pytest.raises(RecipeError, match=rf"{recipe}: is a recipe, not a sweep; run: python -m rearkit run {recipe}"):
+        load_sweep(recipe)
 
 
 def test_each_error_names_the_file_or_set_that_it_comes_from(
