@@ -14,6 +14,7 @@ from rearkit.components.tokenizers.maskgit_vqgan import MaskGITVQGANSettings
 from rearkit.errors import RecipeError
 from rearkit.recipe.loading import load_recipe, recipe_to_dict
 from rearkit.recipe.tables import FitTable, Recipe
+from rearkit.sweeps.sweep import load_sweep
 
 Content = dict[str, Any]
 Path_ = tuple[str | int, ...]
