@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rearkit.data.pixels import to_float
-from rearkit.errors import DivergedError, WeightsError
+from rearkit.errors import DataError, DivergedError, WeightsError
 from rearkit.recipe.tables import ClassifierTable
 from rearkit.system.checksums import seal, unseal
 from rearkit.system.console import progress_bar, say
@@ -126,7 +126,14 @@ def find_classifier(
         table: the classifier's settings.
         seed: of its training.
         device: to put the classifier on.
+
+    Raises:
+        DataError: all images are of one class, of which a classifier learns nothing.
     """
+    if not labels.any():
+        raise DataError(
+            '[evaluate] features: all images are of one class, and a classifier needs several; use "inception"'
+        )
     path = folder / FILE
     # The images themselves are hashed, not their source: a changed shard then changes the digest too.
     settings = json.dumps([attrs.asdict(table), seed]).encode()  # type: ignore[arg-type]

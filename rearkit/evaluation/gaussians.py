@@ -30,6 +30,8 @@ class Gaussian:
         for what, array in (("mean", self.mu), ("covariance", self.sigma)):
             if bad := int((~np.isfinite(array)).sum()):
                 return f"{bad:,} of {array.size:,} numbers of the {what} are NaN or infinite"
+        if not np.allclose(self.sigma, self.sigma.T, rtol=1e-3, atol=1e-6 * float(np.abs(self.sigma).max(initial=0.0))):
+            return "the covariance is not symmetric"
         variances = np.diag(self.sigma)
         # Rounding may leave a feature that does not vary slightly below 0.
         if len(variances) and variances.min() < -1e-6 * max(1.0, variances.max()):

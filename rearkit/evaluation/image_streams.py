@@ -26,6 +26,8 @@ from rearkit.system.npz_files import DAMAGE, check_npz
 
 ARRAY = "arr_0"
 LABELS = "arr_1"
+# Numbers from there on are no classes, but say of images.
+MOST_CLASSES = 1 << 24
 
 
 class Images(Protocol):
@@ -113,6 +115,8 @@ class NpzImages:
             raise DataError(f"{path}: no .npz with images in {ARRAY} ({error})") from None
         shape, fortran, dtype = header
         first = len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3] != 3
+        if shape[:1] == (0,):
+            raise DataError(f"{path}: {name} has no images")
         if not first and not _is_channels_last(shape):
             raise DataError(f"{path}: {name} has the shape {shape}, but images are (n, side, side, 3)")
         if dtype != np.uint8 and not np.issubdtype(dtype, np.floating):
@@ -206,7 +210,8 @@ class NpzImages:
             raise DataError(f"{self.path}: damaged or truncated ({error})") from None
         # An arr_1 that can't be the classes is ignored, since scores need none.
         whole = found is not None and found.shape == (len(self),) and np.issubdtype(found.dtype, np.integer)
-        return found.astype(np.int64) if found is not None and whole else None
+        fits = found is not None and whole and found.max() < MOST_CLASSES
+        return found.astype(np.int64) if found is not None and fits else None
 
 
 @attrs.frozen(eq=False)

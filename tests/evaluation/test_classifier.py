@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rearkit.errors import WeightsError
+from rearkit.errors import DataError, WeightsError
 from rearkit.evaluation.classifier import (
     Classifier,
     classify,
@@ -37,6 +37,12 @@ def coloured(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 @pytest.fixture(scope="module")
 def classifier() -> Classifier:
     return train_classifier(*coloured(60), 3, TABLE, 0, CPU)
+
+
+def test_images_of_one_class_are_refused(tmp_path: Path) -> None:
+    images = torch.zeros(8, 3, 8, 8, dtype=torch.uint8)
+    with pytest.raises(DataError, match="all images are of one class, and a classifier needs several"):
+        find_classifier(tmp_path, images, torch.zeros(8, dtype=torch.int64), ClassifierTable(), 0, CPU)
 
 
 def test_a_classifier_learns_to_tell_images_it_has_not_seen(classifier: Classifier) -> None:

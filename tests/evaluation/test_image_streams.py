@@ -34,7 +34,12 @@ def test_an_archive_reads_as_its_images_in_any_batches_and_as_often_as_asked(sav
 
 
 def test_labels_that_are_no_classes_of_the_images_are_none(tmp_path: Path) -> None:
-    for name, labels in (("fewer", np.arange(9)), ("floats", np.zeros(10)), ("square", np.zeros((10, 2), int))):
+    for name, labels in (
+        ("fewer", np.arange(9)),
+        ("floats", np.zeros(10)),
+        ("square", np.zeros((10, 2), int)),
+        ("of images", np.arange(10) + 10**12),
+    ):
         np.savez(tmp_path / f"{name}.npz", arr_0=pixels(), arr_1=labels)
         assert NpzImages.open(tmp_path / f"{name}.npz").labels() is None
     np.savez(tmp_path / "none.npz", pixels())
@@ -54,6 +59,8 @@ def test_labels_that_are_no_classes_of_the_images_are_none(tmp_path: Path) -> No
         (pixels()[:, :2], r"shape \(10, 2, 4, 3\)"),
         (pixels().transpose(1, 0, 2, 3)[:3], r"shape \(3, 10, 4, 3\)"),
         (np.asfortranarray(pixels()), "Fortran"),
+        (pixels()[:0], "has no images"),
+        (pixels()[:0].astype(np.float32), "has no images"),
     ],
 )
 def test_arrays_that_are_no_images_are_refused_by_name(array: np.ndarray, message: str, tmp_path: Path) -> None:

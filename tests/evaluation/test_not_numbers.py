@@ -38,6 +38,8 @@ def test_no_distance_from_what_is_no_number(bad: float, where: str) -> None:
 def test_no_distance_from_what_is_no_covariance() -> None:
     with pytest.raises(RearkitError, match="the smallest variance is -1, below 0"):
         frechet(gaussian(), gaussian(variance=-1))
+    with pytest.raises(RearkitError, match="the covariance is not symmetric"):
+        frechet(gaussian(), Gaussian(np.zeros(3), np.eye(3) + np.triu(np.full((3, 3), 0.1), 1)))
     crossed = Gaussian(np.zeros(3), np.eye(3) + 50 * (np.ones((3, 3)) - np.eye(3)))
     with pytest.raises(RearkitError, match="which no two distributions have"):
         frechet(crossed, crossed)
