@@ -45,12 +45,21 @@ WORDS = {
     "samples_per_second": ("Throughput", "samples per second, since start or resumption"),
 }
 FIT_WORDS = {
-    "loss": ("Total loss", "weighted sum of reconstruction and commitment"),
+    "loss": ("Total loss", "weighted sum of what is fitted; an adversarial term may make it negative"),
     "reconstruction": ("Reconstruction error", "squared plus absolute error, pixels in 0 to 1"),
     "commitment": ("Commitment", "squared distance of features to their codes"),
     "codes_used": ("Codes in use", "share of the codebook"),
+    "perceptual": ("Perceptual distance", "before its weight"),
+    "adversarial": ("Adversarial term", "minus the discriminator’s mean opinion of reconstructions, before its weight"),
+    "adversarial_weight": (
+        "Weight of the adversarial term",
+        "[tokenizer.fit.adversarial] weight times the ratio of gradients",
+    ),
+    "discriminator": ("Discriminator’s loss", "hinge; 1 where it cannot tell"),
+    "discriminator_right": ("Discriminator is right", "share of patches of images and reconstructions"),
+    "discriminator_skipped": ("Discriminator’s skipped steps", "so far, for gradients that were not finite"),
 }
-SHARES = ("accuracy", "codes_used", "noise_level")
+SHARES = ("accuracy", "codes_used", "discriminator_right", "noise_level")
 
 
 @attrs.frozen

@@ -21,6 +21,7 @@ from rearkit.fitting.fit import TokenizerFit, learning_rate
 from rearkit.model import build_tokenizer
 from rearkit.recipe.fit_table import AdversarialTable, FitTable
 from rearkit.recipe.tables import Recipe
+from rearkit.reports.charts import FIT_WORDS
 from rearkit.stages.tokenizer import fit_tokenizer
 from rearkit.training.logs import TrainLog, read_log
 
@@ -95,6 +96,7 @@ def test_a_fit_that_was_cut_off_ends_as_the_uninterrupted_one(
     lines = read_log(tmp_path / "cut")
     assert lines == read_log(tmp_path / "whole")
     assert [line["step"] for line in lines] == list(range(1, 13))
+    assert {name for line in lines for name in line} - {"step"} <= FIT_WORDS.keys()
     fit.finish()
     assert not path.exists()
 
