@@ -79,7 +79,7 @@ class Objective(nn.Module):
             hidden: outputs of the blocks `layers`, (B, P + N, D) each.
             tokens_BN: (B, N) int64, the clean tokens.
             replaced_BN: (B, N) bool, from `corrupt`.
-            prefix_length: P, number of positions before token 0's own position.
+            prefix_length: P, number of positions before token 0's own position, at least 1.
 
         Raises:
             PluginError: a regularizer's terms are not what its contract says.
@@ -151,6 +151,8 @@ def _check_terms(regularizer: str, terms: Mapping[str, Tensor]) -> None:
 
 def _check_shapes(step: TrainingStep, layers: Sequence[int]) -> None:
     B, N = step.tokens_BN.shape
+    if step.prefix_length < 1:
+        raise ValueError(f"prefix_length is {step.prefix_length}; the position that predicts token 0 comes before it")
     if step.replaced_BN.shape != (B, N):
         raise ValueError(f"replaced_BN has shape {tuple(step.replaced_BN.shape)}, the tokens {(B, N)}")
     length = step.prefix_length + N

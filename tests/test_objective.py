@@ -154,6 +154,7 @@ def test_capture_works_around_a_compiled_model(how: str, first: bool) -> None:
         ({"logits": torch.randn(10, 7)}, "logits of shape"),
         ({"replaced_BN": torch.zeros(2, 4, dtype=torch.bool)}, r"replaced_BN has shape \(2, 4\)"),
         ({"hidden": {}}, r"no output of block 0; it has those of \[\]"),
+        ({"prefix_length": 0, "hidden": {0: torch.zeros(2, 5, 3)}}, "prefix_length is 0; the position that predicts"),
         ({"hidden": {0: torch.zeros(2, 8, 3)}}, r"block 0 have shape \(2, 8, 3\); expected \(2, 7, D\)"),
     ],
 )
