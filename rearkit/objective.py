@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from rearkit.context_noise import NoisyContext, NoNoise, corrupt, predictions
 from rearkit.contracts import Regularizer, TrainingStep
 from rearkit.contracts.methods import LOGGED_ONLY, OPTIONAL
+from rearkit.errors import PluginError
 
 __all__ = ["Loss", "NoNoise", "NoisyContext", "Objective", "capture", "corrupt"]
 
@@ -78,9 +79,10 @@ class Objective(nn.Module):
             hidden: outputs of the blocks `layers`, (B, P + N, D) each.
             tokens_BN: (B, N) int64, the clean tokens.
             replaced_BN: (B, N) bool, from `corrupt`.
-            prefix_length: P, number of positions before token 0's own position.
+            prefix_length: P, number of positions before token 0's own position, at least 1.
 
         Raises:
+            PluginError: a regularizer's terms are not what its contract says.
             ValueError: shapes do not fit each other.
         """
         return self.loss(
@@ -97,6 +99,7 @@ class Objective(nn.Module):
         """Compute the loss of a step, whose logits must be given.
 
         Raises:
+            PluginError: a regularizer's terms are not what its contract says.
             ValueError: shapes do not fit each other.
         """
         assert step.logits_BNV is not None
@@ -107,6 +110,7 @@ class Objective(nn.Module):
         parts = {"cross_entropy": cross_entropy.detach(), "accuracy": accuracy}
         for name, regularizer in self.regularizers.items():
             terms = regularizer_terms(regularizer, step)
+            _check_terms(name, terms)
             added = [value for term, value in terms.items() if not term.startswith(LOGGED_ONLY)]
             # A regularizer may only log.
             if added:
@@ -136,8 +140,19 @@ def regularizer_terms(regularizer: nn.Module, step: TrainingStep) -> Mapping[str
     return terms
 
 
+def _check_terms(regularizer: str, terms: Mapping[str, Tensor]) -> None:
+    if not isinstance(terms, Mapping):
+        raise PluginError(f"regularizer {regularizer!r}: terms must be a mapping; found {type(terms).__name__}")
+    for name, value in terms.items():
+        if not (isinstance(value, Tensor) and value.dim() == 0):
+            found = f"one of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            raise PluginError(f"regularizer {regularizer!r}: term {name!r} must be a scalar tensor; found {found}")
+
+
 def _check_shapes(step: TrainingStep, layers: Sequence[int]) -> None:
     B, N = step.tokens_BN.shape
+    if step.prefix_length < 1:
+        raise ValueError(f"prefix_length is {step.prefix_length}; the position that predicts token 0 comes before it")
     if step.replaced_BN.shape != (B, N):
         raise ValueError(f"replaced_BN has shape {tuple(step.replaced_BN.shape)}, the tokens {(B, N)}")
     length = step.prefix_length + N

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rearkit.contracts import TrainingStep
+from rearkit.errors import PluginError
 from rearkit.objective import Objective, capture
 
 
@@ -153,6 +154,7 @@ def test_capture_works_around_a_compiled_model(how: str, first: bool) -> None:
         ({"logits": torch.randn(10, 7)}, "logits of shape"),
         ({"replaced_BN": torch.zeros(2, 4, dtype=torch.bool)}, r"replaced_BN has shape \(2, 4\)"),
         ({"hidden": {}}, r"no output of block 0; it has those of \[\]"),
+        ({"prefix_length": 0, "hidden": {0: torch.zeros(2, 5, 3)}}, "prefix_length is 0; the position that predicts"),
         ({"hidden": {0: torch.zeros(2, 8, 3)}}, r"block 0 have shape \(2, 8, 3\); expected \(2, 7, D\)"),
     ],
 )
@@ -179,6 +181,22 @@ def test_terms_for_the_log_are_not_added() -> None:
     silent = Objective({"a": Constant(1.0, [], **{"log/norm": 9.0})})
     loss = silent(logits, {}, tokens, torch.zeros(1, 2, dtype=torch.bool), 1)
     torch.testing.assert_close(loss.total, loss.parts["cross_entropy"])
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        ({"x": torch.zeros(2)}, r"regularizer 'a': term 'x' must be a scalar tensor; found one of shape \(2,\)"),
+        ({"fine": torch.zeros(()), "log/x": torch.zeros(1)}, r"term 'log/x' must be .*; found one of shape \(1,\)"),
+        ({"x": 0.5}, "term 'x' must be a scalar tensor; found 0.5"),
+        (torch.zeros(()), "regularizer 'a': terms must be a mapping; found Tensor"),
+    ],
+)
+def test_terms_that_are_no_named_scalars_are_refused_by_name(terms: Any, message: str) -> None:
+    broken = Constant(1.0, [])
+    broken.terms = terms
+    with pytest.raises(PluginError, match=message):
+        Objective({"a": broken})(torch.randn(1, 2, 3), {}, torch.tensor([[0, 2]]), torch.zeros(1, 2).bool(), 1)
 
 
 def test_a_regularizer_of_the_first_version_goes_on_working() -> None:

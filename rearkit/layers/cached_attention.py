@@ -7,11 +7,12 @@ Shapes: R rows, H heads, T positions that the buffers hold, d width of a head.
 
 from __future__ import annotations
 
-import importlib.util
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from rearkit.layers.fusing import has_working_triton
 
 # Floats in a cache line, and in a vector register of AVX-512.
 ALIGN = 16
@@ -32,7 +33,7 @@ def attend_to_cache(query_RHd: Tensor, keys_RHTd: Tensor, values_RHTd: Tensor, e
         end: number of positions to attend to, the new one included.
     """
     R, H, d = query_RHd.shape
-    if query_RHd.device.type == "cuda" and has_triton():
+    if query_RHd.device.type == "cuda" and has_working_triton():
         from rearkit.layers.cached_attention_kernel import attend
 
         return attend(query_RHd, keys_RHTd, values_RHTd, end)
@@ -59,12 +60,6 @@ def attend_by_products(query_RHd: Tensor, keys_RHTd: Tensor, values_RHTd: Tensor
     """
     scores = query_RHd[:, :, None] @ keys_RHTd[:, :, :end].mT
     return (scores.softmax(-1) @ values_RHTd[:, :, :end]).flatten(1)
-
-
-@lru_cache
-def has_triton() -> bool:
-    """Return whether Triton is installed, as it is with torch's builds for CUDA."""
-    return importlib.util.find_spec("triton") is not None
 
 
 # Cached, since all layers of a step ask for the same.

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
+import os
 import shutil
+import subprocess
+import sysconfig
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import ParamSpec, TypeVar
 
 import torch
+
+from rearkit.system.console import say
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -53,7 +59,37 @@ def fusing(on: bool = True) -> Iterator[None]:
 
 
 def can_fuse() -> bool:
-    """Return whether torch can compile for a GPU here: it needs Triton, and a C compiler for Triton's launchers."""
+    """Return whether torch can compile for the GPU here, which takes Triton."""
+    if not has_working_triton():
+        return False
     from torch.utils._triton import has_triton
 
-    return has_triton() and any(shutil.which(name) for name in ("cc", "gcc", "clang"))
+    return has_triton()
+
+
+@functools.cache
+def has_working_triton() -> bool:
+    """Return whether Triton can launch kernels on the GPU here; if not, say once that sampling goes without."""
+    # Triton comes with torch's builds for CUDA, but compiles its driver and its launchers where it runs.
+    works = importlib.util.find_spec("triton") is not None and _compiles_extensions()
+    if not works:
+        say(
+            "sampling: on this GPU it is slower than it could be, since Triton cannot compile its kernels: it needs a "
+            "C compiler (CC, gcc or clang) and Python.h, of a package such as python3-dev"
+        )
+    return works
+
+
+def _compiles_extensions() -> bool:
+    """Return whether the compiler that Triton takes finds the headers of Python, and so those of the C library."""
+    compiler = os.environ.get("CC", shutil.which("gcc") or shutil.which("clang"))
+    if not compiler:
+        return False
+    # By this scheme, since Debian's own has another folder for what is installed later.
+    include = sysconfig.get_path("include", "posix_prefix")
+    command = [compiler, "-fsyntax-only", f"-I{include}", "-xc", "-"]
+    try:
+        return subprocess.run(command, input=b"#include <Python.h>", capture_output=True).returncode == 0
+    # There is no such program.
+    except OSError:
+        return False

@@ -28,19 +28,20 @@ def draw(logits_BV: Tensor, uniform_B: Tensor, temperature: float = 1.0, top_k: 
     Args:
         logits_BV: (B, V).
         uniform_B: (B,) float64 in [0, 1).
-        temperature: divides the logits; 0 takes the likeliest code (greedy).
-        top_k: keep the k likeliest codes; 0 for all.
+        temperature: divides the logits; 0 takes the likeliest code (greedy), the first of several.
+        top_k: keep the k likeliest codes; 0 for all, 1 as temperature 0.
         top_p: then keep the fewest likeliest codes whose total probability reaches this, in (0, 1].
     """
-    if temperature == 0:
+    if temperature == 0 or top_k == 1:
         return logits_BV.argmax(-1)
     # In float64, since rounding errors of a cumulative sum over thousands of codes would shift the draws.
     logits_BV = logits_BV.double()
     # The largest becomes 0, so that a temperature near 0 gives the argmax and not a quotient of infinities.
     probability_BV = ((logits_BV - logits_BV.amax(-1, keepdim=True)) / temperature).softmax(-1)
     if top_k and top_k < probability_BV.shape[-1]:
-        least_B1 = probability_BV.topk(top_k).values[:, -1:]
-        probability_BV = probability_BV.masked_fill(probability_BV < least_B1, 0)
+        # Not all that reach the k-th value: in 16 bits many logits are equal.
+        kept_BK, code_BK = probability_BV.topk(top_k, sorted=False)
+        probability_BV = torch.zeros_like(probability_BV).scatter(-1, code_BK, kept_BK)
         probability_BV = probability_BV / probability_BV.sum(-1, keepdim=True)
     if top_p < 1:
         ranked_BV, order_BV = probability_BV.sort(-1, descending=True)

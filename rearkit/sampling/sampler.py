@@ -85,8 +85,9 @@ def sample_tokens(
             conditional_BV, unconditional_BV = logits.float().chunk(2)
             scale_B1 = scale_BN[:, i : i + 1]
             guided_BV = unconditional_BV + (conditional_BV - unconditional_BV) * scale_B1
-            # Otherwise rounding would make a sample of scale 1 differ from one in a batch without guidance.
-            logits = torch.where(scale_B1 == 1, conditional_BV, guided_BV)
+            # At scale 1, rounding would make a sample differ from one in a batch without guidance. A code that is ruled
+            # out stays so: the difference of two infinities is no number.
+            logits = torch.where((scale_B1 == 1) | conditional_BV.isneginf(), conditional_BV, guided_BV)
         token_B = draw(logits, uniform_BN[:, i], table.temperature, table.top_k, table.top_p)
         tokens.append(token_B)
         if i + 1 < N:

@@ -32,6 +32,7 @@ class TrainLog:
 
     Attributes:
         last: the last measurements of the run that is resumed, at or before ``step``.
+        last_step: their step; 0 if there are none.
     """
 
     def __init__(self, folder: Path, step: int, trackers: Sequence[Tracker] = (), name: str = JSONL) -> None:
@@ -39,6 +40,7 @@ class TrainLog:
         # A killed run may have logged steps after its last checkpoint; the resumed one logs them again.
         kept = [line for line in read_log(folder, name) if line["step"] <= step] if step else []
         self.last = {} if not kept else {name: value for name, value in kept[-1].items() if name != "step"}
+        self.last_step = int(kept[-1]["step"]) if kept else 0
         write_log(self.path, kept)
         self._file = self.path.open("a", encoding="utf-8")
         self._trackers = trackers

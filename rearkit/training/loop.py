@@ -76,6 +76,8 @@ def train(
     # In a run, the tokens stage has done so.
     if isinstance(data, TokenData):
         data.check_codes(model.space.codebook_size)
+    if held_out is not None:
+        held_out.check_codes(model.space.codebook_size)
     return train_checked(model, data, held_out, folder)
 
 
@@ -86,6 +88,8 @@ def train_checked(
     steps = model.recipe.train.steps
     device = distributed.local_device(resolve_device(model.recipe.device))
     _check_tokens(model, data)
+    if held_out is not None:
+        _check_tokens(model, held_out, "held-out ")
     # Published weights can be sampled without any training; there is no engine to build then.
     if steps == 0:
         model.backbone.to(device).eval()
@@ -100,14 +104,18 @@ def train_checked(
             values = trainer.step(samples)
             # A function, since reading the loss of each step would make a GPU wait.
             bar.advance(1, functools.partial(_loss_text, values))
+            # The last validation may fail, as where a GPU is full: all that was trained is saved before.
+            if trainer.finished:
+                trainer.save(anyway=False)
             trainer.report(values)
             # A signal may reach only one rank, or two ranks at different steps: all must stop and save at the same one.
             stopped = distributed.most_over_ranks(stop.signal or 0)
-            trainer.save(anyway=stopped > 0)
+            if not trainer.finished:
+                trainer.save(anyway=stopped > 0)
             if stopped:
                 raise interruption(stopped, f"train: stopped at step {trainer.done} of {steps}", folder is not None)
     last = trainer.last
-    # A crash may have lost the log line of the last step, after its checkpoint had been saved.
+    # The call that took the last step may have ended in this validation.
     if held_out is not None and HELD_OUT_LOSS not in last:
         last = last | validate(model, held_out, device)
     return _result(model, time.monotonic() - started, last)
@@ -129,13 +137,15 @@ def _result(model: Model, seconds: float, last: dict[str, float]) -> TrainResult
     )
 
 
-def _check_tokens(model: Model, data: TrainingData) -> None:
+def _check_tokens(model: Model, data: TrainingData, split: str = "") -> None:
     space = model.space
     if data.num_tokens != space.num_tokens:
-        raise RearkitError(f"the token shards have {data.num_tokens} tokens an image, the tokenizer {space.num_tokens}")
+        raise RearkitError(
+            f"the {split}token shards have {data.num_tokens} tokens an image, the tokenizer {space.num_tokens}"
+        )
     # What is made on the fly has its classes checked as it is read. All codes have been looked at before.
     if isinstance(data, TokenData) and data.num_classes > space.num_classes:
         raise RearkitError(
-            f"the token shards hold class {data.num_classes - 1}, but the recipe has {space.num_classes} classes: "
-            "they come from another dataset"
+            f"the {split}token shards hold class {data.num_classes - 1}, but the recipe has {space.num_classes} "
+            "classes: they come from another dataset"
         )

@@ -35,7 +35,7 @@ from rearkit.training.teachers import Taken
 from rearkit.training.trackers import open_trackers
 from rearkit.training.train_module import TrainModule
 from rearkit.training.unwrapped import put_back, tables_of
-from rearkit.training.validation import validate
+from rearkit.training.validation import HELD_OUT, validate
 
 
 class Trainer:
@@ -109,6 +109,9 @@ class Trainer:
             self.log = TrainLog(folder, self.done, open_trackers(recipe, folder, self.done))
             self.pictures = Pictures(model, folder, self.table.pictures)
         self.last: dict[str, float] = {} if self.log is None else self.log.last
+        # The last step is saved before it is logged, and may have got no further; an earlier validation does not count.
+        if self.log is not None and self.log.last_step < self.done:
+            self.last = {name: value for name, value in self.last.items() if not name.startswith(HELD_OUT)}
         # Seconds spent in steps; validation and checkpoints would make the reported speed depend on their intervals.
         self._busy = 0.0
         self._began = time.monotonic()

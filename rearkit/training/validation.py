@@ -11,8 +11,9 @@ from rearkit.contracts import Backbone
 from rearkit.data.token_shards import TokenData, spread
 from rearkit.model import Model
 
-HELD_OUT_LOSS = "held_out/cross_entropy"
-HELD_OUT_ACCURACY = "held_out/accuracy"
+HELD_OUT = "held_out/"
+HELD_OUT_LOSS = f"{HELD_OUT}cross_entropy"
+HELD_OUT_ACCURACY = f"{HELD_OUT}accuracy"
 VALIDATION_BATCH = 64
 # Held-out samples used, at 256 tokens each over a million predictions. ImageNet's 50,000 would take ten times as long.
 VALIDATION_LIMIT = 5000
@@ -42,13 +43,18 @@ class Totals:
 
 
 def validate(model: Model, data: TokenData, device: torch.device) -> dict[str, float]:
-    """Return cross-entropy (nats per token) and accuracy in eval mode, with labels and without context noise."""
+    """Return cross-entropy (nats per token) and accuracy in eval mode, with labels and without context noise.
+
+    Not under the training's autocast, so that figures compare with those of float32.
+    """
+    # No more at once than a GPU was found to have room for in training.
+    batch = min(VALIDATION_BATCH, model.recipe.train.micro_batch or VALIDATION_BATCH)
     backbone = model.backbone
     # Put back at the end: validation may run in the middle of training, or on a model that only samples.
     was_training = backbone.training
     backbone.eval()
     totals = Totals()
-    for indices in torch.from_numpy(spread(len(data), VALIDATION_LIMIT)).split(VALIDATION_BATCH):
+    for indices in torch.from_numpy(spread(len(data), VALIDATION_LIMIT)).split(batch):
         tokens_BN, classes_B = (tensor.to(device) for tensor in data.take(indices.numpy()))
         totals.add(backbone, tokens_BN, tokens_BN, classes_B)
     backbone.train(was_training)

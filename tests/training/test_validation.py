@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rearkit.data.token_shards import TokenData
+from rearkit.errors import RearkitError
+from rearkit.model import Model, build
+from rearkit.recipe.tables import Recipe
+from rearkit.training import trainer as trainer_module
+from rearkit.training.loop import train
+from rearkit.training.trainer import Trainer
+from rearkit.training.validation import validate
+
+CPU = torch.device("cpu")
+
+
+def tokens(size: int = 20) -> TokenData:
+    codes = np.random.default_rng(0).integers(12, size=(size, 16))
+    return TokenData.from_arrays(codes, np.arange(size) % 10)
+
+
+@pytest.fixture
+def make(tiny: Callable[..., Recipe]) -> Callable[..., Model]:
+    """A fresh tiny model, with changes to [train]."""
+    return lambda **table: build(tiny(train=table))
+
+
+@pytest.mark.parametrize(
+    ("codes", "highest", "message"),
+    [
+        (np.zeros((3, 9)), 0, "the held-out token shards have 9 tokens an image, the tokenizer 16"),
+        (np.full((3, 16), 12), 0, "image 0 has token 12, but the tokenizer has 12 codes"),
+        # The class that stands for "no label" would be read without an error.
+        (np.zeros((3, 16)), 10, "the held-out token shards hold class 10, but the recipe has 10 classes"),
+        (np.zeros((3, 16)), 12, "the held-out token shards hold class 12, but the recipe has 10 classes"),
+    ],
+)
+def test_held_out_tokens_that_do_not_fit_are_refused_before_training(
+    codes: np.ndarray, highest: int, message: str, make: Callable[..., Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "step", lambda *arguments: pytest.fail("a step was taken"))
+    with pytest.raises(RearkitError, match=message):
+        train(make(), tokens(), TokenData.from_arrays(codes, np.array([0, 1, highest])))
+
+
+def test_a_last_validation_that_fails_loses_no_step(
+    make: Callable[..., Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, cut = make(validate_every=3), make(validate_every=3)
+    train(whole, tokens(), tokens(7))
+    calls = []
+
+    def full(*arguments: Any) -> dict[str, float]:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+        return {"held_out/cross_entropy": -1.0, "held_out/accuracy": -1.0}
+
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="out of memory"):
+        patched.setattr(trainer_module, "validate", full)
+        train(cut, tokens(), tokens(7), tmp_path)
+    monkeypatch.setattr(Trainer, "step", lambda *arguments: pytest.fail("a step was taken again"))
+    resumed = make(validate_every=3)
+    result = train(resumed, tokens(), tokens(7), tmp_path)
+    for name, value in resumed.backbone.state_dict().items():
+        assert torch.equal(value, whole.backbone.state_dict()[name]), name
+    # Of these weights, not of those that were validated a step before.
+    assert result.held_out_cross_entropy == validate(whole, tokens(7), CPU)["held_out/cross_entropy"]
+
+
+def test_no_more_are_validated_at_once_than_are_trained_and_figures_stay(make: Callable[..., Model]) -> None:
+    model, small = make(), make(micro_batch=2)
+    rows: list[int] = []
+    for one in (model, small):
+        one.backbone.register_forward_pre_hook(lambda module, given: rows.append(len(given[0])))
+    expected = validate(model, tokens(7), CPU)
+    assert validate(small, tokens(7), CPU) == pytest.approx(expected, rel=1e-6)
+    assert rows == [7, 2, 2, 2, 1]
