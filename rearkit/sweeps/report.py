@@ -16,6 +16,7 @@ from rearkit.pipeline import DEFAULT_ROOT
 from rearkit.recipe.cleaning import without_folders_of_machine
 from rearkit.reports.comparison_page import PAGE, write_page
 from rearkit.stages.run_folder import RunFolder
+from rearkit.sweeps.claim import claim
 from rearkit.sweeps.runner import finished_groups, run_sweep
 from rearkit.sweeps.sweep import Sweep, load_sweep
 from rearkit.sweeps.write_up import write_docs
@@ -50,6 +51,8 @@ def sweep_and_report(
     donors = [folder for one in reuse for folder in _donors(one)]
     root = DEFAULT_ROOT / sweep.name if out is None else out
     say(f"{sweep.name}: {len(sweep.runs)} runs of {len(sweep.variants)} variants in {root}")
+    # Before anything is written there: a folder that is refused keeps the tables that it has.
+    claim(sweep, root, donors)
     try:
         for folder in itertools.chain(*run_sweep(sweep, root, num_jobs, donors).values()):
             if sweep.table.diagnose:

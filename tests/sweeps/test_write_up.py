@@ -19,9 +19,9 @@ from rearkit.stages.data import run_classes
 from rearkit.stages.evaluate import features_and_reference
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.run_recipe import run_recipe
+from rearkit.sweeps.claim import claim
 from rearkit.sweeps.predictions import noted, verdict
 from rearkit.sweeps.report import shown_command, sweep_and_report
-from rearkit.sweeps.runner import _claim
 from rearkit.sweeps.sharing import COMMON, link, prepare_common
 from rearkit.sweeps.sweep import load_sweep
 from rearkit.system.files import read_json
@@ -52,7 +52,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     top = tmp_path_factory.mktemp("written")
     (top / "small.toml").write_text(SWEEP, encoding="utf-8")
     sweep = load_sweep(top / "small.toml", SMALLER)
-    _claim(sweep, top / "runs")
+    claim(sweep, top / "runs")
     # In this process, since starting one for each run takes longer than the runs.
     shared = prepare_common([run.recipe for run in sweep.runs], top / "runs")
     for planned, common in zip(sweep.runs, shared, strict=True):
@@ -153,7 +153,7 @@ def test_trainings_that_are_taken_over_were_known_when_a_prediction_was_made(
     swept: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
     file, runs, _ = swept
-    _claim(load_sweep(file, SMALLER), tmp_path, [RunFolder(runs / "plain-s1")])
+    claim(load_sweep(file, SMALLER), tmp_path, [RunFolder(runs / "plain-s1")])
     (prediction,) = read_json(tmp_path / "sweep.json")["predictions"]
     assert prediction["trained"] == 2  # both variants have this model
 
