@@ -10,7 +10,7 @@ from typing import Any
 from rearkit.analysis.chance import LEVEL, Order
 
 KEY = "predictions"
-"""In a sweep's ``sweep.json``: a list of ``date``, ``prediction``, ``expected``, and how many runs were ``trained``."""
+"""In ``sweep.json``: a list of ``date``, ``prediction``, ``expected``, and how many runs were ``trained``, or begun."""
 
 
 def noted(about: Mapping[str, Any] | None, prediction: str, expected: Sequence[str], trained: int) -> list[Any]:
@@ -20,7 +20,7 @@ def noted(about: Mapping[str, Any] | None, prediction: str, expected: Sequence[s
         about: what the sweep's folder says so far, or None.
         prediction: the file's.
         expected: the file's order of variants.
-        trained: number of runs that are trained by now.
+        trained: number of runs that are trained by now, or begun.
     """
     known = list((about or {}).get(KEY, []))
     last = known[-1] if known else {"prediction": "", "expected": []}
@@ -34,7 +34,7 @@ def written(predictions: Sequence[Mapping[str, Any]], found: Order | None) -> li
     """Return the section of a page: each prediction, when it was made, and what came of it."""
     lines = []
     for one in predictions:
-        when = "before the runs" if not one["trained"] else f"after {one['trained']} runs had been trained"
+        when = "before the runs" if not one["trained"] else f"after {one['trained']} runs had been trained, or begun"
         lines += [f"## The prediction, made {when}", f"({one['date']}) {one['prediction']}"]
         if one["expected"]:
             lines += [verdict(one["expected"], found)]
