@@ -133,7 +133,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         name = f"{file_name(variant)}-s{seed}"
         said = f"{path}: run {name}"
         # Not the recipe's own seed: that is the seed of data, tokenizer and classifier, which all runs share.
-        own = {("name",): f"{table.name}-{name}", ("train", "seed"): seed, ("sample", "seed"): seed}
+        own = {("name",): recipe_name(table.name, name), ("train", "seed"): seed, ("sample", "seed"): seed}
         recipe = load_recipe(find_file(table.recipe, beside=path), [*common, *_as_changes({**changes, **own}, said)])
         runs.append(PlannedRun(name, variant, recipe))
     # Equal names would mean one folder for two runs.
@@ -156,6 +156,11 @@ def _check_own(table: SweepTable, path: Path, common: Sequence[Change]) -> None:
     found = [(said, key) for said, keys, value in given for key, _ in _flat({".".join(keys): value}) if key in OWN]
     if found:
         raise RecipeError(list(dict.fromkeys(f"{said}: {'.'.join(key)}: not here; {OWN[key]}" for said, key in found)))
+
+
+def recipe_name(sweep: str, run: str) -> str:
+    """Return the name of the recipe of a sweep's run, to which the run's folder belongs."""
+    return f"{sweep}-{run}"
 
 
 def file_name(variant: str) -> str:

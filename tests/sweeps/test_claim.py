@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from rearkit.analysis.groups import SWEEP
+from rearkit.analysis.groups import SWEEP, find_groups, read_sweep
+from rearkit.analysis.verify import verify
 from rearkit.errors import RearkitError
 from rearkit.stages.run_folder import RunFolder
 from rearkit.sweeps.claim import claim
 from rearkit.sweeps.report import sweep_and_report
-from rearkit.sweeps.sweep import load_sweep
+from rearkit.sweeps.sweep import Sweep, load_sweep
 from rearkit.system.files import read_json, write_json
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.toml"
@@ -36,6 +37,11 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def sweep(file: Path) -> Sweep:
+    return load_sweep(file)
+
+
+@pytest.fixture
 def root(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
@@ -48,8 +54,14 @@ def begin(root: Path, name: str, place: str = "train/log.jsonl") -> None:
 
 
 def predictions(root: Path) -> list[Mapping[str, Any]]:
-    found: list[Mapping[str, Any]] = read_json(root / SWEEP)["predictions"]
+    found: list[Mapping[str, Any]] = (read_sweep(root) or {})["predictions"]
     return found
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[content.index(b"wins")] ^= 1
+    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("other", [True, False], ids=["another sweep", "no sweep"])
@@ -77,3 +89,50 @@ def test_runs_that_have_begun_were_known_whatever_their_names_are_now(file: Path
     file.write_text(renamed.replace("The one wins", "It loses"), encoding="utf-8")
     claim(load_sweep(file), root)
     assert [one["trained"] for one in predictions(root)] == [0, 1]
+
+
+@pytest.mark.parametrize("damage", [flip, Path.unlink, Path.write_bytes], ids=["flipped", "lost", "emptied"])
+def test_a_damaged_or_lost_record_is_written_anew_of_the_runs_that_are_there(
+    sweep: Sweep, root: Path, capsys: pytest.CaptureFixture[str], damage: Any
+) -> None:
+    claim(sweep, root)
+    begin(root, "one-s0")
+    damage(root / SWEEP, *([b""] if damage is Path.write_bytes else []))
+    claim(sweep, root)
+    assert f"{root / SWEEP} is missing or damaged; it is written anew" in capsys.readouterr().out.replace("\n", "")
+    assert [(one["prediction"], one["trained"]) for one in predictions(root)] == [("The one wins.", 1)]
+    # Sound again, and so without another word.
+    claim(sweep, root)
+    assert not capsys.readouterr().out
+
+
+def test_a_damaged_record_without_a_run_of_the_sweep_is_refused(sweep: Sweep, root: Path) -> None:
+    claim(sweep, root)
+    flip(root / SWEEP)
+    RunFolder(root / "one-s0").claim("theirs-one-s0")
+    with pytest.raises(RearkitError, match=r"sweep\.json is damaged, and no run of 'tiny' is there"):
+        claim(sweep, root)
+
+
+def test_a_claim_that_was_cut_off_is_made_again(sweep: Sweep, root: Path) -> None:
+    root.mkdir()
+    (root / f".{SWEEP}.1.tmp").touch()
+    claim(sweep, root)
+    assert read_sweep(root) is not None
+
+
+def test_a_record_without_a_checksum_is_read_and_gets_one(sweep: Sweep, root: Path) -> None:
+    about = {"sweep": "tiny", "runs": {"one": ["one-s0"]}, "published": {}, "published_as": "published"}
+    write_json(root / SWEEP, about)
+    assert read_sweep(root) == about
+    claim(sweep, root)
+    assert "sha256" in read_json(root / SWEEP)
+
+
+def test_a_damaged_record_is_told_where_it_is_read(sweep: Sweep, root: Path) -> None:
+    claim(sweep, root)
+    assert [(one.file, one.state) for one in verify(root).verdicts] == [(SWEEP, "sound")]
+    flip(root / SWEEP)
+    assert [(one.file, one.state) for one in verify(root).verdicts] == [(SWEEP, "damaged")]
+    with pytest.raises(RearkitError, match=r"sweep\.json: damaged; run the sweep again"):
+        find_groups([root])
