@@ -174,6 +174,12 @@ def test_a_verdict_is_only_of_what_can_be_told_apart() -> None:
     assert "as predicted" not in told and "There is no verdict" in verdict(["a", "b"], None)
 
 
+def test_equal_variants_are_not_told_apart() -> None:
+    fids = np.full((2, 3), 8.0)
+    told = verdict(["a", "b"], order(["a", "b"], fids, fids[..., None]))
+    assert told.endswith("agree, not to be told apart: a before b.")
+
+
 def test_a_command_shows_no_path_of_the_machine_and_can_be_run() -> None:
     source = 'data.source={name="folder",train="/home/anna/my/train",held_out="relative/test"}'
     told = shown_command(Path("recipes/a.toml"), [source, "train.lr=1e-3"], Path("docs/of me"))
