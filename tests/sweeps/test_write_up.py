@@ -164,6 +164,9 @@ def test_a_prediction_is_noted_once() -> None:
     second = noted({"predictions": first}, "b", ["x", "y"], 4)
     assert [(one["prediction"], one["trained"]) for one in second] == [("a", 0), ("b", 4)]
     assert noted(None, "", [], 0) == []
+    # Taken out of the file, it stays what it was; an order alone is a prediction.
+    assert noted({"predictions": first}, "", [], 4) == first
+    assert len(noted({"predictions": first}, "", ["x", "y"], 4)) == 2
 
 
 def test_a_verdict_is_only_of_what_can_be_told_apart() -> None:
@@ -178,6 +181,14 @@ def test_equal_variants_are_not_told_apart() -> None:
     fids = np.full((2, 3), 8.0)
     told = verdict(["a", "b"], order(["a", "b"], fids, fids[..., None]))
     assert told.endswith("agree, not to be told apart: a before b.")
+
+
+def test_a_verdict_on_variants_that_are_gone_says_so() -> None:
+    fids = np.array([[10.0, 10.1], [8.0, 8.1]])
+    found = order(["a", "b"], fids, fids[..., None])
+    for expected in (["x", "y"], ["a", "y"]):
+        assert verdict(expected, found).endswith("no two of these variants are in the sweep's file any more.")
+    assert verdict(["a", "y", "b"], found).endswith("agree, the other way round: a before b.")
 
 
 def test_a_command_shows_no_path_of_the_machine_and_can_be_run() -> None:
