@@ -32,9 +32,9 @@ def run_folders(path: Path) -> list[RunFolder]:
 
 
 def _is_run(path: Path) -> bool:
-    # Its record may be what is damaged, or lost.
+    # The run's own record may be what is lost. A folder named as a stage is none yet: data sets have them, too.
     folder = RunFolder(path)
-    return folder.owner.is_file() or any(folder.stage(name).is_dir() for name in NAMES)
+    return folder.owner.is_file() or any(folder.record(name).is_file() for name in NAMES)
 
 
 def find_groups(paths: Sequence[Path]) -> list[Group]:

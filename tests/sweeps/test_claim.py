@@ -15,6 +15,7 @@ from rearkit.stages.run_folder import RunFolder
 from rearkit.sweeps.claim import claim
 from rearkit.sweeps.report import sweep_and_report
 from rearkit.sweeps.sweep import Sweep, load_sweep
+from rearkit.system.checksums import write_sealed
 from rearkit.system.files import read_json, write_json
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.toml"
@@ -136,3 +137,22 @@ def test_a_damaged_record_is_told_where_it_is_read(sweep: Sweep, root: Path) -> 
     assert [(one.file, one.state) for one in verify(root).verdicts] == [(SWEEP, "damaged")]
     with pytest.raises(RearkitError, match=r"sweep\.json: damaged; run the sweep again"):
         find_groups([root])
+
+
+def test_what_is_given_to_reuse_must_be_a_run(file: Path, root: Path, tmp_path: Path) -> None:
+    for name in ("data", "train"):
+        (tmp_path / "dataset" / name).mkdir(parents=True)
+    with pytest.raises(RearkitError, match=r"--reuse: .*: no folder of a run or sweep"):
+        sweep_and_report(file, out=root, reuse=[tmp_path / "dataset"])
+
+
+def test_a_run_of_which_nothing_fits_is_told_once(
+    file: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("rearkit.sweeps.report.run_sweep", lambda *_: {})
+    earlier = tmp_path / "earlier"
+    done = {"key": "another", "digest": "", "outputs": {}, "result": {}}
+    write_sealed(RunFolder(earlier).record("data"), done)
+    sweep_and_report(file, out=root, reuse=[earlier])
+    told = capsys.readouterr().out.replace("\n", "")
+    assert told.count(f"--reuse: {earlier}: nothing of it can be taken over") == 1
