@@ -33,7 +33,7 @@ class Against:
         difference: of the mean FIDs; below 0 if the variant is better.
         low: lower end of the bootstrap's 95% interval of it.
         high: upper end.
-        not_better: share of resamples in which the variant is not better.
+        not_better: share of resamples in which the variant is not better; a tie counts half.
     """
 
     name: str
@@ -52,8 +52,9 @@ class Order:
         base: the variant that others are compared with.
         others: the comparisons, in the sweep's order.
         best_first: names of all variants from the lowest mean FID to the highest.
-        same: share of resamples with the same whole order.
-        lower: for each two variants, the share of resamples in which the first one's mean FID is below the second's.
+        same: share of resamples with the same whole order; each tie of neighbours in it counts half.
+        lower: for each two variants, the share of resamples in which the first one's mean FID is below the second's;
+            a tie counts half.
     """
 
     seeds: int
@@ -124,8 +125,13 @@ def order(names: Sequence[str], fids_VS: np.ndarray, drawn_VSD: np.ndarray, seed
     resampled_VR = found.bootstrap_distribution
     means_V = fids_VS.mean(1)
     best_first = np.argsort(means_V, kind="stable")
+    # A tie counts half: it would come out either way.
     lower = {
-        first: {second: float((resampled_VR[i] < resampled_VR[j]).mean()) for j, second in enumerate(names) if j != i}
+        first: {
+            second: float(np.heaviside(resampled_VR[j] - resampled_VR[i], 0.5).mean())
+            for j, second in enumerate(names)
+            if j != i
+        }
         for i, first in enumerate(names)
     }
     others = []
@@ -133,5 +139,5 @@ def order(names: Sequence[str], fids_VS: np.ndarray, drawn_VSD: np.ndarray, seed
         low, high = np.quantile(resampled_VR[index] - resampled_VR[0], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         difference = float(means_V[index] - means_V[0])
         others.append(Against(name, difference, float(low), float(high), 1 - lower[name][names[0]]))
-    same = (np.diff(resampled_VR[best_first], axis=0) > 0).all(0).mean()
+    same = np.heaviside(np.diff(resampled_VR[best_first], axis=0), 0.5).prod(0).mean()
     return Order(len(seeds_S), names[0], tuple(others), tuple(names[i] for i in best_first), float(same), lower)

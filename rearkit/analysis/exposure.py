@@ -51,7 +51,9 @@ class ByPosition:
 
     def rise(self, start: float, end: float) -> float:
         """Return how much own draws cost, mean over a stretch of the tokens given by shares of their number, nats."""
-        chosen = slice(round(start * len(self.clean)), max(1, round(end * len(self.clean))))
+        # At least one token long, also of an image of one or two.
+        first = min(round(start * len(self.clean)), len(self.clean) - 1)
+        chosen = slice(first, max(first + 1, round(end * len(self.clean))))
         costs = [own - clean for own, clean in zip(self.own_draws[chosen], self.clean[chosen], strict=True)]
         return sum(costs) / len(costs)
 

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rearkit.analysis.table import Group
 from rearkit.errors import RearkitError
 from rearkit.stages.flow import NAMES
 from rearkit.stages.run_folder import OWNER, RunFolder
-from rearkit.system.files import read_json
+from rearkit.system.checksums import check_sealed
 
 SWEEP = "sweep.json"
 """File in a sweep's folder with its ``sweep`` (name), ``runs`` (names by variant), ``published``, ``published_as``."""
+
+
+def read_sweep(path: Path) -> dict[str, Any] | None:
+    """Return what a sweep's folder says of itself; None if it is no such folder, or that is damaged."""
+    about = check_sealed(path / SWEEP).content
+    return about if about and isinstance(about.get("sweep"), str) and isinstance(about.get("runs"), dict) else None
 
 
 def run_folders(path: Path) -> list[RunFolder]:
@@ -25,9 +32,9 @@ def run_folders(path: Path) -> list[RunFolder]:
 
 
 def _is_run(path: Path) -> bool:
-    # Its record may be what is damaged, or lost.
+    # The run's own record may be what is lost. A folder named as a stage is none yet: data sets have them, too.
     folder = RunFolder(path)
-    return folder.owner.is_file() or any(folder.stage(name).is_dir() for name in NAMES)
+    return folder.owner.is_file() or any(folder.record(name).is_file() for name in NAMES)
 
 
 def find_groups(paths: Sequence[Path]) -> list[Group]:
@@ -38,17 +45,18 @@ def find_groups(paths: Sequence[Path]) -> list[Group]:
     """
     groups = []
     for path in paths:
-        about = read_json(path / SWEEP)
-        if about is not None and "runs" in about:
+        if (about := read_sweep(path)) is not None:
             # Of an unfinished sweep, the runs that are trained so far.
             found = {name: [RunFolder(path / run) for run in runs] for name, runs in about["runs"].items()}
             groups += [
-                Group(name, [f for f in folders if f.done("train")], about["published"].get(name))
+                Group(name, [f for f in folders if f.done("train")], about.get("published", {}).get(name))
                 for name, folders in found.items()
             ]
         elif (path / OWNER).is_file():
             groups.append(Group(path.name, [RunFolder(path)]))
         else:
+            if (path / SWEEP).is_file():
+                raise RearkitError(f"{path / SWEEP}: damaged; run the sweep again, which writes it anew")
             what = "neither a run of rearkit nor a sweep" if path.is_dir() else "no such folder"
             raise RearkitError(f"{path}: {what}; give the folder of a run, of python -m rearkit run, or of a sweep")
     groups = [group for group in groups if group.folders]
@@ -64,7 +72,7 @@ def find_groups(paths: Sequence[Path]) -> list[Group]:
 
 def published_as(paths: Sequence[Path]) -> str:
     """Return the heading of published figures: that of the first sweep among the folders, else "published"."""
-    told = [about.get("published_as") for path in paths if (about := read_json(path / SWEEP)) is not None]
+    told = [about.get("published_as") for path in paths if (about := read_sweep(path)) is not None]
     return next(iter(filter(None, told)), "published")
 
 

@@ -213,15 +213,19 @@ def _notes(results: Sequence[Results]) -> list[str]:
         return []
     notes = []
     counts = sorted({score["num_samples"] for score in scores})
+    references = sorted({score["reference"] for score in scores})
     # Rounded as shown: the floors of equal runs may differ in their last bits.
-    floors = sorted({round(score["fid_floor"], 2) for score in scores if score["fid_floor"] is not None})
-    told = f"FID is of {_listed(counts)} samples a run against {scores[0]['reference']}"
-    if floors:
-        told += f"; its floor, {scores[0]['num_held_out']} held-out real images likewise, is {_listed(floors)}"
+    floors = {None if score["fid_floor"] is None else round(score["fid_floor"], 2) for score in scores}
+    known = sorted(floor for floor in floors if floor is not None)
+    told = f"FID is of {_listed(counts)} samples a run against {', '.join(references)}"
+    if known:
+        held_out = next(score["num_held_out"] for score in scores if score["fid_floor"] is not None)
+        told += f"; its floor, {held_out} held-out real images likewise, is {_listed(known)}"
     notes.append(f"{told}. Feature space: {scores[0]['feature_space']}.")
-    if len({score["feature_space"] for score in scores}) > 1 or len(floors) > 1 or len(counts) > 1:
+    if max(map(len, ({score["feature_space"] for score in scores}, references, floors, counts))) > 1:
         notes.append(
-            "These runs were scored differently (feature space, floor or number of samples), so FID does not compare."
+            "These runs were scored differently (feature space, reference, floor or number of samples), so FID does "
+            "not compare."
         )
     return notes
 

@@ -95,8 +95,10 @@ def verify(path: Path) -> Verification:
     runs = _runs(path)
     at_work = [_at_work(run.lock) for run in runs]
     checks = [(check, busy) for run, busy in zip(runs, at_work, strict=True) for check in _of_run(run)]
-    # A folder without runs, though a sweep's, has no other file to check.
-    if not (runs or (path / SWEEP).is_file()):
+    if (path / SWEEP).is_file():
+        remedy = "`sweep` writes it again; when its predictions were made is then unknown"
+        checks.insert(0, (Check(path / SWEEP, functools.partial(_sealed, path / SWEEP), remedy), None))
+    elif not runs:
         checks = [(check, None) for check in _of_model(path)]
     verdicts = []
     with progress_bar("verify", len(checks)) as bar:

@@ -16,7 +16,9 @@ from rearkit.pipeline import DEFAULT_ROOT
 from rearkit.recipe.cleaning import without_folders_of_machine
 from rearkit.reports.comparison_page import PAGE, write_page
 from rearkit.stages.run_folder import RunFolder
+from rearkit.sweeps.claim import claim
 from rearkit.sweeps.runner import finished_groups, run_sweep
+from rearkit.sweeps.sharing import UNSCORED, stages_to_take
 from rearkit.sweeps.sweep import Sweep, load_sweep
 from rearkit.sweeps.write_up import write_docs
 from rearkit.system.console import console, say
@@ -47,9 +49,11 @@ def sweep_and_report(
     sweep = load_sweep(path, overrides)
     if docs is not None:
         _check_docs(docs)
-    donors = [folder for one in reuse for folder in _donors(one)]
+    donors = [folder for one in reuse for folder in _donors(sweep, one)]
     root = DEFAULT_ROOT / sweep.name if out is None else out
     say(f"{sweep.name}: {len(sweep.runs)} runs of {len(sweep.variants)} variants in {root}")
+    # Before anything is written there: a folder that is refused keeps the tables that it has.
+    claim(sweep, root, donors)
     try:
         for folder in itertools.chain(*run_sweep(sweep, root, num_jobs, donors).values()):
             if sweep.table.diagnose:
@@ -64,9 +68,11 @@ def sweep_and_report(
     return table
 
 
-def _donors(path: Path) -> list[RunFolder]:
+def _donors(sweep: Sweep, path: Path) -> list[RunFolder]:
     if not (found := run_folders(path)):
         raise RearkitError(f"--reuse: {path}: no folder of a run or sweep; give such a folder")
+    if not any(stages_to_take(run.recipe, donor, UNSCORED) for run in sweep.runs for donor in found):
+        say(f"--reuse: {path}: nothing of it can be taken over, as no stage is the same")
     return found
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import attrs
 import torch
 
-from rearkit.analysis.groups import SWEEP as ABOUT
 from rearkit.analysis.table import Group
 from rearkit.errors import RearkitError
 from rearkit.recipe.tables import Recipe
@@ -20,11 +19,9 @@ from rearkit.stages.flow import STAGES
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.run_recipe import save_resolved_recipe
 from rearkit.stages.stage import expected_keys, up_to_date
-from rearkit.sweeps.predictions import KEY, noted
-from rearkit.sweeps.sharing import COMMON, UNSCORED, link, prepare_common, stages_to_take, take_over
+from rearkit.sweeps.sharing import COMMON, UNSCORED, link, prepare_common, take_over
 from rearkit.sweeps.sweep import PlannedRun, Sweep
 from rearkit.system.console import say
-from rearkit.system.files import read_json, write_json
 from rearkit.system.locks import try_lock
 from rearkit.system.signals import GUARD, StopRequest
 
@@ -67,7 +64,7 @@ def run_sweep(
 
     Args:
         sweep: from `load_sweep`.
-        root: the sweep's folder.
+        root: the sweep's folder, after `claim`.
         num_jobs: processes at once; None for one a GPU, or one a core without GPUs.
         donors: earlier runs, whose stages are taken over where they are the same.
 
@@ -75,9 +72,8 @@ def run_sweep(
         the folders of the finished runs, by variant.
 
     Raises:
-        RearkitError: some runs failed (after all others have finished), or the folder holds something else.
+        RearkitError: some runs failed (after all others have finished).
     """
-    _claim(sweep, root, donors)
     jobs = _jobs(sweep, root, donors)
     gpus = visible_gpus(sweep.runs[0].recipe)
     width = num_jobs or len(gpus) or (os.cpu_count() or 1)
@@ -114,33 +110,6 @@ def visible_gpus(recipe: Recipe) -> list[str]:
         return []
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     return named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
-
-
-def _claim(sweep: Sweep, root: Path, donors: Sequence[RunFolder] = ()) -> None:
-    """Mark a folder as this sweep's, or raise if it holds something else.
-
-    A prediction that is noted now was made with the trainings known that are here, or that are taken over from donors.
-
-    Raises:
-        RearkitError: the folder holds another sweep, or files that are not a sweep's.
-    """
-    about = read_json(root / ABOUT)
-    if root.exists() and (not root.is_dir() or (about is None and any(root.iterdir()))):
-        raise RearkitError(f"{root}: not empty and not a sweep; choose another folder with --out")
-    if about is not None and about.get("sweep") != sweep.name:
-        raise RearkitError(f"{root}: holds another sweep, {about.get('sweep')!r}; choose another folder with --out")
-    runs = {name: [run.name for run in sweep.runs if run.variant == name] for name in sweep.variants}
-    own = sweep.table
-    told = {"sweep": sweep.name, "runs": runs, "published": own.published, "published_as": own.published_as}
-    trained = sum(
-        RunFolder(root / run.name).done("train") is not None
-        or any("train" in stages_to_take(run.recipe, donor, UNSCORED) for donor in donors)
-        for run in sweep.runs
-    )
-    told[KEY] = noted(about, own.prediction, own.expected, trained)
-    # Variants and seeds may have been added since; the runs of the others stay.
-    if about != told:
-        write_json(root / ABOUT, told)
 
 
 def _jobs(sweep: Sweep, root: Path, donors: Sequence[RunFolder]) -> list[Job]:

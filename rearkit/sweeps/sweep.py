@@ -31,6 +31,14 @@ from rearkit.recipe.tables import Recipe
 # Names of sweeps and variants become parts of folder names.
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
+_BY_SEEDS = "the seeds of training and sampling are the sweep's `seeds`"
+OWN: Mapping[KeyPath, str] = {
+    ("name",): "each run is named after its variant and seed",
+    ("train", "seed"): _BY_SEEDS,
+    ("sample", "seed"): _BY_SEEDS,
+}
+"""Keys that a sweep sets in the recipe of each run, and by what."""
+
 
 @settings
 class SweepTable:
@@ -110,6 +118,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     table = structure(content, SweepTable, str(path), {})
     common = [parse_override(text) for text in overrides]
     variants = list(_variants(table, path))
+    _check_own(table, path, common)
     names = tuple(name for name, _ in variants)
     if not all(PLAIN_NAME.fullmatch(name) for name in (table.name, *table.variants)):
         raise RecipeError([f"{path}: name, [variants]: a name is made of letters, digits, '.', '_' and '-'"])
@@ -127,13 +136,34 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         name = f"{file_name(variant)}-s{seed}"
         said = f"{path}: run {name}"
         # Not the recipe's own seed: that is the seed of data, tokenizer and classifier, which all runs share.
-        own = {("name",): f"{table.name}-{name}", ("train", "seed"): seed, ("sample", "seed"): seed}
+        own = {("name",): recipe_name(table.name, name), ("train", "seed"): seed, ("sample", "seed"): seed}
         recipe = load_recipe(find_file(table.recipe, beside=path), [*common, *_as_changes({**changes, **own}, said)])
         runs.append(PlannedRun(name, variant, recipe))
     # Equal names would mean one folder for two runs.
     if len({run.name for run in runs}) < len(runs):
         raise RecipeError([f"{path}: seeds, [grid]: a value is listed twice"])
     return Sweep(table.name, names, tuple(runs), table)
+
+
+def _check_own(table: SweepTable, path: Path, common: Sequence[Change]) -> None:
+    """Check that nobody sets a key that the sweep sets: the value would be dropped, and rows named after it.
+
+    Raises:
+        RecipeError: the changes for all runs, a variant or the grid set such keys.
+    """
+    given = [(change.said, change.keys, change.value) for change in common]
+    for name, changes in table.variants.items():
+        given += [(f"{path}: [variants] {name}", keys, value) for keys, value in _flat(changes)]
+    given += [(f"{path}: [grid]", keys, value) for keys, values in _flat(table.grid) for value in values]
+    # Of a table given as one value, too.
+    found = [(said, key) for said, keys, value in given for key, _ in _flat({".".join(keys): value}) if key in OWN]
+    if found:
+        raise RecipeError(list(dict.fromkeys(f"{said}: {'.'.join(key)}: not here; {OWN[key]}" for said, key in found)))
+
+
+def recipe_name(sweep: str, run: str) -> str:
+    """Return the name of the recipe of a sweep's run, to which the run's folder belongs."""
+    return f"{sweep}-{run}"
 
 
 def file_name(variant: str) -> str:

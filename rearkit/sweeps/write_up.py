@@ -15,7 +15,7 @@ import tomli_w
 
 from rearkit.analysis.chance import Order, order, resampled_fids
 from rearkit.analysis.diagnose import read_diagnoses
-from rearkit.analysis.groups import SWEEP
+from rearkit.analysis.groups import read_sweep
 from rearkit.analysis.table import Group, Table, markdown_table
 from rearkit.recipe.cleaning import without_folders_of_machine, without_places
 from rearkit.recipe.loading import recipe_to_dict
@@ -29,7 +29,7 @@ from rearkit.sweeps import sheets
 from rearkit.sweeps.predictions import KEY, written
 from rearkit.sweeps.sweep import Sweep, file_name
 from rearkit.system.console import say
-from rearkit.system.files import read_json, replacing, write_text
+from rearkit.system.files import replacing, write_text
 
 FEATURES = "features"
 """Folder in a sweep's folder, for the features that its runs share; it can be deleted at any time."""
@@ -59,7 +59,7 @@ def write_docs(sweep: Sweep, command: str, groups: Sequence[Group], table: Table
         images = max(one.images for members in named.values() for one in members)
         parts[f"Why: the diagnosis, on {images:,} held-out images"] = sheets.mechanism(named)
     parts["How far it was trained"] = sheets.regime(groups)
-    lines = [*_head(sweep, command), *written((read_json(root / SWEEP) or {}).get(KEY, []), found)]
+    lines = [*_head(sweep, command), *written((read_sweep(root) or {}).get(KEY, []), found)]
     for title, sheet in parts.items():
         lines += [f"## {title}", sheet.markdown()]
         if sheet.name == "scores":

@@ -61,6 +61,13 @@ def test_the_same_numbers_give_the_same_answer() -> None:
     assert order("abc", fids, drawn(fids, 1.0)) == order("abc", fids, drawn(fids, 1.0))
 
 
+def test_a_tie_counts_half() -> None:
+    fids = np.array([[8.0] * S, [8.0] * S, [9.0] * S])
+    found = order("abc", fids, np.repeat(fids[..., None], D, -1))
+    assert (found.lower["a"]["b"], found.lower["b"]["a"], found.lower["a"]["c"]) == (0.5, 0.5, 1.0)
+    assert ([one.not_better for one in found.others], found.same) == ([0.5, 1.0], 0.5)
+
+
 @pytest.mark.parametrize("shape", [(1, S), (2, 1)])
 def test_one_variant_or_one_seed_has_no_order(shape: tuple[int, int]) -> None:
     with pytest.raises(RearkitError, match="two variants and two seeds"):

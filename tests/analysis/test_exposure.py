@@ -76,6 +76,8 @@ def test_own_draws_cost_nothing_at_the_first_token_and_what_a_wrong_token_costs_
     assert found.rise(0.5, 1) == pytest.approx((wrong - right) / 2, rel=0.05)
 
 
-def test_a_stretch_of_the_image_has_at_least_its_first_token() -> None:
+def test_a_stretch_of_the_image_has_at_least_one_token() -> None:
     assert ByPosition((1.0, 1.0), (1.5, 3.0)).rise(0, 0.1) == 0.5
     assert ByPosition((1.0, 1.0), (1.5, 3.0)).rise(0, 1) == 1.25
+    assert ByPosition((1.0, 1.0), (1.5, 3.0)).rise(0.75, 1) == 2.0
+    assert ByPosition((1.0,), (1.5,)).rise(0.75, 1) == ByPosition((1.0,), (1.5,)).rise(0, 0.25) == 0.5

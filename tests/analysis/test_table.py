@@ -70,3 +70,19 @@ def test_the_floor_is_told_and_what_does_not_compare(groups: list[Group], tmp_pa
     assert "500 held-out real images likewise, is 1.5." in make_table(groups).notes[0]
     odd = Group("odd", [run(tmp_path / "odd", feature_space="others", fid_floor=3.0)])
     assert "scored differently" in make_table([*groups, odd]).notes[-1]
+
+
+@pytest.mark.parametrize("other", [{"reference": "photos.npz", "fid_floor": None}, {"fid_floor": None}])
+def test_another_reference_and_a_missing_floor_do_not_compare(tmp_path: Path, other: dict[str, object]) -> None:
+    plain, odd = run(tmp_path / "plain"), run(tmp_path / "odd", **other, num_held_out=0)
+    for folders in ([plain, odd], [odd, plain]):
+        notes = make_table([Group("all", folders)]).notes
+        assert "scored differently" in notes[-1] and "its floor, 500 held-out real images likewise" in notes[0]
+        assert ("4500 training images, photos.npz" in notes[0]) == ("reference" in other)
+
+
+def test_runs_without_a_floor_are_of_one_reference_or_do_not_compare(tmp_path: Path) -> None:
+    one, same = (run(tmp_path / name, reference="a.npz", fid_floor=None) for name in ("one", "same"))
+    other = run(tmp_path / "other", reference="b.npz", fid_floor=None)
+    assert len(make_table([Group("", [one, same])]).notes) == 1
+    assert "scored differently" in make_table([Group("", [one, same, other])]).notes[-1]

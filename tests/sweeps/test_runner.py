@@ -21,7 +21,7 @@ from rearkit.stages.run_folder import RunFolder
 from rearkit.sweeps.report import sweep_and_report
 from rearkit.sweeps.runner import Job, _last_words, _work, run_sweep
 from rearkit.sweeps.sharing import COMMON, UNSCORED, link, prepare_common, same_stages, stages_to_take, take_over
-from rearkit.sweeps.sweep import Sweep, load_sweep
+from rearkit.sweeps.sweep import load_sweep
 from rearkit.system.locks import try_lock
 from rearkit.system.signals import GUARD
 
@@ -126,16 +126,6 @@ def test_a_finished_sweep_starts_no_process(root: Path, sweep_file: Path, monkey
     page = (root / "comparison.html").read_text().replace("<wbr>", "")  # where a long key may be broken
     assert "sample.guidance_scale" in page
     assert "noise.name" in page
-
-
-def test_the_folder_of_something_else_is_refused(root: Path, sweep_file: Path, tmp_path: Path) -> None:
-    sweep = load_sweep(sweep_file)
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(RearkitError, match="not empty and not a sweep"):
-        run_sweep(sweep, tmp_path)
-    other = Sweep("other", sweep.variants, sweep.runs, sweep.table)
-    with pytest.raises(RearkitError, match="holds another sweep, 'tiny'"):
-        run_sweep(other, root)
 
 
 @pytest.fixture

@@ -93,6 +93,13 @@ def test_keys_that_end_alike_are_told_apart(write: Callable[[str], Path]) -> Non
         ("[grid]\ntrain.lr = [0.1, 0.1]\n", "a value is listed twice"),
         ("seeds = [-1]\n", "seeds: expected ≥ 0"),
         ("seed = [1]\n", r"seed: unknown key \(did you mean 'seeds'"),
+        (
+            "[grid]\nsample.seed = [1, 2]\n",
+            r"\[grid\]: sample.seed: not here; the seeds of .* are the sweep's `seeds`$",
+        ),
+        ("[grid]\ntrain = [{seed = 1}, {seed = 2}]\n", r"\[grid\]: train.seed: not here"),
+        ("[variants.a]\ntrain.seed = 7\n", r"\[variants\] a: train.seed: not here"),
+        ('[variants.a]\nname = "b"\n', r"\[variants\] a: name: not here; each run is named after its variant"),
         ("[variants.a]\n[published]\nb = 1.0\n", r"\[published\] b: expected a number for one of the variants: a"),
     ],
 )
@@ -100,6 +107,14 @@ def test_a_mistake_is_told_with_file_and_key(write: Callable[[str], Path], text:
     with pytest.raises(RecipeError, match=expected) as caught:
         load_sweep(write(text))
     assert "sweep.toml" in str(caught.value)
+
+
+@pytest.mark.parametrize("change", ["train.seed=7", "sample.seed=7", "name=other", "train={seed=7}"])
+def test_a_seed_or_name_for_all_runs_is_refused(write: Callable[[str], Path], change: str) -> None:
+    with pytest.raises(RecipeError, match=r"--set .*: (train\.seed|sample\.seed|name): not here"):
+        load_sweep(write("[variants.a]\n"), [change])
+    # That of data, tokenizer and classifier is the recipe's.
+    assert load_sweep(write("[variants.a]\n"), ["seed=3"]).runs[0].recipe.seed == 3
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:

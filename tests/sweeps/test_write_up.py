@@ -19,9 +19,9 @@ from rearkit.stages.data import run_classes
 from rearkit.stages.evaluate import features_and_reference
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.run_recipe import run_recipe
+from rearkit.sweeps.claim import claim
 from rearkit.sweeps.predictions import noted, verdict
 from rearkit.sweeps.report import shown_command, sweep_and_report
-from rearkit.sweeps.runner import _claim
 from rearkit.sweeps.sharing import COMMON, link, prepare_common
 from rearkit.sweeps.sweep import load_sweep
 from rearkit.system.files import read_json
@@ -52,7 +52,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     top = tmp_path_factory.mktemp("written")
     (top / "small.toml").write_text(SWEEP, encoding="utf-8")
     sweep = load_sweep(top / "small.toml", SMALLER)
-    _claim(sweep, top / "runs")
+    claim(sweep, top / "runs")
     # In this process, since starting one for each run takes longer than the runs.
     shared = prepare_common([run.recipe for run in sweep.runs], top / "runs")
     for planned, common in zip(sweep.runs, shared, strict=True):
@@ -153,7 +153,7 @@ def test_trainings_that_are_taken_over_were_known_when_a_prediction_was_made(
     swept: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
     file, runs, _ = swept
-    _claim(load_sweep(file, SMALLER), tmp_path, [RunFolder(runs / "plain-s1")])
+    claim(load_sweep(file, SMALLER), tmp_path, [RunFolder(runs / "plain-s1")])
     (prediction,) = read_json(tmp_path / "sweep.json")["predictions"]
     assert prediction["trained"] == 2  # both variants have this model
 
@@ -164,6 +164,9 @@ def test_a_prediction_is_noted_once() -> None:
     second = noted({"predictions": first}, "b", ["x", "y"], 4)
     assert [(one["prediction"], one["trained"]) for one in second] == [("a", 0), ("b", 4)]
     assert noted(None, "", [], 0) == []
+    # Taken out of the file, it stays what it was; an order alone is a prediction.
+    assert noted({"predictions": first}, "", [], 4) == first
+    assert len(noted({"predictions": first}, "", ["x", "y"], 4)) == 2
 
 
 def test_a_verdict_is_only_of_what_can_be_told_apart() -> None:
@@ -172,6 +175,20 @@ def test_a_verdict_is_only_of_what_can_be_told_apart() -> None:
     told = verdict(["a", "b", "c"], order(["a", "b", "c"], fids, fids[..., None] + noise))
     assert "the other way round: a before b, a before c; not to be told apart: b before c." in told
     assert "as predicted" not in told and "There is no verdict" in verdict(["a", "b"], None)
+
+
+def test_equal_variants_are_not_told_apart() -> None:
+    fids = np.full((2, 3), 8.0)
+    told = verdict(["a", "b"], order(["a", "b"], fids, fids[..., None]))
+    assert told.endswith("agree, not to be told apart: a before b.")
+
+
+def test_a_verdict_on_variants_that_are_gone_says_so() -> None:
+    fids = np.array([[10.0, 10.1], [8.0, 8.1]])
+    found = order(["a", "b"], fids, fids[..., None])
+    for expected in (["x", "y"], ["a", "y"]):
+        assert verdict(expected, found).endswith("no two of these variants are in the sweep's file any more.")
+    assert verdict(["a", "y", "b"], found).endswith("agree, the other way round: a before b.")
 
 
 def test_a_command_shows_no_path_of_the_machine_and_can_be_run() -> None:
