@@ -146,7 +146,9 @@ class TokenizerFit:
             adversary.after_step(self.step + 1)
         if self.average:
             now = [p.detach() for p in self.tokenizer.parameters()]
-            torch._foreach_lerp_(list(self.average.values()), now, 1 - self.fit.ema_decay)
+            # Lower at first, as in training, to forget the untrained weights.
+            decay = min(self.fit.ema_decay, (2 + self.step) / (11 + self.step))
+            torch._foreach_lerp_(list(self.average.values()), now, 1 - decay)
         return values
 
     def _passed(self, own: Tensor) -> tuple[FitPass, dict[str, Tensor]]:

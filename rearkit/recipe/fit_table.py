@@ -66,7 +66,7 @@ class FitTable:
     flip: bool = setting("mirror every second image, at random", default=False, since="0.2.0")
     shift: int = setting("move each image by up to so many pixels, at random", default=0, ge=0, since="0.2.0")
     ema_decay: float = setting(
-        "keep an average of the weights with this decay, and take it in the end; 0: none",
+        "keep an average of the weights, and take it in the end: decay at most, (1+n)/(10+n) at step n; 0: none",
         default=0.0,
         ge=0,
         lt=1,
