@@ -33,7 +33,7 @@ class AdversarialTable:
     )
     start: int = setting("step from which it takes part", default=0, ge=0)
     lr: float = setting("peak learning rate of the discriminator", default=2e-4, gt=0)
-    channels: int = setting("channels of its first convolution", default=64, ge=8)
+    channels: int = setting("channels of its first convolution, a multiple of 8", default=64, ge=8)
     layers: int = setting("convolutions that halve the side; more make the patches larger", default=3, ge=1, le=6)
     r1: float = setting("weight of the R1 penalty; 0: none", default=0.0, ge=0)
     lecam: float = setting("weight of the LeCam regularizer; 0: none", default=0.0, ge=0)
@@ -44,6 +44,10 @@ class AdversarialTable:
         since="0.2.0",
         cosmetic=True,
     )
+
+    def __attrs_post_init__(self) -> None:
+        if self.channels % 8:
+            raise ValueError(f"channels ({self.channels}) must be a multiple of 8, the groups of its norms")
 
 
 @settings

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rearkit.contracts import FittableTokenizer, Tokenizer, square_side
+from rearkit.contracts import FittableTokenizer, Tokenizer, height_width, square_side
 from rearkit.data.image_sets import ImageSet, Split
 from rearkit.data.pixels import to_float
 from rearkit.errors import DataError, RearkitError, RecipeError
 from rearkit.evaluation.classifier import FILE as CLASSIFIER
 from rearkit.evaluation.classifier import Classifier, find_classifier, load_classifier, train_classifier
 from rearkit.evaluation.image_streams import in_batches
+from rearkit.fitting.adversary import most_layers
 from rearkit.fitting.fit import TokenizerFit, tells_images
-from rearkit.fitting.perceptual import Perceptual, check_lpips, classifier_distance, lpips_distance
+from rearkit.fitting.perceptual import LEAST_SIDE, Perceptual, check_lpips, classifier_distance, lpips_distance
 from rearkit.model import build_tokenizer
 from rearkit.recipe.fit_table import FitTable, PerceptualTable
 from rearkit.recipe.tables import ClassifierTable, Recipe
@@ -158,6 +159,24 @@ def check_fit(recipe: Recipe) -> list[str]:
         problems.append(
             f"[tokenizer.fit] perceptual and adversarial need a tokenizer with fit_pass, and {recipe.tokenizer.name} "
             "has only fit_loss; leave these tables out"
+        )
+    elif table.perceptual or table.adversarial:
+        problems += _too_small(table, min(height_width(tokenizer.image_size)))
+    return problems
+
+
+def _too_small(table: FitTable, side: int) -> list[str]:
+    """Return which networks of a fit cannot take images of a side."""
+    problems = []
+    if table.adversarial is not None and table.adversarial.layers > (most := most_layers(side)):
+        remedy = f"{most} at most" if most else "leave this table out"
+        problems.append(
+            f"[tokenizer.fit.adversarial] layers = {table.adversarial.layers}: {side} pixels are too few; {remedy}"
+        )
+    if table.perceptual is not None and side < (least := LEAST_SIDE[table.perceptual.features]):
+        problems.append(
+            f'[tokenizer.fit.perceptual] features = "{table.perceptual.features}" needs images of {least} pixels at '
+            f"least, and the tokenizer's have {side}"
         )
     return problems
 
