@@ -182,21 +182,25 @@ def _too_small(table: FitTable, side: int) -> list[str]:
 
 
 def _judge(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, table: FitTable) -> dict[str, Any]:
-    """Measure a fitted tokenizer on held-out images; raise DataError if it is below the recipe's ``min_psnr``."""
+    """Measure a fitted tokenizer; raise DataError if it is below the recipe's ``min_psnr``.
+
+    It is measured on held-out images, or, if there are none, on some training images.
+    """
     # Checked at once, since a poor tokenizer would cost a whole training before the scores show it.
-    held_out = open_split(recipe, folder, "held-out", square_side(tokenizer), "tokenizer")
-    ratios = rebuilt_psnr(tokenizer, in_batches((read.image for read in held_out.read()), recipe.tokens.batch))
-    if not len(ratios):
-        return {}
-    ratio = ratios.mean().item()
-    say(f"tokenizer: {ratio:.2f} dB PSNR on {len(ratios)} held-out images")
+    for name, limit in (("held-out", None), ("train", recipe.tokens.check_images)):
+        images = open_split(recipe, folder, name, square_side(tokenizer), "tokenizer").part(limit)
+        ratios = rebuilt_psnr(tokenizer, in_batches((read.image for read in images.read()), recipe.tokens.batch))
+        if len(ratios):
+            break
+    ratio, kind = ratios.mean().item(), "held-out" if name == "held-out" else "training"
+    say(f"tokenizer: {ratio:.2f} dB PSNR on {len(ratios)} {kind} images")
     # Not `<`, which no NaN is.
     if not ratio >= table.min_psnr:
         raise DataError(
-            f"[tokenizer.fit] min_psnr = {table.min_psnr}, but held-out images come back at {ratio:.2f} dB; "
-            "fit for more steps, or make the codebook larger"
+            f"[tokenizer.fit] min_psnr = {table.min_psnr}, but {kind} images come back at {ratio:.2f} dB; "
+            "fit for more steps, make the codebook larger, or lower min_psnr to take it as it is"
         )
-    return {"held_out_psnr": ratio}
+    return {f"{name.replace('-', '_')}_psnr": ratio}
 
 
 def fit_tokenizer(recipe: Recipe, images: ImageSet) -> Tokenizer:
