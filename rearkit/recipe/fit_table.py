@@ -59,7 +59,9 @@ class FitTable:
     lr: float = setting("peak learning rate; cosine to a twentieth", default=2e-3, gt=0)
     warmup_steps: int = setting("steps of linear warm-up", default=50, ge=0)
     weight_decay: float = setting("AdamW weight decay", default=1e-4, ge=0)
-    min_psnr: float = setting("stop with an error below this PSNR on held-out images, dB", default=0.0, ge=0)
+    min_psnr: float = setting(
+        "stop with an error below this PSNR on held-out images, else training images, dB", default=0.0, ge=0, floor=True
+    )
     checkpoint_every: int = setting("steps between checkpoints of the fit", default=200, ge=1, cosmetic=True)
     part: str = setting(
         "what is fitted; decoder: encoder and codebook, and so all tokens, stay as the weights have them",
