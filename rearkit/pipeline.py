@@ -11,7 +11,6 @@ from pathlib import Path
 import attrs
 
 from rearkit.errors import Interrupted, RearkitError, did_you_mean
-from rearkit.evaluation.inception_weights import check_inception_weights
 from rearkit.model import check_parts, check_weights
 from rearkit.recipe.exported import check_source
 from rearkit.recipe.tables import Recipe
@@ -21,6 +20,7 @@ from rearkit.stages import tokens
 from rearkit.stages import train as training
 from rearkit.stages.aside import set_aside
 from rearkit.stages.course import change_course
+from rearkit.stages.evaluate import check_features
 from rearkit.stages.flow import NAMES, STAGES
 from rearkit.stages.resizing import check_square
 from rearkit.stages.run_folder import RunFolder
@@ -266,7 +266,7 @@ def check_inputs(recipe: Recipe, ranks: int | None = None) -> None:
                 problems[-1] += f"\n    then {need.prepare}"
     problems += _weights_problems(recipe)
     # Only once all files are there: these build modules and open the files.
-    problems = problems or [*check_weights(recipe), *check_inception_weights(recipe.evaluate)]
+    problems = problems or [*check_weights(recipe), *check_features(recipe)]
     if problems:
         raise RearkitError("\n".join(problems))
     # Where one of the later stages is called alone, it builds its modules at once.

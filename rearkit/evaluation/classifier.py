@@ -29,6 +29,8 @@ from rearkit.weights import fit_state_dict, write_state_dict
 FILE = "classifier.safetensors"
 # As augmentation, training images are shifted by up to 1/16 of their side: 2 pixels of 32.
 MAX_SHIFT = 16
+# Of images: two poolings halve it.
+LEAST_SIDE = 4
 
 
 class Classifier(nn.Module):

@@ -32,6 +32,12 @@ TINY = 1e-4
 LECAM_DECAY = 0.99
 
 
+def most_layers(side: int) -> int:
+    """Return the most ``layers`` of a discriminator of images of a side; 0 if it needs larger ones."""
+    # Of what the halvings leave, each of the last two convolutions takes one more.
+    return max(0, (side // 3).bit_length() - 1)
+
+
 class PatchDiscriminator(nn.Module):
     """Judges overlapping patches of an image (Isola et al. 2017).
 
@@ -77,7 +83,7 @@ class Adversary:
         # Beside the global generator, whose numbers the tokenizer's fit draws.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "adversary"))
-            self.discriminator = PatchDiscriminator(table.channels // NORM_GROUPS * NORM_GROUPS, table.layers)
+            self.discriminator = PatchDiscriminator(table.channels, table.layers)
         self.discriminator.to(device)
         self.optimizer = torch.optim.AdamW(self.discriminator.parameters(), lr=table.lr, betas=(0.5, 0.9))
         # Averages of its judgement on real and on rebuilt images, for LeCam.

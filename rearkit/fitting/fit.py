@@ -106,8 +106,9 @@ class TokenizerFit:
                     log.write(self.step, values)
                 stopped = distributed.most_over_ranks(stop.signal or 0)
                 # All ranks have the same weights, and so the same checkpoint.
-                due = (self.step % self.fit.checkpoint_every == 0 or stopped) and distributed.rank() == 0
-                if self.checkpoint is not None and due:
+                # The last too, since what is found poor is taken under a lower floor.
+                due = self.step % self.fit.checkpoint_every == 0 or self.step == self.fit.steps or stopped
+                if self.checkpoint is not None and due and distributed.rank() == 0:
                     self._save(self.checkpoint)
                 if stopped:
                     where = f"tokenizer: stopped at step {self.step} of {self.fit.steps}"
@@ -146,7 +147,9 @@ class TokenizerFit:
             adversary.after_step(self.step + 1)
         if self.average:
             now = [p.detach() for p in self.tokenizer.parameters()]
-            torch._foreach_lerp_(list(self.average.values()), now, 1 - self.fit.ema_decay)
+            # Lower at first, as in training, to forget the untrained weights.
+            decay = min(self.fit.ema_decay, (2 + self.step) / (11 + self.step))
+            torch._foreach_lerp_(list(self.average.values()), now, 1 - decay)
         return values
 
     def _passed(self, own: Tensor) -> tuple[FitPass, dict[str, Tensor]]:

@@ -10,8 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rearkit.errors import RearkitError
+from rearkit.evaluation.classifier import LEAST_SIDE as CLASSIFIER_SIDE
 from rearkit.evaluation.classifier import Classifier
 from rearkit.system.weight_files import read_state_dict
+
+# The least side of images for their features: each pooling halves it.
+LEAST_SIDE = {"classifier": CLASSIFIER_SIDE, "lpips": 16}
 
 
 class Perceptual:

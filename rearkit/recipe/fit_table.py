@@ -33,7 +33,7 @@ class AdversarialTable:
     )
     start: int = setting("step from which it takes part", default=0, ge=0)
     lr: float = setting("peak learning rate of the discriminator", default=2e-4, gt=0)
-    channels: int = setting("channels of its first convolution", default=64, ge=8)
+    channels: int = setting("channels of its first convolution, a multiple of 8", default=64, ge=8)
     layers: int = setting("convolutions that halve the side; more make the patches larger", default=3, ge=1, le=6)
     r1: float = setting("weight of the R1 penalty; 0: none", default=0.0, ge=0)
     lecam: float = setting("weight of the LeCam regularizer; 0: none", default=0.0, ge=0)
@@ -45,6 +45,10 @@ class AdversarialTable:
         cosmetic=True,
     )
 
+    def __attrs_post_init__(self) -> None:
+        if self.channels % 8:
+            raise ValueError(f"channels ({self.channels}) must be a multiple of 8, the groups of its norms")
+
 
 @settings
 class FitTable:
@@ -55,7 +59,9 @@ class FitTable:
     lr: float = setting("peak learning rate; cosine to a twentieth", default=2e-3, gt=0)
     warmup_steps: int = setting("steps of linear warm-up", default=50, ge=0)
     weight_decay: float = setting("AdamW weight decay", default=1e-4, ge=0)
-    min_psnr: float = setting("stop with an error below this PSNR on held-out images, dB", default=0.0, ge=0)
+    min_psnr: float = setting(
+        "stop with an error below this PSNR on held-out images, else training images, dB", default=0.0, ge=0, floor=True
+    )
     checkpoint_every: int = setting("steps between checkpoints of the fit", default=200, ge=1, cosmetic=True)
     part: str = setting(
         "what is fitted; decoder: encoder and codebook, and so all tokens, stay as the weights have them",
@@ -66,7 +72,7 @@ class FitTable:
     flip: bool = setting("mirror every second image, at random", default=False, since="0.2.0")
     shift: int = setting("move each image by up to so many pixels, at random", default=0, ge=0, since="0.2.0")
     ema_decay: float = setting(
-        "keep an average of the weights with this decay, and take it in the end; 0: none",
+        "keep an average of the weights, and take it in the end: decay at most, (1+n)/(10+n) at step n; 0: none",
         default=0.0,
         ge=0,
         lt=1,

@@ -37,6 +37,7 @@ def setting(
     min_len: int | None = None,
     validator: Callable[..., Any] | None = None,
     cosmetic: bool = False,
+    floor: bool = False,
     since: str | None = None,
     formerly: Any = attrs.NOTHING,
 ) -> Any:
@@ -54,6 +55,7 @@ def setting(
         validator: a further attrs validator.
         cosmetic: true if the value cannot change a stage's results (how often it logs, how work is divided), so that
             the stage does not run again when it changes.
+        floor: true if the value only refuses results: a stage that it has stopped goes on under another.
         since: the version that the setting came with. At its default, it leaves what earlier versions made up to date,
             so the default must be what they did.
         formerly: the default of earlier versions, if it was another. What they made at theirs stays up to date at this
@@ -76,11 +78,12 @@ def setting(
     # All instances would share it, and settings are frozen.
     if isinstance(default, list | dict):
         raise TypeError("a default must be immutable: give a tuple, or a nested settings class")
+    marks = {"cosmetic": cosmetic, "floor": floor, "since": since, "formerly": formerly}
     return attrs.field(
         default=default,
         # Optional, so that None passes: it stands for a setting that is left out.
         validator=validators.optional(validators.and_(*checks)) if checks else None,
-        metadata={"doc": doc, "cosmetic": cosmetic, "since": since, "formerly": formerly, "limits": tuple(limits)},
+        metadata={"doc": doc, **marks, "limits": tuple(limits)},
     )
 
 

@@ -149,8 +149,10 @@ class TokensTable:
     )
     batch: int = setting("images tokenized at once", default=64, ge=1, cosmetic=True)
     check_images: int = setting("images decoded again from the written shards", default=256, ge=1)
-    min_psnr: float = setting("stop below this PSNR of the decoded against the original, dB", default=0.0, ge=0)
-    min_codebook_use: float = setting("stop below this share of codes in use", default=0.0, ge=0, le=1)
+    min_psnr: float = setting(
+        "stop below this PSNR of the decoded against the original, dB", default=0.0, ge=0, floor=True
+    )
+    min_codebook_use: float = setting("stop below this share of codes in use", default=0.0, ge=0, le=1, floor=True)
 
     def __attrs_post_init__(self) -> None:
         if self.augment == RANDOM_CROP and not self.on_the_fly:

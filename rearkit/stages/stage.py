@@ -3,8 +3,8 @@
 A stage reads the recipe's tables that concern it and the outputs of earlier stages, and writes files to ``RUN/STAGE/``.
 Its key is a hash of both inputs, and of the code of the plugins that it uses. If ``stage.json`` has the same key and
 the files are there, the stage is skipped. If only the file ``key`` has the same key, the stage was cut off and is
-resumed. Otherwise its folder is moved aside. A finished stage that has lost some of its files is resumed too, from the
-files that are left.
+resumed; that key is without floors, which only refuse results. Otherwise its folder is moved aside. A finished stage
+that has lost some of its files is resumed too, from the files that are left.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any
 import attrs
 
 from rearkit.errors import RearkitError
-from rearkit.recipe.tables import ComponentTable, Recipe, component_tables
+from rearkit.recipe.tables import Recipe, component_tables
 from rearkit.registry import plugins
-from rearkit.registry.provenance import BUILT_IN, code_of, is_built_in
-from rearkit.registry.setting_types import plain
+from rearkit.registry.provenance import code_of, is_built_in
 from rearkit.stages.aside import move_aside
 from rearkit.stages.intact import damaged_inputs, damaged_outputs, drop_damaged_parts, keys_of, write_key
+from rearkit.stages.relevant import result_relevant
 from rearkit.stages.run_folder import RunFolder
 from rearkit.system import distributed
 from rearkit.system.checksums import SUMS, write_sealed
@@ -72,11 +72,11 @@ class Stage:
     owns: Callable[[RunFolder, str], bool] = lambda folder, key: False
 
 
-def stage_key(stage: Stage, recipe: Recipe, folder: RunFolder) -> str:
-    """Return a hash of everything that a stage's output depends on."""
+def stage_key(stage: Stage, recipe: Recipe, folder: RunFolder, floors: bool = True) -> str:
+    """Return a hash of everything that a stage's output depends on, with the floors that it must reach or without."""
     # By content, so that an input that was made again with the same result leaves later stages up to date.
     inputs = {name: (folder.done(name) or {}).get("digest") for name in stage.inputs}
-    content = {"stage": stage.name, "tables": _result_relevant(stage.tables(recipe, folder)), "inputs": inputs}
+    content = {"stage": stage.name, "tables": result_relevant(stage.tables(recipe, folder), floors), "inputs": inputs}
     # Only where there are any, so that runs of built-in components keep the keys that they have.
     if code := _plugin_code(stage, recipe):
         content["plugins"] = code
@@ -91,7 +91,7 @@ def expected_keys(stages: Iterable[Stage], recipe: Recipe) -> dict[str, str]:
     """
     keys: dict[str, str] = {}
     for stage in stages:
-        tables = _result_relevant(stage.tables(recipe, None))
+        tables = result_relevant(stage.tables(recipe, None))
         inputs = [keys[name] for name in stage.inputs]
         content = json.dumps([stage.name, tables, inputs, *_plugin_code(stage, recipe)], sort_keys=True)
         keys[stage.name] = hashlib.sha256(content.encode()).hexdigest()
@@ -167,6 +167,8 @@ def _begin(stage: Stage, recipe: Recipe, folder: RunFolder, alone: bool, known: 
     if done is not None and same and not (damaged := [*known, *damaged_outputs(done, place, alone)]):
         say(f"{stage.name}: up to date")
         return None
+    # One that was stopped by a floor goes on under another, which it looks at when it comes to its end.
+    begun = stage_key(stage, recipe, folder, floors=False)
     with storage_errors(place):
         if done is not None and same:
             _check_source(stage, recipe, damaged[0])
@@ -174,7 +176,7 @@ def _begin(stage: Stage, recipe: Recipe, folder: RunFolder, alone: bool, known: 
             # Everything else is used again: intact shards, the last checkpoint.
             for path in (folder.record(stage.name), *damaged_outputs(done, place, thorough=True)):
                 remove(path)
-        elif _was_begun(stage, folder, key):
+        elif _was_begun(stage, folder, key, begun):
             say(f"{stage.name}: going on from where it stopped")
             drop_damaged_parts(folder, stage.name)
         elif place.exists():
@@ -183,7 +185,7 @@ def _begin(stage: Stage, recipe: Recipe, folder: RunFolder, alone: bool, known: 
         remove_leftovers(place)
         place.mkdir(parents=True, exist_ok=True)
         # Before the work begins, so that a stage that is cut off is known by it and resumed.
-        write_key(folder, stage.name, key)
+        write_key(folder, stage.name, begun)
     return key
 
 
@@ -195,12 +197,12 @@ def _check_source(stage: Stage, recipe: Recipe, damaged: Path) -> None:
         raise RearkitError(f"{damaged}: damaged, and cannot be made again: {error}") from None
 
 
-def _was_begun(stage: Stage, folder: RunFolder, key: str) -> bool:
-    """Return whether what lies in a stage's folder was begun with a key."""
+def _was_begun(stage: Stage, folder: RunFolder, *keys: str) -> bool:
+    """Return whether what lies in a stage's folder was begun with one of some keys."""
     begun = keys_of(folder, stage.name)
-    if key in begun:
+    if not set(keys).isdisjoint(begun):
         return True
-    if len(begun) == 1 or not stage.owns(folder, key):
+    if len(begun) == 1 or not stage.owns(folder, keys[0]):
         return False
     say(f"{stage.name}: {folder.key(stage.name)} is damaged; what else lies there tells that it is this recipe's")
     return True
@@ -209,6 +211,8 @@ def _was_begun(stage: Stage, folder: RunFolder, key: str) -> bool:
 def _finish(folder: RunFolder, name: str, key: str, outcome: Outcome, seconds: float) -> None:
     """Record that a stage is done: its result, and the sizes and hashes of its files."""
     place = folder.stage(name)
+    # From here on, another floor is another result.
+    write_key(folder, name, key)
     hashes = {name: sha256(place / name) for name in outcome.outputs}
     # Later stages have this in their keys, so they run again if any output changes.
     digest = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
@@ -269,32 +273,3 @@ def hash_of(file: str | None) -> str | None:
         return None
     local = local_file(file)
     return sha256(local) if local.is_file() else None
-
-
-def _result_relevant(value: Any) -> Any:
-    """Return settings as plain values, without those that cannot change a result."""
-    # Settings marked "cosmetic", such as how often to log, may change without making a finished stage run again.
-    if attrs.has(type(value)):
-        fields = [field for field in attrs.fields(type(value)) if not field.metadata.get("cosmetic")]
-        return {
-            field.name: _result_relevant(_as_formerly(getattr(value, field.name), field))
-            for field in fields
-            # A setting that came later, at its default: results from before it are the same.
-            if not field.metadata.get("since") or getattr(value, field.name) != field.default
-        } | _provider(value)
-    if isinstance(value, Mapping):
-        return {key: _result_relevant(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_result_relevant(item) for item in value]
-    return plain(value)
-
-
-def _as_formerly(value: Any, field: attrs.Attribute[Any]) -> Any:
-    """Return a setting's value, or the default of earlier versions if it has today's; that one, if given, apart."""
-    former = field.metadata.get("formerly", attrs.NOTHING)
-    return {field.default: former, former: [former]}.get(value, value) if former is not attrs.NOTHING else value
-
-
-def _provider(value: Any) -> dict[str, str]:
-    """Return, of a component's table, what its provider is in a key: the same for every version of rearkit."""
-    return {"provider": BUILT_IN} if isinstance(value, ComponentTable) and is_built_in(value.provider) else {}

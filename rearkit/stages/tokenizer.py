@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rearkit.contracts import FittableTokenizer, Tokenizer, square_side
+from rearkit.contracts import FittableTokenizer, Tokenizer, height_width, square_side
 from rearkit.data.image_sets import ImageSet, Split
 from rearkit.data.pixels import to_float
 from rearkit.errors import DataError, RearkitError, RecipeError
 from rearkit.evaluation.classifier import FILE as CLASSIFIER
 from rearkit.evaluation.classifier import Classifier, find_classifier, load_classifier, train_classifier
 from rearkit.evaluation.image_streams import in_batches
+from rearkit.fitting.adversary import most_layers
 from rearkit.fitting.fit import TokenizerFit, tells_images
-from rearkit.fitting.perceptual import Perceptual, check_lpips, classifier_distance, lpips_distance
+from rearkit.fitting.perceptual import LEAST_SIDE, Perceptual, check_lpips, classifier_distance, lpips_distance
 from rearkit.model import build_tokenizer
 from rearkit.recipe.fit_table import FitTable, PerceptualTable
 from rearkit.recipe.tables import ClassifierTable, Recipe
@@ -159,25 +160,47 @@ def check_fit(recipe: Recipe) -> list[str]:
             f"[tokenizer.fit] perceptual and adversarial need a tokenizer with fit_pass, and {recipe.tokenizer.name} "
             "has only fit_loss; leave these tables out"
         )
+    elif table.perceptual or table.adversarial:
+        problems += _too_small(table, min(height_width(tokenizer.image_size)))
+    return problems
+
+
+def _too_small(table: FitTable, side: int) -> list[str]:
+    """Return which networks of a fit cannot take images of a side."""
+    problems = []
+    if table.adversarial is not None and table.adversarial.layers > (most := most_layers(side)):
+        remedy = f"{most} at most" if most else "leave this table out"
+        problems.append(
+            f"[tokenizer.fit.adversarial] layers = {table.adversarial.layers}: {side} pixels are too few; {remedy}"
+        )
+    if table.perceptual is not None and side < (least := LEAST_SIDE[table.perceptual.features]):
+        problems.append(
+            f'[tokenizer.fit.perceptual] features = "{table.perceptual.features}" needs images of {least} pixels at '
+            f"least, and the tokenizer's have {side}"
+        )
     return problems
 
 
 def _judge(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, table: FitTable) -> dict[str, Any]:
-    """Measure a fitted tokenizer on held-out images; raise DataError if it is below the recipe's ``min_psnr``."""
+    """Measure a fitted tokenizer; raise DataError if it is below the recipe's ``min_psnr``.
+
+    It is measured on held-out images, or, if there are none, on some training images.
+    """
     # Checked at once, since a poor tokenizer would cost a whole training before the scores show it.
-    held_out = open_split(recipe, folder, "held-out", square_side(tokenizer), "tokenizer")
-    ratios = rebuilt_psnr(tokenizer, in_batches((read.image for read in held_out.read()), recipe.tokens.batch))
-    if not len(ratios):
-        return {}
-    ratio = ratios.mean().item()
-    say(f"tokenizer: {ratio:.2f} dB PSNR on {len(ratios)} held-out images")
+    for name, limit in (("held-out", None), ("train", recipe.tokens.check_images)):
+        images = open_split(recipe, folder, name, square_side(tokenizer), "tokenizer").part(limit)
+        ratios = rebuilt_psnr(tokenizer, in_batches((read.image for read in images.read()), recipe.tokens.batch))
+        if len(ratios):
+            break
+    ratio, kind = ratios.mean().item(), "held-out" if name == "held-out" else "training"
+    say(f"tokenizer: {ratio:.2f} dB PSNR on {len(ratios)} {kind} images")
     # Not `<`, which no NaN is.
     if not ratio >= table.min_psnr:
         raise DataError(
-            f"[tokenizer.fit] min_psnr = {table.min_psnr}, but held-out images come back at {ratio:.2f} dB; "
-            "fit for more steps, or make the codebook larger"
+            f"[tokenizer.fit] min_psnr = {table.min_psnr}, but {kind} images come back at {ratio:.2f} dB; "
+            "fit for more steps, make the codebook larger, or lower min_psnr to take it as it is"
         )
-    return {"held_out_psnr": ratio}
+    return {f"{name.replace('-', '_')}_psnr": ratio}
 
 
 def fit_tokenizer(recipe: Recipe, images: ImageSet) -> Tokenizer:

@@ -29,8 +29,9 @@ from rearkit.recipe.tables import Recipe
 from rearkit.stages import data as data_stage
 from rearkit.stages.data import load_images, open_split
 from rearkit.stages.evaluate import split_images
+from rearkit.stages.relevant import result_relevant
 from rearkit.stages.run_folder import RunFolder
-from rearkit.stages.stage import _result_relevant, stage_key
+from rearkit.stages.stage import stage_key
 from rearkit.system.files import read_json
 
 COUNT = 6
@@ -236,7 +237,7 @@ def test_defaults_leave_the_key_of_an_earlier_run_and_others_do_not(
         return stage_key(data_stage.STAGE, recipe, folder)
 
     recipe = tiny(data={"source": {"name": "shards", "train": path, "num_classes": 3}})
-    assert set(_result_relevant(recipe.data)["source"]["settings"]) == {
+    assert set(result_relevant(recipe.data)["source"]["settings"]) == {
         "train",
         "held_out",
         "train_images",

@@ -7,7 +7,7 @@ import torch
 
 from rearkit.contracts import FitPass
 from rearkit.errors import DivergedError
-from rearkit.fitting.adversary import Adversary, PatchDiscriminator
+from rearkit.fitting.adversary import Adversary, PatchDiscriminator, most_layers
 from rearkit.recipe.fit_table import AdversarialTable
 
 CPU = torch.device("cpu")
@@ -37,6 +37,20 @@ def test_it_judges_patches(layers: int, side: int) -> None:
     judged = PatchDiscriminator(8, layers)(torch.rand(2, 3, 16 if layers < 3 else 32, 16 if layers < 3 else 32))
     expected = {1: 6, 2: 2, 3: 2}[layers]
     assert judged.shape == (2, 1, expected, expected)
+
+
+@pytest.mark.parametrize("side", [3, 5, 6, 8, 11, 12, 16, 31, 32, 48, 64])
+def test_the_most_layers_leave_something_to_judge_and_one_more_does_not(side: int) -> None:
+    most = most_layers(side)
+    if most:
+        assert min(PatchDiscriminator(8, most)(torch.rand(1, 3, side, side)).shape) == 1
+    with pytest.raises(RuntimeError, match="Kernel size can't be greater"):
+        PatchDiscriminator(8, most + 1)(torch.rand(1, 3, side, side))
+
+
+def test_channels_that_the_norms_do_not_divide_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"channels \(12\) must be a multiple of 8"):
+        AdversarialTable(channels=12)
 
 
 def test_the_adaptive_weight_makes_both_gradients_equally_long() -> None:

@@ -35,6 +35,7 @@ EVERYTHING = FitTable(
 )  # fmt: skip
 PLAIN = FitTable(steps=STEPS, batch=7, warmup_steps=2, checkpoint_every=10)
 LONG = attrs.evolve(PLAIN, steps=50)
+SHORT = attrs.evolve(PLAIN, steps=3)
 
 
 def fitted(folder: Path, table: FitTable = PLAIN, steps: int | None = None) -> tuple[list[float], torch.Tensor]:
@@ -89,6 +90,13 @@ def test_two_ranks_fit_as_one(which: str, tmp_path: Path) -> None:
     assert first == pytest.approx(losses, abs=1e-4)
     torch.testing.assert_close(first_codebook, codebook, atol=1e-3, rtol=1e-3)
     assert len(losses) == STEPS and losses[-1] < losses[0]
+
+
+def test_the_codes_in_use_are_those_of_the_whole_batch(tmp_path: Path) -> None:
+    fitted(tmp_path / "one", SHORT)
+    on_two_ranks(tmp_path, "SHORT")
+    whole, shared = ([line["codes_used"] for line in read_log(tmp_path / name)] for name in ("one", "shared"))
+    assert shared == pytest.approx(whole)
 
 
 @pytest.mark.slow

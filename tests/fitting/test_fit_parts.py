@@ -21,8 +21,10 @@ from rearkit.fitting.varied import varied
 from rearkit.model import build_tokenizer
 from rearkit.recipe.fit_table import FitTable
 from rearkit.recipe.tables import Recipe
+from rearkit.stages.evaluate import check_features
 from rearkit.stages.tokenizer import check_fit
 
+CLASSIFIER = {"features": "classifier"}
 TABLE = FitTable(steps=4, batch=4, warmup_steps=1, lr=1e-2)
 Tiny = Callable[..., Recipe]
 
@@ -61,7 +63,7 @@ def test_a_fit_from_given_weights_keeps_their_codebook_until_it_moves(tiny: Tiny
 def test_the_average_of_the_weights_is_taken_in_the_end(tiny: Tiny) -> None:
     seen: list[list[Tensor]] = []
     tokenizer = build_tokenizer(tiny())
-    fit = TokenizerFit(tokenizer, attrs.evolve(TABLE, ema_decay=0.5), 0)
+    fit = TokenizerFit(tokenizer, attrs.evolve(TABLE, ema_decay=0.3), 0)
     start = [p.detach().clone() for p in tokenizer.parameters()]
 
     def watched() -> Iterator[tuple[Tensor, Tensor]]:
@@ -74,8 +76,9 @@ def test_the_average_of_the_weights_is_taken_in_the_end(tiny: Tiny) -> None:
     states = [*seen[1:], last]
     for index, parameter in enumerate(tokenizer.parameters()):
         expected = start[index]
-        for state in states:
-            expected = (expected + state[index]) / 2
+        for step, state in enumerate(states, 1):
+            decay = min(0.3, (1 + step) / (10 + step))
+            expected = decay * expected + (1 - decay) * state[index]
         torch.testing.assert_close(parameter.detach(), expected)
 
 
@@ -140,7 +143,22 @@ def test_what_a_tokenizer_or_recipe_cannot_give_is_told_before_the_fit(
     def with_fit(**table: object) -> Recipe:
         return tiny(tokenizer={"fit": {"steps": 3, "warmup_steps": 1, **table}})
 
-    assert check_fit(with_fit(adversarial={}, perceptual={})) == []
+    assert check_fit(with_fit(adversarial={"layers": 1}, perceptual={})) == []
+    (told,) = check_fit(with_fit(adversarial={}))
+    assert told == "[tokenizer.fit.adversarial] layers = 3: 8 pixels are too few; 1 at most"
+    vgg = {"features": "lpips", "vgg_weights": "vgg.pth"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name: name)
+        assert (
+            "needs images of 16 pixels at least, and the tokenizer's have 8" in check_fit(with_fit(perceptual=vgg))[0]
+        )
+    small = tiny(tokenizer={"image_size": 2, "fit": {"adversarial": {}, "perceptual": {}}}, evaluate=CLASSIFIER)
+    assert [line.partition(" ")[0] for line in check_fit(small)] == [
+        "[tokenizer.fit.adversarial]",
+        "[tokenizer.fit.perceptual]",
+    ]
+    assert "needs images of 4 pixels at least, and the tokenizer's have 2" in check_features(small)[0]
+    assert check_features(tiny(evaluate=CLASSIFIER)) == []
     assert "needs [tokenizer] weights" in check_fit(with_fit(part="decoder"))[0]
     assert tells_images(build_tokenizer(tiny())) and not tells_images(OnlyTellsTheLoss())
     monkeypatch.setattr("rearkit.stages.tokenizer.build_tokenizer", lambda recipe, load: OnlyTellsTheLoss())

@@ -25,8 +25,9 @@ from rearkit.recipe.tables import ComponentTable
 from rearkit.registry import plugins
 from rearkit.registry.component import KINDS, RESERVED, Registry
 from rearkit.stages.flow import STAGES
+from rearkit.stages.relevant import result_relevant
 from rearkit.stages.run_folder import RunFolder
-from rearkit.stages.stage import _result_relevant, stage_key
+from rearkit.stages.stage import stage_key
 
 Content = Callable[..., dict[str, Any]]
 
@@ -112,7 +113,7 @@ def test_every_type_comes_back_from_a_file_and_stands_in_keys(
     assert given_values.items() <= plain["noise"].items() or given_values.keys() & {"inner", "inners", "either"}
     file.write_text(tomli_w.dumps(plain), encoding="utf-8")
     assert load_recipe(file) == recipe
-    json.dumps(_result_relevant(recipe.noise))
+    json.dumps(result_relevant(recipe.noise))
     keys = [stage_key(stage, each, RunFolder(file)) for stage in STAGES for each in (recipe, load_recipe(file))]
     assert keys[::2] == keys[1::2]
 

@@ -14,12 +14,12 @@ from rearkit.recipe.loading import load_recipe
 from rearkit.recipe.settings import setting, settings
 from rearkit.recipe.tables import ComponentTable, Recipe, component_tables
 from rearkit.stages.flow import STAGES
+from rearkit.stages.relevant import result_relevant
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.run_recipe import run_recipe, save_resolved_recipe
 from rearkit.stages.stage import (
     Outcome,
     Stage,
-    _result_relevant,
     check_stages_before,
     expected_keys,
     run_stage,
@@ -571,13 +571,13 @@ def test_a_field_that_came_later_changes_no_key_at_its_default(tiny: Callable[..
     def train_key(**backbone: str) -> str:
         return expected_keys(STAGES, tiny(backbone=backbone))["train"]
 
-    assert "weights_key" not in _result_relevant(tiny().backbone)
+    assert "weights_key" not in result_relevant(tiny().backbone)
     assert train_key() != train_key(weights_key="ema")
 
 
 def test_a_former_default_that_is_given_is_not_the_one_of_today(tiny: Callable[..., Recipe]) -> None:
     def told(**sample: str) -> Any:
-        return _result_relevant(tiny(sample={"num_images": 4, **sample}).sample)["precision"]
+        return result_relevant(tiny(sample={"num_images": 4, **sample}).sample)["precision"]
 
     assert told() == told(precision="auto") == "fp32"  # as it stands in the keys of 0.1
     assert told(precision="fp32") not in ("auto", "fp32", told(precision="bf16"))

@@ -197,6 +197,12 @@ def test_tokens_below_a_floor_stop_the_run(
     with pytest.raises(DataError, match=rf"\[tokens\] {floor} = {value}, but the written tokens reach"):
         run(recipe(tokens={floor: value}), folder)
     assert folder.done("tokens") is None
+    # Kept for a lower floor, and looked at again.
+    written = {path: path.stat().st_mtime_ns for path in folder.stage("tokens").glob("*.tar")}
+    with pytest.raises(DataError, match=rf"\[tokens\] {floor} = {value - 0.001}, but"):
+        run(recipe(tokens={floor: value - 0.001}), folder)
+    run(recipe(tokens={floor: 0.01}), folder)
+    assert written and all(path.stat().st_mtime_ns == time for path, time in written.items())
 
 
 def test_a_codebook_too_large_for_the_shards_is_refused(

@@ -39,9 +39,13 @@ def nearest_codes(codebook_VZ: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def mean_nearest(squares_VK: Tensor) -> Tensor:
-    """Return the mean squared distance of a code to the nearest other one: a scalar, the scale of a codebook."""
-    # In a codebook whose codes are all doubled, any scale will do.
-    return squares_VK[:, 0].mean().clamp(min=torch.finfo(torch.float32).tiny)
+    """Return the mean squared distance of a code to the nearest other one: a scalar, the scale of a codebook.
+
+    Codes that have a twin are left out; it is 1 if all have.
+    """
+    nearest_V = squares_VK[:, 0]
+    mean = nearest_V.mean() * (len(nearest_V) / (nearest_V > 0).sum().clamp(min=1))
+    return torch.where(mean > torch.finfo(torch.float32).tiny, mean, 1)
 
 
 def balanced_clusters(codebook_VZ: Tensor, clusters: int, seed: int) -> Tensor:

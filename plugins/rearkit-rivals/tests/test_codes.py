@@ -44,6 +44,18 @@ def test_copies_of_a_code_are_its_neighbours_and_give_no_scale_of_zero() -> None
     squares_VK, ids_VK = nearest_codes(torch.ones(4, 2), 3)
     assert all(row not in others for row, others in enumerate(ids_VK.tolist()))
     assert mean_nearest(squares_VK) > 0
+    # A twin is no measure of how far codes are apart.
+    alone_VZ = torch.randn(7, 2)
+    expected = mean_nearest(nearest_codes(alone_VZ, 1)[0][1:])
+    squares_VK, _ = nearest_codes(torch.cat([alone_VZ[:1], alone_VZ]), 1)
+    torch.testing.assert_close(mean_nearest(squares_VK), expected)
+
+
+@pytest.mark.parametrize("distinct", [8, 1])
+def test_smoothing_of_a_collapsed_codebook_is_finite(distinct: int) -> None:
+    codebook_VZ = torch.randn(distinct, 4, generator=torch.Generator().manual_seed(0))
+    made = LabelSmoothing(LabelSmoothingSettings(), context(codebook_VZ.repeat(16 // distinct, 1)))
+    assert made(step(torch.randn(2, 4, 16), torch.randint(16, (2, 4))))["smoothing"].isfinite()
 
 
 def test_clusters_of_pairs_are_the_pairs() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -211,11 +212,11 @@ class MaskGITVQGAN(FittableTokenizer):
 
     def fit_pass(self, images_B3RR: Tensor) -> FitPass:
         """Take reconstruction error (mean squared plus mean absolute) plus commitment; averages move the codebook."""
+        features_BNZ = _grid_to_tokens(self.features(images_B3RR)).float()
         # Convolutions without biases keep a black image zero, and each norm of zeros multiplies its gradient by a
-        # thousand; half a step of a byte is enough to keep it finite.
+        # thousand; without it, the others' fit the encoder.
         black_B = images_B3RR.flatten(1).amax(1) == 0
-        seen_B3RR = images_B3RR + black_B[:, None, None, None] * (0.5 / 255)
-        features_BNZ = _grid_to_tokens(self.features(seen_B3RR)).float()
+        features_BNZ = torch.where(black_B[:, None, None], features_BNZ.detach(), features_BNZ)
         codes_BNZ, tokens_BN = self.quantize(features_BNZ)
         rebuilt = self.decoder(self._tokens_to_grid(codes_BNZ)).float()
         error = F.mse_loss(rebuilt, images_B3RR) + F.l1_loss(rebuilt, images_B3RR)

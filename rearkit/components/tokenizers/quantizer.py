@@ -94,8 +94,9 @@ class VectorQuantizer(nn.Module):
         return x_BNZ + (codes_BNZ - x_BNZ).detach(), tokens_BN
 
     def share_used(self, tokens_BN: Tensor) -> Tensor:
-        """Return the share of the codes that a batch of tokens uses, a scalar in [0, 1]."""
-        return torch.tensor(tokens_BN.unique().numel() / len(self.embedding.weight))
+        """Return the share of the codes that a batch of tokens uses (of all ranks where they share it), in [0, 1]."""
+        used_V = summed(tokens_BN.flatten().bincount(minlength=len(self.embedding.weight))) > 0
+        return used_V.float().mean()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Load a codebook; a fit goes on from it, as if each code had been chosen once."""

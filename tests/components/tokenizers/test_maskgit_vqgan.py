@@ -154,16 +154,22 @@ def test_a_fit_moves_the_codebook_towards_the_features_and_the_loss_falls() -> N
     assert module.quantize.embedding.weight.grad is None  # it follows by averages, not by gradients
 
 
-def test_a_black_image_does_not_drown_the_gradient_of_a_batch() -> None:
+@pytest.mark.parametrize("black", [1, 4, 8])
+def test_black_images_do_not_drown_the_gradient_of_a_batch_and_are_seen_as_they_are_encoded(black: int) -> None:
     """Zeros stay zeros without biases, and each of eleven norms would multiply their gradient by 1000."""
     torch.manual_seed(0)
     module = MaskGITVQGAN(
         MaskGITVQGANSettings(image_size=16, hidden_channels=8, channel_mult=(1, 2), norm_groups=4, codebook_size=32)
     ).train()
     images = torch.rand(8, 3, 16, 16)
-    images[0] = 0
+    images[:black] = 0
     module.fit_pass(images).loss.backward()
     assert get_total_norm([p.grad for p in module.parameters() if p.grad is not None]) < 100
+    module.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            module.fit_pass(images).rebuilt_B3RR.clamp(0, 1), module.decode(module.encode(images))
+        )
 
 
 def test_gradients_pass_the_quantizer_to_the_encoder() -> None:
