@@ -141,7 +141,7 @@ def run_with_tokenizer(recipe: Recipe, out: str | Path | None = None) -> RunFold
         RearkitError: there is no tokenizer, neither in the run nor in a file; the message has the command to run.
     """
     folder = RunFolder(Path(out) if out is not None else DEFAULT_ROOT / recipe.name)
-    if recipe.tokenizer.weights is not None and not folder.tokenizer.is_file():
+    if recipe.tokenizer.weights is not None and recipe.tokenizer.fit is None and not folder.tokenizer.is_file():
         return None
     check_square(recipe)
     reading = attrs.evolve(tokens.STAGE, name="reconstruct", inputs=("tokenizer",))
