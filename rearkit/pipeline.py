@@ -27,7 +27,7 @@ from rearkit.stages.own_files import check_own_files, named_files
 from rearkit.stages.resizing import check_square
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.run_recipe import save_resolved_recipe
-from rearkit.stages.stage import Stage, check_stages_before, run_stage
+from rearkit.stages.stage import Stage, check_stages_before, run_stage, up_to_date
 from rearkit.stages.tokenizer import check_fit
 from rearkit.system import distributed
 from rearkit.system.console import say
@@ -95,7 +95,7 @@ def run(
         distributed.from_main(lambda: _report(recipe, folder, worked, time.monotonic() - started))
         if only is None:
             distributed.from_main(lambda: remove(folder.again))
-        say(f"next: {_next(folder, only)}")
+        say(f"next: {distributed.from_main(lambda: _next(recipe, folder, only))}")
     return folder
 
 
@@ -163,10 +163,11 @@ def _work(recipe: Recipe) -> str:
     return f"{'; '.join(parts)}; on {resolve_device(recipe.device)}{f', {ranks} ranks' if ranks > 1 else ''}"
 
 
-def _next(folder: RunFolder, only: str | None) -> str:
+def _next(recipe: Recipe, folder: RunFolder, only: str | None) -> str:
     """Say what to look at, or to run, after a run or one of its stages."""
-    if only is not None and only != NAMES[-1]:
-        return f"python -m rearkit {NAMES[NAMES.index(only) + 1]} with the same recipe, or run for all that remains"
+    after = () if only is None else STAGES[NAMES.index(only) + 1 :]
+    if left := next((stage.name for stage in after if not up_to_date([stage], recipe, folder)), None):
+        return f"python -m rearkit {left} with the same recipe, or run for all that remains"
     page, pictures = folder.report, folder.path / folder.sample_grid.name
     return f"open {page} in a browser, look at {pictures}; python -m rearkit diagnose {folder.path} says where it errs"
 
