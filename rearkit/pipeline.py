@@ -6,6 +6,7 @@ import contextlib
 import filecmp
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
@@ -22,11 +23,12 @@ from rearkit.stages.aside import set_aside
 from rearkit.stages.course import change_course
 from rearkit.stages.evaluate import check_features
 from rearkit.stages.flow import NAMES, STAGES
+from rearkit.stages.own_files import check_own_files, named_files
 from rearkit.stages.resizing import check_square
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.run_recipe import save_resolved_recipe
-from rearkit.stages.stage import check_stages_before, run_stage
-from rearkit.stages.tokenizer import check_fit, vgg_weights
+from rearkit.stages.stage import Stage, check_stages_before, run_stage, up_to_date
+from rearkit.stages.tokenizer import check_fit
 from rearkit.system import distributed
 from rearkit.system.console import say
 from rearkit.system.devices import resolve_device
@@ -70,8 +72,9 @@ def run(
         distributed.start(distributed.local_device(resolve_device(recipe.device)))
     # Rank 0 locks the folder inside `from_main`; the stack holds the lock until the end of the run.
     with contextlib.ExitStack() as claim:
-        distributed.from_main(lambda: _claim(recipe, folder, claim, go_on))
         stages = STAGES if only is None else tuple(stage for stage in STAGES if stage.name == only)
+        distributed.from_main(lambda: _claim(recipe, folder, claim))
+        distributed.from_main(lambda: _prepare(recipe, folder, stages, again, go_on))
         if only is not None:
             distributed.from_main(lambda: check_stages_before(stages[0], STAGES, recipe, folder, _command(out)))
         say(f"{recipe.name}: files go to {folder.path.resolve()}")
@@ -92,7 +95,7 @@ def run(
         distributed.from_main(lambda: _report(recipe, folder, worked, time.monotonic() - started))
         if only is None:
             distributed.from_main(lambda: remove(folder.again))
-        say(f"next: {_next(folder, only)}")
+        say(f"next: {distributed.from_main(lambda: _next(recipe, folder, only))}")
     return folder
 
 
@@ -138,7 +141,7 @@ def run_with_tokenizer(recipe: Recipe, out: str | Path | None = None) -> RunFold
         RearkitError: there is no tokenizer, neither in the run nor in a file; the message has the command to run.
     """
     folder = RunFolder(Path(out) if out is not None else DEFAULT_ROOT / recipe.name)
-    if recipe.tokenizer.weights is not None and not folder.tokenizer.is_file():
+    if recipe.tokenizer.weights is not None and recipe.tokenizer.fit is None and not folder.tokenizer.is_file():
         return None
     check_square(recipe)
     reading = attrs.evolve(tokens.STAGE, name="reconstruct", inputs=("tokenizer",))
@@ -160,10 +163,11 @@ def _work(recipe: Recipe) -> str:
     return f"{'; '.join(parts)}; on {resolve_device(recipe.device)}{f', {ranks} ranks' if ranks > 1 else ''}"
 
 
-def _next(folder: RunFolder, only: str | None) -> str:
+def _next(recipe: Recipe, folder: RunFolder, only: str | None) -> str:
     """Say what to look at, or to run, after a run or one of its stages."""
-    if only is not None and only != NAMES[-1]:
-        return f"python -m rearkit {NAMES[NAMES.index(only) + 1]} with the same recipe, or run for all that remains"
+    after = () if only is None else STAGES[NAMES.index(only) + 1 :]
+    if left := next((stage.name for stage in after if not up_to_date([stage], recipe, folder)), None):
+        return f"python -m rearkit {left} with the same recipe, or run for all that remains"
     page, pictures = folder.report, folder.path / folder.sample_grid.name
     return f"open {page} in a browser, look at {pictures}; python -m rearkit diagnose {folder.path} says where it errs"
 
@@ -172,11 +176,15 @@ def _command(out: str | Path | None) -> str:
     return "run: python -m rearkit {} RECIPE" + ("" if out is None else f" --out {out}")
 
 
-def _claim(recipe: Recipe, folder: RunFolder, claim: contextlib.ExitStack, go_on: bool) -> None:
+def _claim(recipe: Recipe, folder: RunFolder, claim: contextlib.ExitStack) -> None:
     folder.claim(recipe.name)
     with storage_errors(folder.path):
         claim.enter_context(claimed(folder.lock, str(folder.path)))
     remove_leftovers(folder.path)
+
+
+def _prepare(recipe: Recipe, folder: RunFolder, stages: Sequence[Stage], again: str | None, go_on: bool) -> None:
+    check_own_files(stages, recipe, folder, again)
     # Before the recipe that the training was begun with is written over.
     if go_on:
         change_course(recipe, folder)
@@ -235,15 +243,8 @@ def check_inputs(recipe: Recipe, ranks: int | None = None) -> None:
     check_trackers(recipe.train.trackers)
     problems = []
     listed = {need.path: need for need in recipe.needs}
-    named = {
-        "[tokenizer] weights": recipe.tokenizer.weights,
-        "[tokenizer.fit.perceptual] vgg_weights": vgg_weights(recipe),
-        "[backbone] weights": recipe.backbone.weights,
-        "[evaluate] feature_weights": recipe.evaluate.feature_weights,
-        "[evaluate] reference": recipe.evaluate.reference,
-    }
     # Files that the recipe lists under `needs` are reported below, with their sources.
-    for key, path in named.items():
+    for key, path in named_files(recipe).items():
         if path is not None and is_hub(path):
             # Fetched now, so that hours of other stages are not lost to a name that is wrong.
             try:

@@ -142,7 +142,12 @@ def _of_run(folder: RunFolder) -> Iterator[Check]:
     for name in NAMES:
         if folder.stage(name).is_dir():
             yield from _of_stage(folder, name)
-    for path, why in ((folder.courses, "the joins of --continue are then unknown"), (folder.counts, RUN)):
+    parts = {
+        folder.courses: "the joins of --continue are then unknown",
+        folder.training_recipe: "`--continue` takes the model's recipe, or the one last run",
+        folder.counts: RUN,
+    }
+    for path, why in parts.items():
         if path.is_file():
             yield Check(path, functools.partial(_sealed_or_list, path), why)
     if folder.fit_checkpoint.is_file():

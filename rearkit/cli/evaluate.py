@@ -33,7 +33,7 @@ evaluate --images photos/ --image-size 256 --make-reference reference.npz"""
 
 @click.command(cls=Command, example=EXAMPLE)
 @optional_recipe_options
-@click.option("--tokenizer", is_flag=True, help="Score RECIPE's tokenizer alone; runs its stage first if needed.")
+@click.option("--tokenizer", is_flag=True, help="Score RECIPE's tokenizer alone; runs data and tokenizer if needed.")
 @click.option("--samples", type=FILE, help="Score this .npz, or folder or tar of images, instead of a run's.")
 @click.option("--reference", type=FILE, help="Reference .npz with some of mu, sigma, mu_s, sigma_s, arr_0.")
 @click.option(
@@ -95,7 +95,8 @@ def evaluate(
         from rearkit.evaluation.reconstruction import reconstruction_lines
         from rearkit.stages.evaluate import score_tokenizer
 
-        folder = pipeline.run(recipe, out, only="tokenizer")
+        for stage in ("data", "tokenizer"):
+            folder = pipeline.run(recipe, out, only=stage)
         for line in reconstruction_lines(score_tokenizer(recipe, folder)):
             click.echo(printable(line))
     elif recipe is not None:

@@ -54,7 +54,7 @@ def reconstruct(
         saved = tokenizer_file(source, recipe)
     elif size is not None:
         # A run's tokenizer is of its recipe's size; one with weights of its own needs no run.
-        if recipe.tokenizer.weights is None:
+        if recipe.tokenizer.weights is None or recipe.tokenizer.fit is not None:
             raise click.UsageError("--size: give the model instead, RUN/train/model.safetensors")
         saved = None
     else:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from rearkit.contracts import Classes, ImageSample
 from rearkit.data.bad_samples import Unusable
 from rearkit.data.shard_members import Fields
 from rearkit.errors import DataError
 
 UNLABELLED = "unlabelled"  # name of the only class of images that have none
+NAMED = 10  # classes named in a message
 NO_NUMBER = "label is not a whole number"
 
 
@@ -90,3 +93,17 @@ def _number(value: Any) -> int | float | None:
             number: int | float = read(value)
             return number
     return None
+
+
+def noting_classes(images: Iterable[ImageSample], seen: set[int]) -> Iterator[ImageSample]:
+    """Yield images as they are, and add their classes to ``seen``."""
+    for image in images:
+        seen.add(image.label)
+        yield image
+
+
+def named_classes(labels: Iterable[int], classes: Classes) -> str:
+    """Say how many classes these are, and which, as far as there is room."""
+    chosen = sorted(labels)
+    more = ", ..." if len(chosen) > NAMED else ""
+    return f"{len(chosen)} of {classes.number} classes: {', '.join(classes.titles[i] for i in chosen[:NAMED])}{more}"

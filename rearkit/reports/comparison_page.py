@@ -79,7 +79,7 @@ def outdated(groups: Sequence[Group]) -> list[str]:
         if names := [row["name"] for row in rows if row["state"] == OUT_OF_DATE]:
             told.append(
                 f"{folder.path}: out of date, made with another recipe or other inputs: {', '.join(names)}; "
-                f"run: python -m rearkit run RECIPE --out {folder.path}"
+                f"run: python -m rearkit run {folder.recipe} --out {folder.path}"
             )
     return told
 

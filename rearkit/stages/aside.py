@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from rearkit.errors import RecipeError
 from rearkit.recipe.exported import read_about
@@ -36,7 +37,7 @@ def move_aside(folder: RunFolder, name: str, why: str = "the recipe, an input or
     """
     place = folder.stage(name)
     target = folder.previous(name)
-    if not folder.record(name).is_file() and (target / folder.record(name).name).is_file():
+    if target not in emptied(folder, name):
         say(f"{name}: {why}; the unfinished result is removed, {target} is kept")
         remove(place)
         return
@@ -44,3 +45,12 @@ def move_aside(folder: RunFolder, name: str, why: str = "the recipe, an input or
     target.parent.mkdir(parents=True, exist_ok=True)
     place.rename(target)
     say(f"{name}: {why}; the earlier result is kept in {target}")
+
+
+def emptied(folder: RunFolder, name: str) -> list[Path]:
+    """Return the folders that lose what they have, if a stage's result is moved aside."""
+    place, target = folder.stage(name), folder.previous(name)
+    if not place.exists():
+        return []
+    kept = not folder.record(name).is_file() and (target / folder.record(name).name).is_file()
+    return [place] if kept else [place, target]

@@ -14,13 +14,12 @@ from typing import Any
 import attrs
 
 from rearkit.errors import RearkitError
-from rearkit.recipe.loading import load_recipe
 from rearkit.recipe.tables import Recipe
 from rearkit.recipe.train_table import TrainTable
 from rearkit.stages.flow import NAMES, STAGES
 from rearkit.stages.intact import keys_of, write_key
 from rearkit.stages.run_folder import RunFolder
-from rearkit.stages.run_recipe import run_recipe
+from rearkit.stages.run_recipe import keep_training_recipe, training_recipes
 from rearkit.stages.stage import stage_key, up_to_date
 from rearkit.stages.train import STAGE
 from rearkit.system.checksums import write_sealed
@@ -69,6 +68,7 @@ def change_course(recipe: Recipe, folder: RunFolder) -> None:
         checkpoints.adopt(key)
         # Before the record goes: from now on the stage counts as one that was cut off, and is resumed.
         write_key(folder, STAGE.name, key)
+        keep_training_recipe(recipe, folder)
         remove(folder.record(STAGE.name))
     told = f"{learning_rate(before, step - 1):.3g} to {learning_rate(recipe.train, step):.3g}"
     say(f"train: goes on {course_line(folder.joins()[-1])}; the learning rate goes from {told}")
@@ -88,14 +88,13 @@ def _before(recipe: Recipe, folder: RunFolder, begun: list[str]) -> TrainTable:
     for stage in earlier:
         if not up_to_date([stage], recipe, folder):
             raise RearkitError(f"--continue: stage '{stage.name}' has changed, and training follows it; leave it out")
-    # A finished training has its recipe in its model; of one that was cut off, it is the recipe last run.
-    recipes = [load_recipe(folder.model)] if folder.model.is_file() else []
-    recipes += [run_recipe(folder)] if folder.recipe.is_file() else []
-    for one in recipes:
+    found = []
+    for one in training_recipes(folder):
+        found.append(one)
         if stage_key(STAGE, attrs.evolve(recipe, train=one.train), folder) in begun:  # type: ignore[misc]
             before: TrainTable = one.train
             return before
-    changed = [f"[{name}]" for name in TABLES if any(getattr(one, name) != getattr(recipe, name) for one in recipes)]
+    changed = [f"[{name}]" for name in TABLES if any(getattr(one, name) != getattr(recipe, name) for one in found[:1])]
     raise RearkitError(
         f"--continue: only [train] may change, and {', '.join(changed) or 'the seed or weights'} did; "
         "leave --continue out to train anew"

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from rearkit.contracts import SPLITS, Classes, Dataset, ImageSize, square_side
+from rearkit.contracts import SPLITS, Classes, Dataset, ImageSample, ImageSize, square_side
 from rearkit.data.access import Access
 from rearkit.data.bad_samples import BadSamples
 from rearkit.data.decoding import Decoding
 from rearkit.data.fetching import Retry, is_remote
 from rearkit.data.image_sets import ImageSet, Split
 from rearkit.data.image_shards import ShardHeaders, read_dataset, read_headers, write_shards
+from rearkit.data.labels import named_classes, noting_classes
 from rearkit.data.shard_members import Fields
 from rearkit.errors import DataError, RearkitError
 from rearkit.model import build_dataset, build_tokenizer
@@ -62,9 +63,11 @@ def _list(
     listing: dict[str, dict[str, int | None]] = {}
     written: list[str] = []
     found: dict[str, str] = {}
+    seen: dict[str, set[int]] = {}
     for split in SPLITS:
         if split not in headers:
-            listing[split] = {**_write(dataset, split, place, recipe.data.shard_size)}
+            images = noting_classes(dataset.images(split), seen.setdefault(split, set()))
+            listing[split] = {**_write(images, split, place, recipe.data.shard_size, dataset.size(split))}
             written += [Path(shard).name for shard in listing[split]]
         else:
             listing[split] = _counts(headers[split], found)
@@ -90,6 +93,9 @@ def _list(
     set_aside_other_classes(folder, classes.number)
     counts = {split: _total(shards) for split, shards in listing.items()}
     say(f"data: {_told(counts['train'])} training and {_told(counts['held-out'])} held-out images")
+    # Classes in shards that were found are known only once all of them are read.
+    if len(seen) == len(SPLITS) and (lacking := {*range(classes.number)} & seen["train"] - seen["held-out"]):
+        say(f"data: held-out images lack {named_classes(lacking, classes)}, so held-out figures say nothing of these")
     result = {"images": counts, "num_classes": classes.number, "existing": _stamps(dataset), "stamp": stamp}
     return Outcome(result, (folder.images.name, *written))
 
@@ -214,10 +220,8 @@ def _listing(folder: RunFolder) -> dict[str, Any]:
     return listing
 
 
-def _write(dataset: Dataset, split: str, place: Path, shard_size: int) -> dict[str, int]:
+def _write(images: Iterable[ImageSample], split: str, place: Path, shard_size: int, size: int | None) -> dict[str, int]:
     listing: dict[str, int] = {}
-    images = dataset.images(split)
-    size = dataset.size(split)
     total = math.ceil(size / shard_size) if size is not None else None
     with progress_bar(f"data: {split} shards", total) as bar:
         for path, count in write_shards(images, place, split, shard_size):

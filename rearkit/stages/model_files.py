@@ -40,7 +40,7 @@ def tokenizer_file(source: str | Path, recipe: Recipe) -> Path | None:
         recipe: the model's.
 
     Returns:
-        the file; None where the recipe names the tokenizer's weights instead.
+        the file; None where the recipe names the tokenizer's weights instead, and does not fit them further.
 
     Raises:
         WeightsError: there is no tokenizer, and its recipe names none.
@@ -50,7 +50,7 @@ def tokenizer_file(source: str | Path, recipe: Recipe) -> Path | None:
     for found in (run.tokenizer, path.parent / TOKENIZER):
         if found.is_file():
             return found
-    named = recipe.tokenizer.weights
+    named = recipe.tokenizer.weights if recipe.tokenizer.fit is None else None
     if is_hub(source) and named in (None, TOKENIZER):
         # The cache has only those files of a repository that were asked for.
         try:

@@ -143,6 +143,11 @@ class RunFolder:
         return self.stage("train") / "model.safetensors"
 
     @property
+    def training_recipe(self) -> Path:
+        """The recipe that the training was begun with, or went on by."""
+        return self.stage("train") / "recipe.json"
+
+    @property
     def courses(self) -> Path:
         """The steps at which the training went on by a changed recipe, and what changed."""
         return self.stage("train") / "courses.json"

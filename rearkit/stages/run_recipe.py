@@ -1,8 +1,12 @@
-"""The recipe in a run's folder: as it was last run, with every default; ``run.json`` has its checksum."""
+"""The recipe in a run's folder: as it was last run, with every default; ``run.json`` has its checksum.
+
+A single stage may be run with another one than the training was begun with, so that has its own beside it.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 
 from rearkit.errors import RearkitError
 from rearkit.recipe.loading import load_recipe, recipe_to_dict
@@ -48,3 +52,23 @@ def run_recipe(folder: RunFolder) -> Recipe:
             f"python -m rearkit run RECIPE --out {folder.path}"
         )
     return load_recipe(folder.recipe)
+
+
+def keep_training_recipe(recipe: Recipe, folder: RunFolder) -> None:
+    """Write the recipe that the training is begun with, or goes on by, beside it."""
+    write_sealed(folder.training_recipe, {"recipe": recipe_to_dict(recipe)})
+
+
+def training_recipes(folder: RunFolder) -> Iterator[Recipe]:
+    """Yield the recipes that the training may have been begun with, the surest first.
+
+    Raises:
+        RearkitError: one cannot be read.
+    """
+    if (kept := read_sealed(folder.training_recipe)) is not None:
+        yield load_recipe(kept["recipe"])
+    # Earlier versions kept none: a finished training has its recipe in its model, of another it is the one last run.
+    if folder.model.is_file():
+        yield load_recipe(folder.model, trust=True)  # our own file
+    if folder.recipe.is_file():
+        yield run_recipe(folder)

@@ -25,6 +25,7 @@ from rearkit.stages.intact import check_written, keys_of
 from rearkit.stages.model_files import model_file, run_of, tokenizer_file
 from rearkit.stages.resizing import resized, take_weights
 from rearkit.stages.run_folder import RunFolder
+from rearkit.stages.run_recipe import keep_training_recipe
 from rearkit.stages.stage import Outcome, Stage, hash_of
 from rearkit.stages.tokenizer import fitted_tokenizer, load_tokenizer
 from rearkit.stages.tokens import token_data, training_data
@@ -41,6 +42,7 @@ from rearkit.weights import load_weights, write_state_dict
 
 def run(recipe: Recipe, folder: RunFolder) -> Outcome:
     """Train, then save the backbone and, in another file, the training-only heads."""
+    distributed.from_main(lambda: keep_training_recipe(recipe, folder))
     classes = run_classes(folder)
     recipe = fitting(recipe, classes)
     model = build(recipe, fitted_tokenizer(recipe, folder), classes)

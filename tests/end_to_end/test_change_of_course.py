@@ -96,6 +96,18 @@ def test_two_halves_are_the_whole_and_the_join_is_seen(
     assert read_log(run.stage("train"))[-1]["lr"] <= 1e-4
 
 
+def test_a_stage_that_is_run_alone_with_the_changed_recipe_does_not_stand_in_the_way(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # As a training that was cut off after its last checkpoint.
+    run.record("train").unlink()
+    run.model.unlink()
+    assert command("tokens", SMOKE, *changed(MORE), f"--out={run.path}") == 0
+    assert command("train", SMOKE, *changed(MORE), "--continue", f"--out={run.path}") == 0
+    assert "goes on from step 6 with [train] steps 6 → 9" in capsys.readouterr().out
+    assert run.result("train")["courses"] == [{"step": 6, "changed": {"steps": [6, 9]}}]
+
+
 def test_without_it_training_starts_anew(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("train", SMOKE, *changed(MORE), f"--out={run.path}") == 0
     assert "the earlier result is kept in" in capsys.readouterr().out

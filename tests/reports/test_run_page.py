@@ -12,12 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rearkit.analysis.groups import Group
+from rearkit.pipeline import _next
 from rearkit.reports import charts, galleries
 from rearkit.reports import run_page as report
 from rearkit.reports.charts import POINTS, draw, fit_charts, training_charts
+from rearkit.reports.comparison_page import outdated
 from rearkit.reports.run_page import score_cards, score_notes, stage_rows, write_report
 from rearkit.stages.flow import STAGES
 from rearkit.stages.run_folder import RunFolder
+from rearkit.stages.run_recipe import save_resolved_recipe
 from rearkit.stages.stage import stage_key
 from rearkit.system.files import write_json, write_text
 from rearkit.system.versions import git_revision
@@ -295,6 +299,21 @@ def test_results_of_another_recipe_are_marked(whole: RunFolder, tiny: Any) -> No
     write_report(changed, whole, STAGES)
     page = Page(whole.path / "report.html")
     assert page.words.count("Out of date") == 4  # the evaluation's in two sections
+
+
+def test_what_is_next_is_the_first_stage_that_has_anything_to_do(whole: RunFolder, tiny: Any) -> None:
+    for only in (None, "tokenizer", "evaluate"):
+        assert _next(tiny(), whole, only).startswith(f"open {whole.report}")
+    changed = tiny(train={"lr": 2e-2})
+    assert _next(changed, whole, "data").startswith("python -m rearkit train with the same recipe")
+    whole.record("sample").unlink()
+    assert _next(tiny(), whole, "tokenizer").startswith("python -m rearkit sample with the same recipe")
+
+
+def test_a_run_out_of_date_is_brought_up_by_its_own_recipe(whole: RunFolder, tiny: Any) -> None:
+    save_resolved_recipe(tiny(train={"lr": 2e-2}), whole)
+    (told,) = outdated([Group("one", [whole])])
+    assert told.endswith(f"train, sample, evaluate; run: python -m rearkit run {whole.recipe} --out {whole.path}")
 
 
 def test_a_stage_cut_off_is_unfinished(folder: RunFolder, tiny: Any) -> None:

@@ -173,6 +173,22 @@ def test_another_number_of_classes_sets_a_training_aside(
     assert not folder.model.exists() and (folder.previous("train") / folder.model.name).is_file()
 
 
+def test_classes_that_held_out_images_lack_are_named(
+    photos: Path, recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run(recipe, tmp_path / "run", only="data")
+    assert "held-out images lack" not in capsys.readouterr().out
+    write(photos / "train" / "class2" / "0.bmp", 200)
+    run(recipe, tmp_path / "run", only="data")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "data: held-out images lack 1 of 3 classes: class2, so held-out figures say nothing of these" in said
+    for label in range(3, 15):
+        write(photos / "train" / f"class{label}" / "0.bmp", 200)
+    run(recipe, tmp_path / "run", only="data")
+    assert "lack 13 of 15 classes: class10, class11" in (said := " ".join(capsys.readouterr().out.split()))
+    assert "class6, ..., so held-out figures" in said
+
+
 def test_shards_do_not_depend_on_how_many_may_be_bad(recipe: Recipe, tmp_path: Path) -> None:
     folder = run(recipe, tmp_path / "run", only="data")
     patient = attrs.evolve(recipe, data=attrs.evolve(recipe.data, max_bad_share=0.5))  # type: ignore[misc]

@@ -15,10 +15,12 @@ import rearkit.stages.train as stage
 from rearkit.cli.main import cli
 from rearkit.components.regularizers.codebook_embedding import CodebookEmbedding
 from rearkit.contracts import Classes, TrainingStep
-from rearkit.errors import RecipeError, WeightsError
+from rearkit.errors import RearkitError, RecipeError, WeightsError
 from rearkit.model import Model, build
+from rearkit.pipeline import run_with_tokenizer
 from rearkit.recipe.loading import load_recipe
 from rearkit.recipe.tables import Recipe
+from rearkit.stages.model_files import tokenizer_file
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.train import export, fitting
 from rearkit.system import distributed
@@ -64,6 +66,23 @@ def test_away_from_its_run_a_model_needs_the_tokenizer(run: tuple[Model, Path], 
     with pytest.raises(WeightsError, match=r"moved\.safetensors: its tokenizer was fitted .* give load_model"):
         rearkit.load_model(moved)
     assert torch.equal(logits(rearkit.load_model(moved, model.tokenizer)), logits(model))
+
+
+def test_weights_that_were_fitted_further_do_not_stand_for_the_fitted_ones(
+    tiny: Callable[..., Recipe], run: tuple[Model, Path], tmp_path: Path
+) -> None:
+    unfitted = str(run[1] / "tokenizer" / WEIGHTS)
+    plain = tiny(tokenizer={"weights": unfitted})
+    fitted = tiny(tokenizer={"weights": unfitted, "fit": {"steps": 1, "warmup_steps": 0}})
+    assert run_with_tokenizer(plain, tmp_path / "run") is None
+    with pytest.raises(RearkitError, match="reconstruct: needs stage 'tokenizer', which has not run to its end"):
+        run_with_tokenizer(fitted, tmp_path / "run")
+    model = tmp_path / "model" / MODEL
+    model.parent.mkdir()
+    model.write_bytes((run[1] / "train" / MODEL).read_bytes())
+    assert tokenizer_file(model, plain) is None
+    with pytest.raises(WeightsError, match="its tokenizer was fitted in a run"):
+        tokenizer_file(model, fitted)
 
 
 def test_the_recipe_in_an_exported_model_is_a_recipe(run: tuple[Model, Path]) -> None:
