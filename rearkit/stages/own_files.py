@@ -44,7 +44,8 @@ def check_own_files(stages: Sequence[Stage], recipe: Recipe, folder: RunFolder, 
     # Keys cost time where files are large, and most recipes name none of the run's own.
     for stage in stages if own else ():
         key, done = stage_key(stage, recipe, folder), folder.done(stage.name)
-        kept = not anew and stage.name != again and key in keys_of(folder, stage.name)
+        begun = {key, stage_key(stage, recipe, folder, floors=False)}
+        kept = not anew and stage.name != again and not begun.isdisjoint(keys_of(folder, stage.name))
         anew = anew or stage.name == again or done is None or done["key"] != key
         places = [] if kept else emptied(folder, stage.name)
         problems += [
