@@ -58,6 +58,9 @@ def attend_by_products(query_RHd: Tensor, keys_RHTd: Tensor, values_RHTd: Tensor
 
     With one query, they are 2 to 3 times as fast as torch's flash attention on an H200, which is made for many.
     """
+    # A single position has all the weight. For this product torch takes a kernel of Triton's, even without a compiler.
+    if end == 1:
+        return values_RHTd[:, :, 0].flatten(1)
     scores = query_RHd[:, :, None] @ keys_RHTd[:, :, :end].mT
     return (scores.softmax(-1) @ values_RHTd[:, :, :end]).flatten(1)
 

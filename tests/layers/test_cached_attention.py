@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rearkit.layers.cached_attention import attend_by_products, attend_to_cache, cache_length
 
@@ -64,6 +66,27 @@ def test_off_the_cpu_and_without_triton_it_is_the_same_by_products() -> None:
         torch.testing.assert_close(attend_by_products(*tensors, end), attend_to_cache(*tensors, end))
     query, keys, values = (tensor.to("meta") for tensor in drawn(2, 3, 16, 8))
     assert attend_to_cache(query, keys, values, 5).shape == (2, 48)
+
+
+class Products(TorchDispatchMode):
+    """Notes the inner dimension of each product of matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner: list[int] = []
+
+    def __torch_dispatch__(self, operator: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        if operator is torch.ops.aten.bmm.default:
+            self.inner.append(arguments[0].shape[2])
+        return operator(*arguments, **(keywords or {}))
+
+
+def test_products_do_without_triton_at_every_position() -> None:
+    """torch computes products whose inner dimension is 1 by Triton on a GPU, and fails without a compiler."""
+    with Products() as seen:
+        for end in (1, 2, 3):
+            attend_by_products(*drawn(4, 3, 16, 40), end)
+    assert seen.inner == [16, 2, 16, 3]
 
 
 # Triton can run a kernel on a CPU, slowly, where this variable is set before it is imported.
