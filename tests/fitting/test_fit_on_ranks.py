@@ -29,7 +29,7 @@ TINY = MaskGITVQGANSettings(
 
 # All that there is, so that each is seen to be divided rightly.
 EVERYTHING = FitTable(
-    steps=STEPS, batch=7, warmup_steps=2, checkpoint_every=10, flip=True, shift=2, ema_decay=0.9,
+    steps=50, batch=7, warmup_steps=2, checkpoint_every=10, flip=True, shift=2, ema_decay=0.9,
     adversarial=AdversarialTable(start=3, channels=8, layers=2, r1=0.1, lecam=0.1),
 )  # fmt: skip
 PLAIN = FitTable(steps=STEPS, batch=7, warmup_steps=2, checkpoint_every=10)
@@ -115,7 +115,7 @@ def test_two_ranks_fit_with_everything_as_one(exact: None, tmp_path: Path) -> No
     assert torch.equal(first_codebook, second_codebook)
     assert first == pytest.approx(losses, abs=1e-9)
     torch.testing.assert_close(first_codebook, codebook, atol=1e-9, rtol=1e-9)
-    assert len(losses) == STEPS and losses[-1] < losses[0]
+    assert len(losses) == EVERYTHING.steps and losses[-1] < losses[0]
 
 
 def test_the_codes_in_use_are_those_of_the_whole_batch(tmp_path: Path) -> None:
