@@ -196,9 +196,13 @@ def _judge(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, table: FitTa
     say(f"tokenizer: {ratio:.2f} dB PSNR on {len(ratios)} {kind} images")
     # Not `<`, which no NaN is.
     if not ratio >= table.min_psnr:
+        remedy = "fit for more steps, make the codebook larger"
+        if table.part == "decoder":
+            # Which sharpens images at the price of this figure.
+            remedy = "fit at a lower lr, or with less weight on perceptual and adversarial terms"
         raise DataError(
             f"[tokenizer.fit] min_psnr = {table.min_psnr}, but {kind} images come back at {ratio:.2f} dB; "
-            "fit for more steps, make the codebook larger, or lower min_psnr to take it as it is"
+            f"{remedy}, or lower min_psnr to take it as it is"
         )
     return {f"{name.replace('-', '_')}_psnr": ratio}
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import attrs
 import numpy as np
 import pytest
 import webdataset
@@ -10,11 +11,13 @@ from torch import Tensor
 
 from rearkit.errors import DataError
 from rearkit.fitting.fit import TokenizerFit
+from rearkit.model import build_tokenizer
 from rearkit.recipe.tables import Recipe
 from rearkit.stages import data, tokenizer
 from rearkit.stages.intact import write_key
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.stage import run_stage, stage_key, up_to_date
+from rearkit.weights import write_state_dict
 
 Make = Callable[[float], Recipe]
 
@@ -77,3 +80,15 @@ def test_a_fit_below_its_floor_is_refused_and_kept_for_a_lower_one(
     assert not up_to_date([tokenizer.STAGE], recipe(90), folder)
     with pytest.raises(DataError, match="min_psnr"):
         run_stage(tokenizer.STAGE, recipe(90), folder)
+
+
+def test_a_decoder_below_its_floor_is_not_advised_a_larger_codebook(recipe: Make, tmp_path: Path) -> None:
+    whole = recipe(90)
+    assert whole.tokenizer.fit is not None
+    write_state_dict(tmp_path / "t.safetensors", build_tokenizer(whole).state_dict())
+    fit = attrs.evolve(whole.tokenizer.fit, part="decoder")
+    table = attrs.evolve(whole.tokenizer, weights=str(tmp_path / "t.safetensors"), fit=fit)
+    changed, folder = attrs.evolve(whole, tokenizer=table), RunFolder(tmp_path / "run")
+    run_stage(data.STAGE, changed, folder)
+    with pytest.raises(DataError, match=r"min_psnr = 90\.0, .*; fit at a lower lr, or with less weight on perceptual"):
+        run_stage(tokenizer.STAGE, changed, folder)
