@@ -10,7 +10,7 @@ from rearkit.recipe.tables import Recipe
 from rearkit.stages.aside import emptied
 from rearkit.stages.intact import keys_of
 from rearkit.stages.run_folder import RunFolder
-from rearkit.stages.stage import Stage, stage_key
+from rearkit.stages.stage import Stage, stage_keys
 from rearkit.stages.tokenizer import vgg_weights
 from rearkit.system.hub import is_hub
 
@@ -43,10 +43,9 @@ def check_own_files(stages: Sequence[Stage], recipe: Recipe, folder: RunFolder, 
     problems, anew = [], False
     # Keys cost time where files are large, and most recipes name none of the run's own.
     for stage in stages if own else ():
-        key, done = stage_key(stage, recipe, folder), folder.done(stage.name)
-        begun = {key, stage_key(stage, recipe, folder, floors=False)}
-        kept = not anew and stage.name != again and not begun.isdisjoint(keys_of(folder, stage.name))
-        anew = anew or stage.name == again or done is None or done["key"] != key
+        keys, done = stage_keys(stage, recipe, folder), folder.done(stage.name)
+        kept = not anew and stage.name != again and not set(keys).isdisjoint(keys_of(folder, stage.name))
+        anew = anew or stage.name == again or done is None or done["key"] != keys[0]
         places = [] if kept else emptied(folder, stage.name)
         problems += [
             f"{name}: {path} is of this run, which would move it aside and make its own anew; "

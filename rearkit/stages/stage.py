@@ -72,15 +72,24 @@ class Stage:
     owns: Callable[[RunFolder, str], bool] = lambda folder, key: False
 
 
-def stage_key(stage: Stage, recipe: Recipe, folder: RunFolder, floors: bool = True) -> str:
-    """Return a hash of everything that a stage's output depends on, with the floors that it must reach or without."""
+def stage_key(stage: Stage, recipe: Recipe, folder: RunFolder) -> str:
+    """Return a hash of everything that a stage's output depends on."""
+    return stage_keys(stage, recipe, folder)[0]
+
+
+def stage_keys(stage: Stage, recipe: Recipe, folder: RunFolder) -> tuple[str, str]:
+    """Return the key of a stage, and the one that it has without the floors that its results must reach."""
+    # Once for both: they may hash large files.
+    tables = stage.tables(recipe, folder)
     # By content, so that an input that was made again with the same result leaves later stages up to date.
-    inputs = {name: (folder.done(name) or {}).get("digest") for name in stage.inputs}
-    content = {"stage": stage.name, "tables": result_relevant(stage.tables(recipe, folder), floors), "inputs": inputs}
+    content: dict[str, Any] = {"stage": stage.name}
+    content["inputs"] = {name: (folder.done(name) or {}).get("digest") for name in stage.inputs}
     # Only where there are any, so that runs of built-in components keep the keys that they have.
     if code := _plugin_code(stage, recipe):
         content["plugins"] = code
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    texts = [json.dumps({**content, "tables": result_relevant(tables, on)}, sort_keys=True) for on in (True, False)]
+    key, without_floors = (hashlib.sha256(text.encode()).hexdigest() for text in texts)
+    return key, without_floors
 
 
 def expected_keys(stages: Iterable[Stage], recipe: Recipe) -> dict[str, str]:
@@ -159,7 +168,8 @@ def run_stage(
 
 def _begin(stage: Stage, recipe: Recipe, folder: RunFolder, alone: bool, known: Sequence[Path]) -> str | None:
     """Prepare a stage's folder and return the stage's key, or None if the stage is up to date."""
-    key = stage_key(stage, recipe, folder)
+    # One that was stopped by a floor goes on under another, which it looks at when it comes to its end.
+    key, begun = stage_keys(stage, recipe, folder)
     place = folder.stage(stage.name)
     done = folder.done(stage.name)
     same = done is not None and done["key"] == key
@@ -167,8 +177,6 @@ def _begin(stage: Stage, recipe: Recipe, folder: RunFolder, alone: bool, known: 
     if done is not None and same and not (damaged := [*known, *damaged_outputs(done, place, alone)]):
         say(f"{stage.name}: up to date")
         return None
-    # One that was stopped by a floor goes on under another, which it looks at when it comes to its end.
-    begun = stage_key(stage, recipe, folder, floors=False)
     with storage_errors(place):
         if done is not None and same:
             _check_source(stage, recipe, damaged[0])
