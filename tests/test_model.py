@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from rearkit.components.tokenizers.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANSettings
 from rearkit.contracts import Backbone, NoiseSchedule, Regularizer, RegularizerContext, Tokenizer, TokenSpace
 from rearkit.errors import PluginError, RearkitError, RecipeError, WeightsError
 from rearkit.model import Model, build, build_tokenizer, check_weights, make
@@ -272,3 +273,21 @@ def test_guidance_away_from_what_is_not_trained_is_refused(tiny: Callable[..., R
     check_inputs(tiny(**tables))
     with pytest.raises(RearkitError, match=r"^\[sample\] guidance_scale leads away from predictions without a class"):
         check_inputs(tiny(train={"label_dropout": 0.0}, **tables))
+
+
+def test_a_tokenizer_that_reads_its_values_is_looked_at_before_anything_runs(
+    tiny: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = MaskGITVQGAN.__init__
+
+    def reading(self: MaskGITVQGAN, settings: MaskGITVQGANSettings) -> None:
+        built(self, settings)
+        self.codebook().sum().item()  # which a tensor without content has not
+
+    monkeypatch.setattr(MaskGITVQGAN, "__init__", reading)
+    fit = {"steps": 1, "warmup_steps": 0, "adversarial": {"layers": 1}}
+    with pytest.raises(
+        RearkitError, match=r"^\[tokenizer.fit.adversarial\] layers = 2: 8 pixels are too few; 1 at most$"
+    ):
+        check_inputs(tiny(tokenizer={"fit": fit | {"adversarial": {"layers": 2}}}, evaluate={"features": "classifier"}))
+    check_inputs(tiny(tokenizer={"fit": fit}, evaluate={"features": "classifier"}))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import numpy as np
-import torch
 from torch import Tensor
 
 from rearkit.contracts import SPLITS, height_width, square_side
@@ -17,6 +16,7 @@ from rearkit.data.bad_samples import BadSamples
 from rearkit.data.image_sets import ImageSet, Split
 from rearkit.evaluation.classifier import LEAST_SIDE
 from rearkit.evaluation.inception_weights import check_inception_weights
+from rearkit.layers.shapes_only import cheaply
 from rearkit.model import build_tokenizer
 from rearkit.recipe.loading import recipe_to_dict
 from rearkit.recipe.tables import Recipe
@@ -227,8 +227,8 @@ def check_features(recipe: Recipe) -> list[str]:
     """Return what keeps a recipe's feature space from being had: foreign weights, images too small for a classifier."""
     if recipe.evaluate.features != "classifier":
         return check_inception_weights(recipe.evaluate)
-    with torch.device("meta"):
-        side = min(height_width(build_tokenizer(recipe, load=False).image_size))
+    tokenizer = cheaply(lambda: build_tokenizer(recipe, load=False))
+    side = min(height_width(tokenizer.image_size))
     told = f"needs images of {LEAST_SIDE} pixels at least, and the tokenizer's have {side}"
     return [f'[evaluate] features = "classifier" {told}'] if side < LEAST_SIDE else []
 

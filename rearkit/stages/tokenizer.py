@@ -20,6 +20,7 @@ from rearkit.evaluation.image_streams import in_batches
 from rearkit.fitting.adversary import most_layers
 from rearkit.fitting.fit import TokenizerFit, tells_images
 from rearkit.fitting.perceptual import LEAST_SIDE, Perceptual, check_lpips, classifier_distance, lpips_distance
+from rearkit.layers.shapes_only import cheaply
 from rearkit.model import build_tokenizer
 from rearkit.recipe.fit_table import FitTable, PerceptualTable
 from rearkit.recipe.tables import ClassifierTable, Recipe
@@ -149,8 +150,7 @@ def check_fit(recipe: Recipe) -> list[str]:
         check_lpips()
     if table.part == "all" and table.perceptual is None and table.adversarial is None:
         return problems
-    with torch.device("meta"):
-        tokenizer = build_tokenizer(recipe, load=False)
+    tokenizer = cheaply(lambda: build_tokenizer(recipe, load=False))
     if not isinstance(tokenizer, FittableTokenizer):
         return problems
     if table.part == "decoder" and not tokenizer.decoder_modules():
