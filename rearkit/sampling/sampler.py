@@ -86,8 +86,9 @@ def sample_tokens(
             scale_B1 = scale_BN[:, i : i + 1]
             guided_BV = unconditional_BV + (conditional_BV - unconditional_BV) * scale_B1
             # At scale 1, rounding would make a sample differ from one in a batch without guidance. A code that is ruled
-            # out stays so: the difference of two infinities is no number.
-            logits = torch.where((scale_B1 == 1) | conditional_BV.isneginf(), conditional_BV, guided_BV)
+            # out with the label or without stays as it is with it: from infinities guidance has no number.
+            ruled_out_BV = conditional_BV.isneginf() | unconditional_BV.isneginf()
+            logits = torch.where((scale_B1 == 1) | ruled_out_BV, conditional_BV, guided_BV)
         token_B = draw(logits, uniform_BN[:, i], table.temperature, table.top_k, table.top_p)
         tokens.append(token_B)
         if i + 1 < N:

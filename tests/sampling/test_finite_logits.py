@@ -46,6 +46,13 @@ def test_under_guidance_a_code_that_is_ruled_out_stays_so(unlabelled: float) -> 
     assert torch.equal(found, drawn(Ruling(-1e6, max(unlabelled, -1e6))))
 
 
+def test_a_code_that_is_ruled_out_only_without_a_label_has_the_logits_of_the_label() -> None:
+    found = drawn(Ruling(1.0, -torch.inf))
+    assert torch.isin(found, torch.tensor(RULED_OUT)).any()
+    # At scale 1 guidance takes nothing from there anyway.
+    assert torch.equal(found[1], drawn(Ruling(1.0, 0.0))[1])
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_what_is_no_number_under_guidance_is_not_drawn_from(bad: float) -> None:
     with pytest.raises(DivergedError):
