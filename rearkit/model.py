@@ -28,6 +28,7 @@ from rearkit.layers.shapes_only import cheaply, shapes_only
 from rearkit.objective import Objective, fields_read
 from rearkit.partial_weights import fitting_part, load_part
 from rearkit.recipe.exported import check_source, exported_classes
+from rearkit.recipe.settings import with_changes
 from rearkit.recipe.tables import BackboneTable, ComponentTable, Recipe, TokenizerTable
 from rearkit.registry import plugins
 from rearkit.system.memory import check_memory
@@ -233,7 +234,7 @@ def outline(recipe: Recipe, classes: Classes | None = None) -> Model | None:
     Raises:
         RecipeError: components do not fit each other, or are too large for any machine.
     """
-    plain: Recipe = attrs.evolve(recipe, backbone=attrs.evolve(recipe.backbone, weights=None))  # type: ignore[misc]
+    plain = with_changes(recipe, backbone=with_changes(recipe.backbone, weights=None))
     try:
         with shapes_only():
             return build(plain, build_tokenizer(plain, load=False), classes)

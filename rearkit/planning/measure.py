@@ -19,6 +19,7 @@ from rearkit.contracts import height_width, num_parameters
 from rearkit.errors import RearkitError, first_line
 from rearkit.model import Model, build, build_tokenizer
 from rearkit.planning.tracking import FusedAttention, LiveBytes, StandIns
+from rearkit.recipe.settings import with_changes
 from rearkit.recipe.tables import Recipe
 from rearkit.training.batches import Batch
 from rearkit.training.blocks import prepared_blocks
@@ -168,10 +169,10 @@ def _contentless(recipe: Recipe, cuda: bool, fused: bool = True) -> Iterator[Mod
         RearkitError: a component reads values of tensors.
     """
     # Weights are not read, since they may not be downloaded yet; and nothing is compiled, since nothing is computed.
-    plain: Recipe = attrs.evolve(  # type: ignore[misc]
+    plain = with_changes(
         recipe,
-        backbone=attrs.evolve(recipe.backbone, weights=None),
-        train=attrs.evolve(recipe.train, compile=False),  # type: ignore[misc]
+        backbone=with_changes(recipe.backbone, weights=None),
+        train=with_changes(recipe.train, compile=False),
     )
     with contextlib.ExitStack() as stack:
         try:

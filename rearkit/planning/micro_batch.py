@@ -8,6 +8,7 @@ from rearkit.errors import RecipeError
 from rearkit.planning.machine import Machine
 from rearkit.planning.measure import DTYPES, ParameterCounts, StepMemory, parameter_counts, step_memory
 from rearkit.planning.step_memory import GIB, STAGES, RankMemory, Settings, rank_memory
+from rearkit.recipe.settings import with_changes
 from rearkit.recipe.tables import Recipe
 from rearkit.training.deepspeed_config import batch_layout, deepspeed_config
 
@@ -36,7 +37,7 @@ def with_micro_batch(
     # From the largest: memory grows with the size but for a part that does not, so few are tried.
     powers = [1 << n for n in range(share.bit_length()) if share % (1 << n) == 0]
     for size in sorted({*powers, share}, reverse=True):
-        chosen: Recipe = attrs.evolve(recipe, train=attrs.evolve(recipe.train, micro_batch=size))  # type: ignore[misc]
+        chosen = with_changes(recipe, train=with_changes(recipe.train, micro_batch=size))
         memory = by_stage(chosen, machine, size, counts, known)[recipe.train.zero_stage]
         if memory.total <= machine.usable:
             return chosen

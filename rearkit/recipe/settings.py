@@ -23,6 +23,7 @@ else:
     from typing_extensions import dataclass_transform
 
 T = TypeVar("T", bound=type)
+S = TypeVar("S")
 
 
 def setting(
@@ -91,6 +92,18 @@ def setting(
 def settings(cls: T) -> T:
     """Make a class a settings class: frozen, keyword-only, slotted."""
     return attrs.frozen(kw_only=True)(cls)
+
+
+def with_changes(table: S, **changes: Any) -> S:
+    """Return settings with other values of some fields, which are checked as those that a recipe gives.
+
+    Raises:
+        ValueError: a value is not allowed.
+    """
+    # Type checkers do not see that a settings class is one of attrs.
+    unseen: Any = table
+    changed: S = attrs.evolve(unseen, **changes)
+    return changed
 
 
 HOLDS: dict[str, Callable[[float, float], bool]] = {

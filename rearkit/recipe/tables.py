@@ -280,7 +280,7 @@ class Recipe:
         return self.seed if self.sample.seed is None else self.sample.seed
 
 
-def component_tables(recipe: Recipe) -> list[Any]:
+def component_tables(recipe: Recipe) -> list[ComponentTable]:
     """Return the tables of a recipe that name components."""
     tables = [recipe.data.source, recipe.tokenizer, recipe.backbone, recipe.noise, *recipe.regularizers]
     return [table for table in tables if table is not None]

@@ -12,6 +12,7 @@ from torch import Tensor
 from rearkit.contracts import ImageSize, size_argument, size_text
 from rearkit.data.photos import keep_part
 from rearkit.errors import RearkitError
+from rearkit.recipe.settings import with_changes
 from rearkit.recipe.tables import SampleTable
 from rearkit.sampling.editing import default_fade, known_tokens
 from rearkit.sampling.picture import class_text, find_class
@@ -138,7 +139,7 @@ def drawing_of(request: ImageRequest, served: Served, photos: Photos, limits: Li
     labels = tuple(find_class(one if isinstance(one, str) else f"#{one}", names, "classes") for one in request.classes)
     changes = {name: getattr(request, name) for name in SETTINGS if getattr(request, name) is not None}
     seed = served.model.recipe.sample_seed if request.seed is None else request.seed
-    table = attrs.evolve(served.sampler.table, **changes)  # type: ignore[misc]
+    table = with_changes(served.sampler.table, **changes)
     edit = _edit_of(request, served, photos, limits)
     return Drawing(labels, request.count, seed, request.first, table, edit)
 

@@ -14,6 +14,7 @@ from typing import Any
 import attrs
 
 from rearkit.errors import RearkitError
+from rearkit.recipe.settings import with_changes
 from rearkit.recipe.tables import Recipe
 from rearkit.recipe.train_table import TrainTable
 from rearkit.stages.flow import NAMES, STAGES
@@ -91,7 +92,7 @@ def _before(recipe: Recipe, folder: RunFolder, begun: list[str]) -> TrainTable:
     found = []
     for one in training_recipes(folder):
         found.append(one)
-        if stage_key(STAGE, attrs.evolve(recipe, train=one.train), folder) in begun:  # type: ignore[misc]
+        if stage_key(STAGE, with_changes(recipe, train=one.train), folder) in begun:
             before: TrainTable = one.train
             return before
     changed = [f"[{name}]" for name in TABLES if any(getattr(one, name) != getattr(recipe, name) for one in found[:1])]

@@ -21,6 +21,7 @@ from rearkit.data.labels import named_classes, noting_classes
 from rearkit.data.shard_members import Fields
 from rearkit.errors import DataError, RearkitError
 from rearkit.model import build_dataset, build_tokenizer
+from rearkit.recipe.settings import with_changes
 from rearkit.recipe.tables import DataTable, Recipe
 from rearkit.stages.aside import set_aside_other_classes
 from rearkit.stages.run_folder import RunFolder
@@ -273,7 +274,7 @@ def tables(recipe: Recipe, folder: RunFolder | None) -> Mapping[str, Any]:
         stamp = None if all((folder.stage("data") / name).is_file() for name in done["outputs"]) else stamp
     # Whoever reads the shards minds how many are bad, the stage does not; with the default, keys stay as they were.
     default = attrs.fields(DataTable).max_bad_share.default  # type: ignore[arg-type]
-    table = attrs.evolve(recipe.data, max_bad_share=default)  # type: ignore[misc]
+    table = with_changes(recipe.data, max_bad_share=default)
     return {"data": table, "existing": existing} | ({} if stamp is None else {"stamp": stamp})
 
 

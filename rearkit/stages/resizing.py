@@ -10,6 +10,7 @@ from rearkit.contracts import ImageSize, height_width, is_square, size_argument,
 from rearkit.errors import RecipeError, WeightsError
 from rearkit.model import Model
 from rearkit.partial_weights import fitting_part
+from rearkit.recipe.settings import with_changes
 from rearkit.recipe.tables import Recipe
 from rearkit.registry.setting_types import takes_pairs
 from rearkit.system.console import say
@@ -32,8 +33,7 @@ def resized(recipe: Recipe, size: ImageSize) -> Recipe:
         changed = attrs.evolve(settings, image_size=height if height == width else (height, width))
     except ValueError as error:
         raise WeightsError(f"[tokenizer] {name}: {error}") from None
-    evolved: Recipe = attrs.evolve(recipe, tokenizer=attrs.evolve(recipe.tokenizer, settings=changed))  # type: ignore[misc]
-    return evolved
+    return with_changes(recipe, tokenizer=with_changes(recipe.tokenizer, settings=changed))
 
 
 def take_weights(model: Model, file: Path, trained: ImageSize) -> Model:

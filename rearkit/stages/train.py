@@ -19,6 +19,7 @@ from rearkit.planning.micro_batch import with_micro_batch
 from rearkit.planning.step_memory import GIB
 from rearkit.recipe.exported import EXPORTED, read_about, without_source
 from rearkit.recipe.loading import load_recipe, recipe_to_dict
+from rearkit.recipe.settings import with_changes
 from rearkit.recipe.tables import Recipe
 from rearkit.stages.data import run_classes
 from rearkit.stages.intact import check_written, keys_of
@@ -79,12 +80,10 @@ def fitting(recipe: Recipe, classes: Classes) -> Recipe:
     # By rank 0 for all, which may have GPUs of other kinds; the reserve is the plan's.
     machine = Machine(distributed.world_size(), float(memory), tflops=1.0, utilisation=1.0)
     source = without_source({"num_classes": classes.number})
-    known: Recipe = attrs.evolve(recipe, data=attrs.evolve(recipe.data, source=source))  # type: ignore[misc]
+    known = with_changes(recipe, data=with_changes(recipe.data, source=source))
     chosen, why = distributed.from_main(lambda: _estimated(known, machine))
     say(f"train: micro_batch = {chosen}, {why}; [train] can name another")
-    table = attrs.evolve(recipe.train, micro_batch=chosen)  # type: ignore[misc]
-    fitted: Recipe = attrs.evolve(recipe, train=table)  # type: ignore[misc]
-    return fitted
+    return with_changes(recipe, train=with_changes(recipe.train, micro_batch=chosen))
 
 
 def _estimated(recipe: Recipe, machine: Machine) -> tuple[int, str]:
@@ -178,8 +177,7 @@ def _with_weights(recipe: Recipe, tokenizer: Tokenizer | None, classes: Classes 
 
 def _without_weights(recipe: Recipe) -> Recipe:
     """Leave out the weights that training started from, which may be gone and would be overwritten anyway."""
-    untrained: Recipe = attrs.evolve(recipe, backbone=attrs.evolve(recipe.backbone, weights=None))  # type: ignore[misc]
-    return untrained
+    return with_changes(recipe, backbone=with_changes(recipe.backbone, weights=None))
 
 
 def tables(recipe: Recipe, folder: RunFolder | None) -> Mapping[str, Any]:

@@ -12,9 +12,8 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import attrs
-
 from rearkit.pipeline import check_inputs
+from rearkit.recipe.settings import with_changes
 from rearkit.recipe.tables import Recipe
 from rearkit.stages.evaluate import prepare_classifier
 from rearkit.stages.flow import STAGES
@@ -48,7 +47,7 @@ def prepare_common(recipes: Iterable[Recipe], root: Path, donors: Sequence[RunFo
             folder = RunFolder(root / "shared" / digest)
             with locked(root / "locks" / f"{digest}.lock"):
                 # Named after the digest: several runs use the folder, and it should not carry the name of one of them.
-                nameless: Recipe = attrs.evolve(recipe, name=f"shared-{digest}")  # type: ignore[misc]
+                nameless = with_changes(recipe, name=f"shared-{digest}")
                 folder.claim(nameless.name)
                 take_over(nameless, folder, donors, COMMON)
                 _prepare(nameless, folder, list(folders.values()))

@@ -11,6 +11,7 @@ from torch import Tensor
 from rearkit.data.pixels import save_grid
 from rearkit.errors import RearkitError
 from rearkit.model import Model, build_backbone
+from rearkit.recipe.settings import with_changes
 from rearkit.sampling.sampler import Sampler
 from rearkit.system.console import say
 
@@ -47,7 +48,7 @@ class Pictures:
                 backbone = build_backbone(recipe, self.model.space)
             backbone.load_state_dict(weights)
             # Compiling would take longer than so few images.
-            table = attrs.evolve(recipe.sample, batch=len(self.classes), compile=False)  # type: ignore[misc]
+            table = with_changes(recipe.sample, batch=len(self.classes), compile=False)
             copied: Model = attrs.evolve(self.model, backbone=backbone)
             samples = next(Sampler(copied, table, recipe.sample_seed).stream(self.classes))
             path.parent.mkdir(exist_ok=True)
