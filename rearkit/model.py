@@ -27,7 +27,7 @@ from rearkit.errors import PluginError, RearkitError, RecipeError, WeightsError
 from rearkit.layers.shapes_only import cheaply, shapes_only
 from rearkit.objective import Objective, fields_read
 from rearkit.partial_weights import fitting_part, load_part
-from rearkit.recipe.exported import check_source, exported_classes
+from rearkit.recipe.exported import check_source, left_out_classes
 from rearkit.recipe.settings import with_changes
 from rearkit.recipe.tables import BackboneTable, ComponentTable, Recipe, TokenizerTable
 from rearkit.registry import plugins
@@ -80,7 +80,7 @@ def build(recipe: Recipe, tokenizer: Tokenizer | None = None, classes: Classes |
         RecipeError: components do not fit each other.
         WeightsError: weights that the recipe names do not fit it.
     """
-    classes = classes or exported_classes(recipe) or Classes.of(build_dataset(recipe))
+    classes = classes or left_out_classes(recipe) or Classes.of(build_dataset(recipe))
     tokenizer = tokenizer or build_tokenizer(recipe)
     tokenizer.eval().requires_grad_(False)
     torch.manual_seed(recipe.train_seed)

@@ -118,7 +118,7 @@ def without_source(content: Mapping[str, Any]) -> DatasetTable:
     return DatasetTable(LEFT_OUT, known)
 
 
-def exported_classes(recipe: Recipe) -> Classes | None:
+def left_out_classes(recipe: Recipe) -> Classes | None:
     """Return the classes of a data source that was left out, as far as the file says; None of any other."""
     # Not at the top: it would import torch, before anything needs it.
     from rearkit.contracts import Classes
