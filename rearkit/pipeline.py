@@ -12,7 +12,6 @@ from pathlib import Path
 import attrs
 
 from rearkit.errors import Interrupted, RearkitError, did_you_mean
-from rearkit.model import check_parts, check_weights
 from rearkit.recipe.exported import check_source
 from rearkit.recipe.tables import Recipe
 from rearkit.registry.plugins import naming_plugins
@@ -21,25 +20,18 @@ from rearkit.stages import tokens
 from rearkit.stages import train as training
 from rearkit.stages.aside import set_aside
 from rearkit.stages.course import change_course
-from rearkit.stages.evaluate import check_features
 from rearkit.stages.flow import NAMES, STAGES
-from rearkit.stages.own_files import check_own_files, named_files
+from rearkit.stages.inputs import check_inputs
+from rearkit.stages.own_files import check_own_files
 from rearkit.stages.resizing import check_square
-from rearkit.stages.run_folder import RunFolder
+from rearkit.stages.run_folder import RunFolder, folder_of
 from rearkit.stages.run_recipe import save_resolved_recipe
 from rearkit.stages.stage import Stage, check_stages_before, run_stage, up_to_date
-from rearkit.stages.tokenizer import check_fit
 from rearkit.system import distributed
 from rearkit.system.console import say
 from rearkit.system.devices import resolve_device
 from rearkit.system.files import remove, remove_leftovers, replacing, storage_errors, write_text
-from rearkit.system.hub import is_hub, local_file
 from rearkit.system.locks import claimed
-from rearkit.training.deepspeed_check import check_deepspeed_table
-from rearkit.training.deepspeed_config import batch_layout
-from rearkit.training.trackers import check_trackers
-
-DEFAULT_ROOT = Path("runs")
 
 
 @naming_plugins()
@@ -65,7 +57,7 @@ def run(
     check_stage(again, only)
     check_source(recipe)
     check_square(recipe)
-    folder = RunFolder(Path(out) if out is not None else DEFAULT_ROOT / recipe.name)
+    folder = RunFolder(folder_of(recipe.name, out))
     started = time.monotonic()
     check_inputs(recipe, distributed.world_size() if only in (None, training.STAGE.name) else None)
     if distributed.world_size() > 1:
@@ -129,7 +121,7 @@ def trained_run(recipe: Recipe, out: str | Path | None = None) -> RunFolder:
     """
     check_source(recipe)
     check_square(recipe)
-    folder = RunFolder(Path(out) if out is not None else DEFAULT_ROOT / recipe.name)
+    folder = RunFolder(folder_of(recipe.name, out))
     check_stages_before(sampling.STAGE, STAGES, recipe, folder, _command(out), thorough=True)
     return folder
 
@@ -140,7 +132,7 @@ def run_with_tokenizer(recipe: Recipe, out: str | Path | None = None) -> RunFold
     Raises:
         RearkitError: there is no tokenizer, neither in the run nor in a file; the message has the command to run.
     """
-    folder = RunFolder(Path(out) if out is not None else DEFAULT_ROOT / recipe.name)
+    folder = RunFolder(folder_of(recipe.name, out))
     if recipe.tokenizer.weights is not None and recipe.tokenizer.fit is None and not folder.tokenizer.is_file():
         return None
     check_square(recipe)
@@ -225,76 +217,3 @@ def show_results(folder: RunFolder) -> None:
         if source.is_file() and not (target.is_file() and filecmp.cmp(source, target, shallow=False)):
             with replacing(target) as temporary:
                 shutil.copyfile(source, temporary)
-
-
-def check_inputs(recipe: Recipe, ranks: int | None = None) -> None:
-    """Check, before anything is built, that what a recipe needs is there, and what it passes on to DeepSpeed.
-
-    Args:
-        recipe: to be run.
-        ranks: over how many its batches must divide; None where it is not trained.
-
-    Raises:
-        RearkitError: something is missing; the message lists all of it, where it comes from, and what to do.
-    """
-    if ranks is not None and recipe.train.steps:
-        batch_layout(recipe.train, ranks)
-    check_deepspeed_table(recipe.train, resolve_device(recipe.device))
-    check_trackers(recipe.train.trackers)
-    problems = []
-    listed = {need.path: need for need in recipe.needs}
-    # Files that the recipe lists under `needs` are reported below, with their sources.
-    for key, path in named_files(recipe).items():
-        if path is not None and is_hub(path):
-            # Fetched now, so that hours of other stages are not lost to a name that is wrong.
-            try:
-                local_file(path)
-            except RearkitError as error:
-                problems.append(f"{key}: {error}")
-        elif path is not None and Path(path).is_dir():
-            problems.append(f"{key}: {path}: a folder, not a file; name a file in it")
-        elif path is not None and path not in listed and not Path(path).is_file():
-            problems.append(f"{key}: {path}: no such file, seen from {Path.cwd()}; correct the path, or leave it out")
-    if is_hub(recipe.tokens.pretokenized or ""):
-        problems.append(
-            f"[tokens] pretokenized: {recipe.tokens.pretokenized}: is a folder of token shards, and the hub gives "
-            "single files; make one: python -m rearkit tokens --from-jsonl hf://… --to FOLDER"
-        )
-    for path, need in listed.items():
-        if not _is_there(Path(path)):
-            problems.append(f"missing: {path}: {need.what}, {need.size}\n    from {need.source}")
-            if need.prepare:
-                problems[-1] += f"\n    then {need.prepare}"
-    problems += _weights_problems(recipe)
-    # Only once all files are there: these build modules and open the files.
-    problems = problems or [*check_weights(recipe), *check_features(recipe)]
-    if problems:
-        raise RearkitError("\n".join(problems))
-    # Where one of the later stages is called alone, it builds its modules at once.
-    if ranks is not None:
-        check_parts(recipe)
-
-
-def _weights_problems(recipe: Recipe) -> list[str]:
-    """Return what is wrong with how a recipe gives, or fits, weights."""
-    problems = check_fit(recipe)
-    if recipe.tokenizer.weights is None and recipe.tokenizer.fit is None:
-        problems.append('[tokenizer]: give weights = "FILE", or a table [tokenizer.fit]')
-    if recipe.train.steps == 0 and recipe.backbone.weights is None:
-        problems.append("[train] steps = 0 leaves the backbone untrained: give [backbone] weights")
-    if recipe.train.steps == 0 and recipe.backbone.weights_fit != "strict":
-        problems.append('[backbone] weights_fit = "partial" leaves parts untrained; give [train] steps')
-    if recipe.backbone.weights is None and recipe.train.label_dropout == 0 and recipe.sample.guidance_scale != 1:
-        problems.append(
-            "[sample] guidance_scale leads away from predictions without a class, which [train] label_dropout = 0 "
-            "leaves untrained; give label_dropout a share such as 0.1, or leave guidance_scale out"
-        )
-    for table in (recipe.tokenizer, recipe.backbone):
-        if table.weights_key is not None and table.weights is None:
-            problems.append(f"[{table.kind}] weights_key chooses within weights, and there are none")
-    return problems
-
-
-def _is_there(path: Path) -> bool:
-    # An empty folder is what a download that has not begun leaves.
-    return path.is_file() or (path.is_dir() and any(path.iterdir()))

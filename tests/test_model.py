@@ -15,10 +15,10 @@ from rearkit.components.tokenizers.maskgit_vqgan import MaskGITVQGAN, MaskGITVQG
 from rearkit.contracts import Backbone, NoiseSchedule, Regularizer, RegularizerContext, Tokenizer, TokenSpace
 from rearkit.errors import PluginError, RearkitError, RecipeError, WeightsError
 from rearkit.model import Model, build, build_tokenizer, check_weights, make
-from rearkit.pipeline import check_inputs
 from rearkit.recipe.tables import Recipe
 from rearkit.registry import plugins
 from rearkit.registry.component import Component
+from rearkit.stages.inputs import check_inputs
 from rearkit.weights import write_state_dict
 
 

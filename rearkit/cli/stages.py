@@ -71,13 +71,14 @@ def run_ranks(
         if only is None:
             _say_time()
         return pipeline.run(recipe, out, only, again, go_on)
+    from rearkit.stages.inputs import check_inputs
     from rearkit.system.devices import check_ranks
     from rearkit.system.launch import launch
 
     # Checked once here, or each rank would report the same error.
     check_ranks(recipe.device, num_gpus)
     pipeline.check_stage(again, only)
-    pipeline.check_inputs(recipe, num_gpus if only in (None, "train") else None)
+    check_inputs(recipe, num_gpus if only in (None, "train") else None)
     raise click.exceptions.Exit(launch(num_gpus, arguments))
 
 

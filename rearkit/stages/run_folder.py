@@ -17,7 +17,13 @@ from rearkit.system.files import read_json
 
 # Holds the name of the recipe to which the folder belongs.
 OWNER = "run.json"
+DEFAULT_ROOT = Path("runs")
 OWN_NAME = re.compile(r'name = "([\w.+-]+)"\n')
+
+
+def folder_of(name: str, out: str | Path | None) -> Path:
+    """Return the folder of a run or a sweep: ``runs/NAME``, unless ``out`` is another."""
+    return DEFAULT_ROOT / name if out is None else Path(out)
 
 
 @attrs.frozen

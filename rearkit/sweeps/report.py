@@ -12,10 +12,9 @@ from rearkit.analysis.diagnose import diagnose
 from rearkit.analysis.groups import run_folders
 from rearkit.analysis.table import Group, Table, make_table
 from rearkit.errors import RearkitError, StorageError
-from rearkit.pipeline import DEFAULT_ROOT
 from rearkit.recipe.cleaning import without_folders_of_machine
 from rearkit.reports.comparison_page import PAGE, write_page
-from rearkit.stages.run_folder import RunFolder
+from rearkit.stages.run_folder import RunFolder, folder_of
 from rearkit.sweeps.claim import claim
 from rearkit.sweeps.runner import finished_groups, run_sweep
 from rearkit.sweeps.sharing import UNSCORED, stages_to_take
@@ -50,7 +49,7 @@ def sweep_and_report(
     if docs is not None:
         _check_docs(docs)
     donors = [folder for one in reuse for folder in _donors(sweep, one)]
-    root = DEFAULT_ROOT / sweep.name if out is None else out
+    root = folder_of(sweep.name, out)
     say(f"{sweep.name}: {len(sweep.runs)} runs of {len(sweep.variants)} variants in {root}")
     # Before anything is written there: a folder that is refused keeps the tables that it has.
     claim(sweep, root, donors)

@@ -12,11 +12,11 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from rearkit.pipeline import check_inputs
 from rearkit.recipe.settings import with_changes
 from rearkit.recipe.tables import Recipe
 from rearkit.stages.evaluate import prepare_classifier
 from rearkit.stages.flow import STAGES
+from rearkit.stages.inputs import check_inputs
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.run_recipe import save_resolved_recipe
 from rearkit.stages.stage import expected_keys, run_stage, up_to_date

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from rearkit import pipeline
 from rearkit.errors import RearkitError
 from rearkit.recipe.loading import recipe_to_dict
 from rearkit.recipe.tables import Recipe
 from rearkit.stages import train as stage
+from rearkit.stages.inputs import check_inputs
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.stage import stage_key
 from rearkit.training.logs import TrainLog, read_log
@@ -106,7 +106,7 @@ def test_a_tracker_that_is_not_installed_is_told_before_anything_runs(
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else found(name))
     recipe = with_trackers(tiny, wandb=True)
-    for check in (lambda: pipeline.check_inputs(recipe), lambda: check_trackers(recipe.train.trackers)):
+    for check in (lambda: check_inputs(recipe), lambda: check_trackers(recipe.train.trackers)):
         with pytest.raises(RearkitError, match=r"pip install 'rearkit\[wandb\]'"):
             check()
     check_trackers(tiny().train.trackers)
