@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from rearkit.cli.examples import Command
+from rearkit.cli.given import Given, check_modules, open_model
 from rearkit.cli.options import optional_recipe_options
 from rearkit.system.console import printable
+
+if TYPE_CHECKING:
+    from rearkit.evaluation.scores import Scorer
+    from rearkit.recipe.tables import Recipe
 
 FILE = click.Path(path_type=Path)
 # Options of the form for files. With a RECIPE the same things are settings of its [evaluate] table.
@@ -55,7 +60,7 @@ evaluate --images photos/ --image-size 256 --make-reference reference.npz"""
 @click.option("--to", type=FILE, help="JSON file to write the scores to.")
 @click.option("--compare", type=FILE, nargs=2, metavar="A B", help="List what differs: .npz, runs, scores.json.")
 def evaluate(
-    recipe: Any,
+    given: Given | None,
     out: Path | None,
     tokenizer: bool,
     samples: Path | None,
@@ -71,38 +76,25 @@ def evaluate(
     --make-reference writes a reference of RECIPE's training images, or of --images.
     """
     # One command with several forms, since all of them answer the same question; click has no such alternatives.
-    exported = recipe is not None and _is_exported()
+    exported = given is not None and given.exported
     first = "an exported model" if exported else "a RECIPE"
-    forms = {first: recipe, "--samples": samples, "--images": images, "--compare": compare}
-    given = [form for form, value in forms.items() if value is not None]
-    if len(given) != 1:
+    forms = {first: given, "--samples": samples, "--images": images, "--compare": compare}
+    chosen = [form for form, value in forms.items() if value is not None]
+    if len(chosen) != 1:
         raise click.UsageError(
             "give a RECIPE, or --samples and --reference, or --images and --make-reference, or --compare A B"
         )
-    _refuse_others(given[0])
-    if exported:
+    _refuse_others(chosen[0])
+    if given is not None and exported:
         if reference is None:
             raise click.UsageError("an exported model has no run to compare with: it needs --reference FILE")
-        _evaluate_model(recipe, reference, **options)
+        _evaluate_model(given, reference, **options)
+    elif given is not None:
+        _evaluate_run(given.recipe, out, tokenizer, make_reference)
     elif images is not None:
         if make_reference is None:
             raise click.UsageError("--images needs --make-reference OUT.npz")
         _reference_of_images(images, make_reference, **options)
-    elif make_reference is not None:
-        _reference_of_run(recipe, out, make_reference)
-    elif tokenizer:
-        from rearkit import pipeline
-        from rearkit.evaluation.reconstruction import reconstruction_lines
-        from rearkit.stages.evaluate import score_tokenizer
-
-        for stage in ("data", "tokenizer"):
-            folder = pipeline.run(recipe, out, only=stage)
-        for line in reconstruction_lines(score_tokenizer(recipe, folder)):
-            click.echo(printable(line))
-    elif recipe is not None:
-        from rearkit import pipeline
-
-        pipeline.run(recipe, out, only="evaluate")
     elif samples is not None:
         if reference is None:
             raise click.UsageError("--samples needs --reference FILE")
@@ -114,29 +106,21 @@ def evaluate(
             click.echo(printable(line))
 
 
-def _is_exported() -> bool:
-    from rearkit.recipe.recipe_files import find_file
-
-    return find_file(click.get_current_context().params["recipe"]).suffix == ".safetensors"
-
-
-def _evaluate_model(recipe: Any, reference: Path, **options: Any) -> None:
+def _evaluate_model(given: Given, reference: Path, **options: Any) -> None:
     """Sample an exported model into a folder that is removed again, and score that."""
     import tempfile
 
-    from rearkit.cli.sample import check_modules
     from rearkit.evaluation.fidelity import read_reference
     from rearkit.stages.sample_folder import sample_model
 
     # What can be wrong with them must come up before hours of sampling, whose result would be lost.
-    parameters = click.get_current_context().params
-    check_modules(recipe, parameters["recipe"])
+    check_modules(given)
     read_reference(reference, "--reference")
     scorer = _scorer(**options)
     scorer.space.load(scorer.place().type == "cuda")
     with tempfile.TemporaryDirectory() as place:
         samples = Path(place) / "samples"
-        sample_model(parameters["recipe"], recipe, samples, parameters["trust"])
+        sample_model(*open_model(given, None, None), samples)
         _evaluate_files(samples, reference, **options)
 
 
@@ -159,12 +143,22 @@ def _refuse_others(form: str) -> None:
         raise click.UsageError(f"{', '.join(others)}: not with {form}{hint}")
 
 
-def _reference_of_run(recipe: Any, out: Path | None, target: Path) -> None:
+def _evaluate_run(recipe: Recipe, out: Path | None, tokenizer: bool, make_reference: Path | None) -> None:
+    """Score a run, or its tokenizer alone, or make a reference of its training images."""
     from rearkit import pipeline
-    from rearkit.stages.evaluate import training_reference
+    from rearkit.evaluation.reconstruction import reconstruction_lines
+    from rearkit.stages.evaluate import score_tokenizer, training_reference
 
-    found = training_reference(recipe, pipeline.run(recipe, out, only="data"), target)
-    click.echo(f"{target}: {found} training images and their statistics; use it with --reference")
+    if make_reference is not None:
+        found = training_reference(recipe, pipeline.run(recipe, out, only="data"), make_reference)
+        click.echo(f"{make_reference}: {found} training images and their statistics; use it with --reference")
+    elif tokenizer:
+        for stage in ("data", "tokenizer"):
+            folder = pipeline.run(recipe, out, only=stage)
+        for line in reconstruction_lines(score_tokenizer(recipe, folder)):
+            click.echo(printable(line))
+    else:
+        pipeline.run(recipe, out, only="evaluate")
 
 
 def _reference_of_images(
@@ -187,7 +181,7 @@ def _scorer(
     nearest_k: int = 3,
     shuffle: int | None = None,
     **unused: Any,
-) -> Any:
+) -> Scorer:
     from rearkit.evaluation.feature_spaces import space_of_file
     from rearkit.evaluation.features import FeatureCache
     from rearkit.evaluation.scores import Scorer

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
+from rearkit.cli.given import Given
+
 if TYPE_CHECKING:
     from rearkit.contracts import ImageSize
 
@@ -43,10 +45,10 @@ def complete_recipes(context: click.Context, parameter: click.Parameter, incompl
 
 
 def recipe_options(command: Callable[..., None], required: bool = True) -> Callable[..., None]:
-    """Add the argument RECIPE and the options ``--set`` and ``--trust`` to a command, which receives the loaded recipe.
+    """Add the argument RECIPE and the options ``--set`` and ``--trust`` to a command, which receives what is `Given`.
 
     Args:
-        command: called with ``recipe`` (None if left out) and its own options.
+        command: called with that (None if RECIPE is left out) and its own options.
         required: False if RECIPE may be left out.
     """
 
@@ -58,7 +60,8 @@ def recipe_options(command: Callable[..., None], required: bool = True) -> Calla
     def wrapped(recipe: Path | None, overrides: Sequence[str], trust: bool, **options: Any) -> None:
         from rearkit.recipe.loading import load_recipe
 
-        command(None if recipe is None else load_recipe(recipe, overrides, trust), **options)
+        given = None if recipe is None else Given(load_recipe(recipe, overrides, trust), recipe, overrides, trust)
+        command(given, **options)
 
     return wrapped
 

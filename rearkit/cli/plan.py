@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from rearkit.cli.examples import Command
+from rearkit.cli.given import Given
 from rearkit.cli.options import recipe_options, size_option
 
 # The defaults below are a usual node for training: eight A100s with 80 GB each.
@@ -54,7 +55,7 @@ POSITIVE = click.FloatRange(0, min_open=True)
     help="What each sends to other nodes, GB/s; 25 is one port of 200 Gbit/s for each.",
 )
 @size_option("other than the recipe's")
-def plan(recipe: Any, gpus: int, gpu_memory: float, gpu_tflops: float, utilisation: float, **options: Any) -> None:
+def plan(given: Given, gpus: int, gpu_memory: float, gpu_tflops: float, utilisation: float, **options: Any) -> None:
     """Estimate parameters, operations, time, memory and disk of RECIPE. Needs no data, weights or GPU."""
     from rearkit.planning.machine import Machine
     from rearkit.planning.plan import make_plan
@@ -64,6 +65,7 @@ def plan(recipe: Any, gpus: int, gpu_memory: float, gpu_tflops: float, utilisati
     from rearkit.stages.resizing import only_sampled, resized
     from rearkit.system.console import console
 
+    recipe = given.recipe
     if options["size"] is not None:
         recipe = resized(recipe, options["size"])
     machine = Machine(

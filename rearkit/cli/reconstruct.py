@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from rearkit.cli.examples import Command
+from rearkit.cli.given import Given, check_modules, refuse_out, refuse_size
 from rearkit.cli.options import OUT, recipe_options, size_option
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ GRID = Path("reconstructions.png")
 @click.option("--grid", type=FILE, help=f"PNG to write, a row per photo; without --to-folder: {GRID}.")
 @click.option("--to-folder", type=FILE, help="New folder for each picture as a PNG, and the scores.")
 def reconstruct(
-    recipe: Any,
+    given: Given,
     photos: Sequence[Path],
     out: Path | None,
     size: ImageSize | None,
@@ -38,24 +39,21 @@ def reconstruct(
     RECIPE may be an exported model (model.safetensors, or its folder), which needs no run.
     """
     from rearkit.pipeline import run_with_tokenizer
-    from rearkit.recipe.recipe_files import find_file
     from rearkit.stages.model_files import tokenizer_file
     from rearkit.stages.reconstruct import reconstruct_photos
     from rearkit.stages.resizing import resized
 
     if grid is None and to_folder is None:
         grid = GRID
-    if size is not None:
-        recipe = resized(recipe, size)
-    source = click.get_current_context().params["recipe"]
-    if find_file(source).suffix == ".safetensors":
-        if out is not None:
-            raise click.UsageError("--out: not with an exported model, which needs no run")
-        saved = tokenizer_file(source, recipe)
+    recipe = given.recipe if size is None else resized(given.recipe, size)
+    if given.exported:
+        refuse_out(out)
+        check_modules(given)
+        saved = tokenizer_file(given.source, recipe)
     elif size is not None:
         # A run's tokenizer is of its recipe's size; one with weights of its own needs no run.
         if recipe.tokenizer.weights is None or recipe.tokenizer.fit is not None:
-            raise click.UsageError("--size: give the model instead, RUN/train/model.safetensors")
+            refuse_size(size)
         saved = None
     else:
         run = run_with_tokenizer(recipe, out)

@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import click
 
 from rearkit.cli.examples import Command
+from rearkit.cli.given import Given, open_model, refuse_size
 from rearkit.cli.options import NUM_GPUS, OUT, recipe_options, size_option
 from rearkit.cli.stages import run_ranks
 
 if TYPE_CHECKING:
     from rearkit.contracts import ImageSize
+    from rearkit.stages.edit_picture import Edit
 
 FILE = click.Path(path_type=Path)
 EXAMPLE = """sample mnist
@@ -56,7 +59,7 @@ sample mnist --image seven.png --keep top --class 7,1 --grid edits.png"""
 @click.pass_obj
 def sample(
     arguments: list[str],
-    recipe: Any,
+    given: Given,
     out: Path | None,
     num_gpus: int | None,
     to_folder: Path | None,
@@ -82,18 +85,18 @@ def sample(
         if classes is not None or grid is not None:
             raise click.UsageError("--to-folder is for the recipe's set; --classes are a picture, --grid")
         _refuse_temperature(temperature)
-        _sample_to_folder(arguments, recipe, out, num_gpus, to_folder, size)
+        _sample_to_folder(arguments, given, out, num_gpus, to_folder, size)
         return
     if wanted is None and (classes is None) != (grid is None):
         raise click.UsageError("--classes and --grid go together: the classes, and the picture to write")
     if grid is None:
         _refuse_temperature(temperature)
-        run_ranks(arguments, recipe, out, num_gpus, only="sample")
+        run_ranks(arguments, given, out, num_gpus, only="sample")
         return
     # --classes are a few images for a picture, which one process samples.
     if num_gpus not in (None, 1):
         raise click.UsageError("--num-gpus is for the recipe's set; --classes are sampled by one process")
-    model = _model(recipe, out, temperature, size)
+    model, _ = open_model(_at_temperature(given, temperature), out, size)
     if wanted is None:
         from rearkit.sampling.picture import sample_picture
 
@@ -109,7 +112,17 @@ def _refuse_temperature(temperature: float | None) -> None:
         raise click.UsageError("--temperature is for --classes; of the set it is --set sample.temperature=VALUE")
 
 
-def _edit(grid: Path | None, image: Path | None, mask: Path | None, keep: str | None, fade: int | None) -> Any:
+def _at_temperature(given: Given, temperature: float | None) -> Given:
+    """Return a recipe whose samples are drawn at a temperature, if there is one."""
+    from rearkit.recipe.settings import with_changes
+
+    if temperature is None:
+        return given
+    table = with_changes(given.recipe.sample, temperature=temperature)
+    return attrs.evolve(given, recipe=with_changes(given.recipe, sample=table))
+
+
+def _edit(grid: Path | None, image: Path | None, mask: Path | None, keep: str | None, fade: int | None) -> Edit | None:
     """Return what is to be done to a photo, or None without one.
 
     Raises:
@@ -128,64 +141,20 @@ def _edit(grid: Path | None, image: Path | None, mask: Path | None, keep: str | 
     return Edit(image, mask, keep, fade)
 
 
-def _model(recipe: Any, out: Path | None, temperature: float | None, size: ImageSize | None) -> Any:
-    """Return the trained model of a recipe's run, or an exported one, with the sampling settings of the line."""
-    import attrs
-
-    from rearkit.pipeline import trained_run
-    from rearkit.recipe.recipe_files import find_file
-    from rearkit.stages.train import load_model, trained_model
-
-    if temperature is not None:
-        recipe = attrs.evolve(recipe, sample=attrs.evolve(recipe.sample, temperature=temperature))
-    source = click.get_current_context().params["recipe"]
-    if find_file(source).suffix != ".safetensors":
-        _refuse_size(size)
-        return trained_model(recipe, trained_run(recipe, out))
-    if out is not None:
-        raise click.UsageError("--out: not with an exported model, which needs no run")
-    check_modules(recipe, source)
-    model = load_model(source, trust=click.get_current_context().params["trust"], image_size=size)
-    return attrs.evolve(model, recipe=attrs.evolve(recipe, tokenizer=model.recipe.tokenizer))
-
-
-def check_modules(recipe: Any, source: Path) -> None:
-    """Check that ``--set`` leaves a model's modules as they are: it may change how they are sampled, not what they are.
-
-    Raises:
-        click.UsageError: it does not.
-    """
-    from rearkit.recipe.loading import load_recipe
-    from rearkit.recipe.recipe_files import find_file
-
-    own = load_recipe(find_file(source), trust=click.get_current_context().params["trust"])
-    for table in ("tokenizer", "backbone"):
-        if getattr(recipe, table) != getattr(own, table):
-            raise click.UsageError(f"--set {table}.…: the model's file says what it is; another size is --size")
-
-
-def _refuse_size(size: ImageSize | None) -> None:
-    if size is not None:
-        raise click.UsageError("--size: give the model instead, RUN/train/model.safetensors")
-
-
 def _sample_to_folder(
-    arguments: list[str], recipe: Any, out: Path | None, num_gpus: int | None, target: Path, size: ImageSize | None
+    arguments: list[str], given: Given, out: Path | None, num_gpus: int | None, target: Path, size: ImageSize | None
 ) -> None:
-    from rearkit.recipe.recipe_files import find_file
     from rearkit.sampling.png_folders import check_target
     from rearkit.stages.sample_folder import export_samples, sample_model
     from rearkit.system import distributed
 
     check_target(target)
-    source = click.get_current_context().params["recipe"]
-    if find_file(source).suffix == ".safetensors":
+    if given.exported:
         if num_gpus not in (None, 1) or out is not None:
             raise click.UsageError("--num-gpus, --out: not with an exported model, which is sampled by one process")
-        check_modules(recipe, source)
-        sample_model(source, recipe, target, click.get_current_context().params["trust"], size)
+        sample_model(*open_model(given, out, size), target)
         return
-    _refuse_size(size)
+    refuse_size(size)
     # With several GPUs each rank comes here again, and the first one writes.
-    folder = run_ranks(arguments, recipe, out, num_gpus, only="sample")
+    folder = run_ranks(arguments, given, out, num_gpus, only="sample")
     distributed.from_main(lambda: export_samples(folder, target))

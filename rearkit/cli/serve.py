@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from rearkit.cli.examples import Command
+from rearkit.cli.given import Given, open_model
 from rearkit.cli.options import OUT, recipe_options, size_option
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ serve ./my-model --host 0.0.0.0 --allow-host images.example.org"""
 @click.option("--most-images", type=click.IntRange(1), default=16, show_default=True, help="Images of one request.")
 @click.option("--most-waiting", type=click.IntRange(1), default=64, show_default=True, help="Requests that may wait.")
 def serve(
-    recipe: Any,
+    given: Given,
     out: Path | None,
     host: str,
     port: int,
@@ -60,11 +61,11 @@ def serve(
     from rearkit.serving.origins import is_loopback
     from rearkit.serving.served import Served
 
-    served = Served.of(*_model(recipe, out, size), batch, size)
+    served = Served.of(*open_model(given, out, size), batch, size)
 
     def ready(server: Server, number: int) -> None:
         shown = f"[{host}]" if ":" in host else host
-        say(f"{recipe.name}: open http://{shown}:{number} in a browser; its interface is described at /docs")
+        say(f"{given.recipe.name}: open http://{shown}:{number} in a browser; its interface is described at /docs")
         if not is_loopback(host):
             say("anybody who reaches this address can draw; there are neither accounts nor encryption")
 
@@ -72,29 +73,3 @@ def serve(
     with contextlib.suppress(KeyboardInterrupt):
         serve(served, Limits(images=most_images, waiting=most_waiting), (host, port), names, ready)
     say("stopped")
-
-
-def _model(recipe: Any, out: Path | None, size: ImageSize | None) -> tuple[Any, dict[str, Path]]:
-    """Return a trained model, and the files of its weights."""
-    import attrs
-
-    from rearkit.pipeline import trained_run
-    from rearkit.recipe.recipe_files import find_file
-    from rearkit.stages.model_files import model_file, tokenizer_file
-    from rearkit.stages.train import load_model, trained_model
-    from rearkit.system.hub import local_file
-
-    parameters = click.get_current_context().params
-    source = parameters["recipe"]
-    if find_file(source).suffix != ".safetensors":
-        if size is not None:
-            raise click.UsageError("--size: give the model instead, RUN/train/model.safetensors")
-        run = trained_run(recipe, out)
-        return trained_model(recipe, run), {"backbone": run.model, "tokenizer": run.tokenizer}
-    if out is not None:
-        raise click.UsageError("--out: not with an exported model, which needs no run")
-    model = load_model(source, trust=parameters["trust"], image_size=size)
-    # Modules are the file's, and so are their settings; what the line may change is how they are sampled.
-    model = attrs.evolve(model, recipe=attrs.evolve(recipe, tokenizer=model.recipe.tokenizer))
-    tokenizer = tokenizer_file(source, recipe) or local_file(recipe.tokenizer.weights or "")
-    return model, {"backbone": model_file(source), "tokenizer": tokenizer}

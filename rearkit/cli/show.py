@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from rearkit.cli.examples import Command
+from rearkit.cli.given import Given
 from rearkit.cli.options import recipe_options, size_option
 
 if TYPE_CHECKING:
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
     "--num-gpus", type=click.IntRange(1), default=1, show_default=True, help="Ranks to configure DeepSpeed for."
 )
 @size_option("other than the recipe's")
-def show(recipe: Any, num_gpus: int, size: ImageSize | None) -> None:
+def show(given: Given, num_gpus: int, size: ImageSize | None) -> None:
     """Show RECIPE in full: settings, providers, parameters, steps, epochs, DeepSpeed's configuration."""
     from rearkit.stages.resizing import resized
 
-    show_recipe(recipe if size is None else resized(recipe, size), num_gpus)
+    show_recipe(given.recipe if size is None else resized(given.recipe, size), num_gpus)
 
 
 def show_recipe(recipe: Recipe, ranks: int = 1) -> None:

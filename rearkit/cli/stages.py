@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from rearkit.cli.examples import Command
+from rearkit.cli.given import Given
 from rearkit.cli.options import NUM_GPUS, OUT, optional_recipe_options, recipe_options
+
+if TYPE_CHECKING:
+    from rearkit.stages.run_folder import RunFolder
 
 CONTINUE = click.option(
     "--continue", "go_on", is_flag=True, help="With a changed [train], go on with the training instead of anew."
@@ -23,12 +27,12 @@ CONTINUE = click.option(
 @CONTINUE
 @click.pass_obj
 def run(
-    arguments: list[str], recipe: Any, out: Path | None, num_gpus: int | None, again: str | None, go_on: bool
+    arguments: list[str], given: Given, out: Path | None, num_gpus: int | None, again: str | None, go_on: bool
 ) -> None:
     """Run the stages of RECIPE that are not up to date."""
     if again is not None and go_on:
         raise click.UsageError("--again starts stages anew and --continue goes on with one; give one of them")
-    run_ranks(arguments, recipe, out, num_gpus, again=again, go_on=go_on)
+    run_ranks(arguments, given, out, num_gpus, again=again, go_on=go_on)
 
 
 @click.command(cls=Command, example="train mnist")
@@ -37,31 +41,30 @@ def run(
 @NUM_GPUS
 @CONTINUE
 @click.pass_obj
-def train(arguments: list[str], recipe: Any, out: Path | None, num_gpus: int | None, go_on: bool) -> None:
+def train(arguments: list[str], given: Given, out: Path | None, num_gpus: int | None, go_on: bool) -> None:
     """Train the backbone on the token shards."""
-    run_ranks(arguments, recipe, out, num_gpus, only="train", go_on=go_on)
+    run_ranks(arguments, given, out, num_gpus, only="train", go_on=go_on)
 
 
-def _say_time() -> None:
+def _say_time(given: Given) -> None:
     """Say how long a run takes, where its recipe file says so and nothing was changed."""
     from rearkit.recipe.recipe_files import find_file, takes
     from rearkit.system.console import say
 
-    given = click.get_current_context().params
-    file = find_file(given["recipe"])
-    if not given["overrides"] and (time := takes(file)):
+    file = find_file(given.source)
+    if not given.overrides and (time := takes(file)):
         say(f"takes {time}, as {file.name} says")
 
 
 def run_ranks(
     arguments: list[str],
-    recipe: Any,
+    given: Given,
     out: Path | None,
     num_gpus: int | None,
     only: str | None = None,
     again: str | None = None,
     go_on: bool = False,
-) -> Any:
+) -> RunFolder:
     """Run stages in this process and return the run's folder, or start ranks that each run the same command."""
     from rearkit import pipeline
     from rearkit.system import distributed
@@ -69,16 +72,16 @@ def run_ranks(
     # In a started rank the same option is given again; there it must not start further ranks.
     if num_gpus in (None, 1) or distributed.world_size() > 1:
         if only is None:
-            _say_time()
-        return pipeline.run(recipe, out, only, again, go_on)
+            _say_time(given)
+        return pipeline.run(given.recipe, out, only, again, go_on)
     from rearkit.stages.inputs import check_inputs
     from rearkit.system.devices import check_ranks
     from rearkit.system.launch import launch
 
     # Checked once here, or each rank would report the same error.
-    check_ranks(recipe.device, num_gpus)
+    check_ranks(given.recipe.device, num_gpus)
     pipeline.check_stage(again, only)
-    check_inputs(recipe, num_gpus if only in (None, "train") else None)
+    check_inputs(given.recipe, num_gpus if only in (None, "train") else None)
     raise click.exceptions.Exit(launch(num_gpus, arguments))
 
 
@@ -103,7 +106,7 @@ def run_ranks(
     help="The classes.json of the training shards: held-out images get the same numbers, whatever classes they have.",
 )
 def data(
-    recipe: Any,
+    given: Given | None,
     out: Path | None,
     from_folder: Path | None,
     to: Path | None,
@@ -118,7 +121,7 @@ def data(
         raise click.UsageError("--labels FILE or --unlabelled goes with --from-folder, one of them")
     if classes is not None and (from_folder is None or unlabelled):
         raise click.UsageError("--classes FILE goes with --from-folder, and not with --unlabelled")
-    if _runs_stage("data", recipe, out, from_folder, to, "--from-folder"):
+    if _runs_stage("data", given, out, from_folder, to, "--from-folder"):
         return
     from rearkit.data.convert import Labelling, images_to_shards
 
@@ -132,9 +135,11 @@ def data(
 @click.option("--from-jsonl", type=click.Path(path_type=Path), help="Published token file to convert to token shards.")
 @click.option("--to", type=click.Path(path_type=Path), help="Folder to write these shards to.")
 @click.option("--workers", type=click.IntRange(1), help="Processes that convert; left out: one per core.")
-def tokens(recipe: Any, out: Path | None, from_jsonl: Path | None, to: Path | None, workers: int | None) -> None:
+def tokens(
+    given: Given | None, out: Path | None, from_jsonl: Path | None, to: Path | None, workers: int | None
+) -> None:
     """Tokenize the image shards of RECIPE and check the token shards; or convert a published token file."""
-    if _runs_stage("tokens", recipe, out, from_jsonl, to, "--from-jsonl"):
+    if _runs_stage("tokens", given, out, from_jsonl, to, "--from-jsonl"):
         return
     from rearkit.data.convert_tokens import jsonl_to_token_shards
     from rearkit.system.hub import local_file
@@ -144,22 +149,22 @@ def tokens(recipe: Any, out: Path | None, from_jsonl: Path | None, to: Path | No
 
 
 def _runs_stage(
-    name: str, recipe: Any, out: Path | None, source: Path | None, target: Path | None, option: str
+    name: str, given: Given | None, out: Path | None, source: Path | None, target: Path | None, option: str
 ) -> bool:
     """Run a stage and return True if a recipe is given; else check a conversion's options and return False.
 
     Raises:
         click.UsageError: both forms are given or neither, or the conversion lacks ``--to``.
     """
-    if (recipe is None) == (source is None):
+    if (given is None) == (source is None):
         raise click.UsageError(f"give a RECIPE, or {option} and --to")
-    if recipe is None:
+    if given is None:
         if target is None:
             raise click.UsageError(f"{option} needs --to FOLDER")
         return False
     from rearkit import pipeline
 
-    pipeline.run(recipe, out, only=name)
+    pipeline.run(given.recipe, out, only=name)
     return True
 
 
@@ -169,10 +174,10 @@ def _stage_command(name: str, summary: str) -> click.Command:
     @click.command(name, help=summary, cls=Command, example=f"{name} mnist")
     @recipe_options
     @OUT
-    def command(recipe: Any, out: Path | None) -> None:
+    def command(given: Given, out: Path | None) -> None:
         from rearkit import pipeline
 
-        pipeline.run(recipe, out, only=name)
+        pipeline.run(given.recipe, out, only=name)
 
     return command
 

@@ -13,7 +13,7 @@ import attrs
 from rearkit.errors import RecipeError, first_line, shortened
 from rearkit.recipe.checking import KeyPath, structure
 from rearkit.recipe.exported import LEFT_OUT, read_exported, without_source
-from rearkit.recipe.recipe_files import DEEPEST, TOO_DEEP, check_depth, find_file, missing, read_toml
+from rearkit.recipe.recipe_files import DEEPEST, TOO_DEEP, check_depth, find_file, is_exported, missing, read_toml
 from rearkit.recipe.tables import ComponentTable, Recipe
 from rearkit.registry.setting_types import plain
 
@@ -94,7 +94,7 @@ def _read(path: Path, origins: dict[KeyPath, str], seen: tuple[Path, ...], trust
         raise RecipeError([f"{seen[0]}: extends more than {DEEPEST} files, one through the other; put them together"])
     if path.resolve() in seen:
         raise RecipeError([f"{path}: extends itself, through {' → '.join(p.name for p in seen)}"])
-    content = read_exported(path, trust) if path.suffix == ".safetensors" else read_toml(path)
+    content = read_exported(path, trust) if is_exported(path) else read_toml(path)
     base: dict[str, Any] = {}
     if "extends" in content:
         parent = content.pop("extends")

@@ -152,6 +152,11 @@ def find_file(source: str | Path, what: str = "recipe", beside: Path | None = No
     return own[name]
 
 
+def is_exported(file: Path) -> bool:
+    """Return whether a recipe's file, as `find_file` returns it, is an exported model."""
+    return file.suffix == ".safetensors"
+
+
 def own_recipes() -> list[OwnRecipe]:
     """Describe the recipes and sweep files that come with rearkit: first those that need nothing."""
     found = [_described(path) for path in own_files().values()]

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-import attrs
 import numpy as np
 
-from rearkit.contracts import ImageSize
 from rearkit.errors import DataError
 from rearkit.evaluation.image_streams import NpzImages
-from rearkit.recipe.tables import Recipe
+from rearkit.model import Model
 from rearkit.sampling.manifest import read_manifest
 from rearkit.sampling.png_folders import png_folder
 from rearkit.sampling.sampler import Sampler, balanced_classes
-from rearkit.stages.model_files import model_file, tokenizer_file
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.sample import sample_manifest, size_record
-from rearkit.stages.train import load_model
 from rearkit.system.console import progress_bar, say
-from rearkit.system.hub import local_file
 
 
 def export_samples(folder: RunFolder, target: Path, batch: int = 64) -> None:
@@ -49,23 +45,16 @@ def sample_model(
     """Sample an exported model, which needs no run, into a folder; what an earlier call wrote there is kept.
 
     Args:
-        source: the exported model: its file, its folder, or its name on the hub.
-        recipe: the model's own; its ``[sample]`` table may have been changed.
+        model: the model, whose recipe says how it is sampled.
+        files: of the weights of ``backbone`` and ``tokenizer``, for the manifest.
         target: the folder.
-        trust: as for `load_model`.
-        size: of the images, if it is another than the model was trained at.
 
     Raises:
-        RearkitError: the folder holds something else, or the model cannot be loaded.
+        RearkitError: the folder holds something else.
     """
-    model = load_model(source, trust=trust, image_size=size)
-    # Its modules are the file's, at the size that is wanted, and the manifest says so.
-    recipe = attrs.evolve(recipe, tokenizer=model.recipe.tokenizer)  # type: ignore[misc]
-    classes = balanced_classes(recipe.sample.num_images, model.num_classes)
-    tokenizer = tokenizer_file(source, recipe) or local_file(recipe.tokenizer.weights or "")
-    files = {"backbone": model_file(source), "tokenizer": tokenizer}
-    manifest = sample_manifest(recipe, files, classes, model.num_classes) | size_record(model)
-    sampler = Sampler(model, recipe.sample, recipe.sample_seed)
+    classes = balanced_classes(model.recipe.sample.num_images, model.num_classes)
+    manifest = sample_manifest(model.recipe, files, classes, model.num_classes) | size_record(model)
+    sampler = Sampler(model)
     with png_folder(target, manifest, classes) as pngs:
         missing = pngs.missing()
         # By class, as the stage does: a backbone then computes less.

@@ -11,7 +11,9 @@ from click.testing import CliRunner, Result
 
 from rearkit.cli.evaluate import TAKEN
 from rearkit.cli.main import cli
+from rearkit.model import Model
 from rearkit.stages import sample_folder
+from rearkit.stages.train import load_model
 
 
 def run(*arguments: object) -> Result:
@@ -59,10 +61,18 @@ def test_what_it_cannot_score_by_is_told_before_it_samples(
 
 @pytest.mark.parametrize("trust", [(), ("--trust",)])
 def test_the_users_trust_reaches_the_model(
-    trust: tuple[str, ...], exported: Path, reference: Path, asked: list[Any], inception: Path
-) -> None:
+    trust: tuple[str, ...], exported: Path, reference: Path, asked: list[Any], inception: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    given: list[bool] = []
+
+    def loading(*arguments: Any, **options: Any) -> Model:
+        given.append(options["trust"])
+        return load_model(*arguments, **options)
+
+    monkeypatch.setattr("rearkit.stages.train.load_model", loading)
     run(exported, *trust, "--reference", reference, "--feature-weights", inception)
-    assert asked[0][3] is bool(trust)
+    assert given == [bool(trust)] and len(asked) == 1
 
 
 def test_every_form_with_a_recipe_takes_the_options_of_recipes() -> None:
