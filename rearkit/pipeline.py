@@ -59,7 +59,8 @@ def run(
     check_square(recipe)
     folder = RunFolder(folder_of(recipe.name, out))
     started = time.monotonic()
-    check_inputs(recipe, distributed.world_size() if only in (None, training.STAGE.name) else None)
+    ranks = distributed.world_size() if only in (None, training.STAGE.name) else None
+    check_inputs(recipe, ranks, scored=only is None)
     if distributed.world_size() > 1:
         distributed.start(distributed.local_device(resolve_device(recipe.device)))
     # Rank 0 locks the folder inside `from_main`; the stack holds the lock until the end of the run.

@@ -81,7 +81,7 @@ def run_ranks(
     # Checked once here, or each rank would report the same error.
     check_ranks(given.recipe.device, num_gpus)
     pipeline.check_stage(again, only)
-    check_inputs(given.recipe, num_gpus if only in (None, "train") else None)
+    check_inputs(given.recipe, num_gpus if only in (None, "train") else None, scored=only is None)
     raise click.exceptions.Exit(launch(num_gpus, arguments))
 
 

@@ -17,12 +17,13 @@ from rearkit.training.deepspeed_config import batch_layout
 from rearkit.training.trackers import check_trackers
 
 
-def check_inputs(recipe: Recipe, ranks: int | None = None) -> None:
+def check_inputs(recipe: Recipe, ranks: int | None = None, scored: bool = False) -> None:
     """Check, before anything is built, that what a recipe needs is there, and what it passes on to DeepSpeed.
 
     Args:
         recipe: to be run.
         ranks: over how many its batches must divide; None where it is not trained.
+        scored: whether its samples are drawn and scored too, which takes enough of them.
 
     Raises:
         RearkitError: something is missing; the message lists all of it, where it comes from, and what to do.
@@ -56,6 +57,11 @@ def check_inputs(recipe: Recipe, ranks: int | None = None) -> None:
             if need.prepare:
                 problems[-1] += f"\n    then {need.prepare}"
     problems += [*_weights_problems(recipe), *_guidance_problems(recipe)]
+    if scored and recipe.sample.num_images <= recipe.evaluate.nearest_k + 1:
+        problems.append(
+            f"[sample] num_images: scores need more than {recipe.evaluate.nearest_k + 1} images, and there are "
+            f"{recipe.sample.num_images}; give more, or lower [evaluate] nearest_k"
+        )
     # Only once all files are there: these build modules and open the files.
     problems = problems or [*check_weights(recipe), *check_features(recipe)]
     if problems:

@@ -57,7 +57,7 @@ def prepare_common(recipes: Iterable[Recipe], root: Path, donors: Sequence[RunFo
 
 def _prepare(recipe: Recipe, folder: RunFolder, others: list[RunFolder]) -> None:
     """Run the shared stages of a recipe in a folder, and provide the classifier that its samples are scored with."""
-    check_inputs(recipe)
+    check_inputs(recipe, scored=True)
     save_resolved_recipe(recipe, folder)
     for stage in STAGES:
         if stage.name in COMMON:
