@@ -11,10 +11,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from rearkit.errors import PluginError, RecipeError, first_line
 from rearkit.recipe.recipe_files import check_depth
 from rearkit.recipe.settings import setting, settings
 from rearkit.recipe.tables import DatasetTable, Recipe
+from rearkit.recipe.train_table import TrainTable
 from rearkit.registry import plugins
 from rearkit.registry.provenance import is_built_in
 from rearkit.system.console import say_once
@@ -43,12 +46,6 @@ OUTSIDE = (
     ("evaluate", "reference"),
     ("evaluate", "feature_weights"),
 )
-# What these are where a recipe says nothing, so that leaving them out changes nothing.
-UNSAID: dict[str, Any] = {
-    "trackers": {"tensorboard": True, "wandb": False, "wandb_project": "rearkit", "wandb_offline": False},
-    "offload_optimizer": "none",
-    "offload_parameters": "none",
-}
 
 
 @settings
@@ -151,7 +148,7 @@ def _leave_out(content: dict[str, Any], classes: Any) -> list[str]:
             table = table.get(key) if isinstance(table, dict) else None
         value = table.pop(keys[-1], None) if isinstance(table, dict) else None
         # Exported recipes are written out in full, with an empty `needs` and all defaults.
-        if value and value != UNSAID.get(keys[-1]):
+        if value and not (keys[:-1] == ("train",) and _is_default(keys[-1], value)):
             dropped.append(".".join(keys))
     data = content.get("data")
     if isinstance(data, dict) and _names_something(data.get("source")):
@@ -165,6 +162,16 @@ def _leave_out(content: dict[str, Any], classes: Any) -> list[str]:
         content["regularizers"] = [entry for entry in entries if not _of_plugin("regularizer", entry)]
         dropped.append("regularizers")
     return dropped + list(_drop_addresses(content, ""))
+
+
+def _is_default(key: str, value: Any) -> bool:
+    """Return whether ``[train]`` has this value where a recipe says nothing, so that leaving it out changes nothing."""
+    default = getattr(attrs.fields(TrainTable), key).default  # type: ignore[arg-type]
+    if not attrs.has(type(default)):
+        return bool(value == default)
+    # Key by key: a file of another version has other keys.
+    known = attrs.asdict(default)
+    return isinstance(value, dict) and all(key in known and value[key] == known[key] for key in value)
 
 
 def _names_something(source: Any) -> bool:

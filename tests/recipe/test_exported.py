@@ -92,6 +92,15 @@ def test_what_is_left_out_is_said_in_one_line(sent: Changed, tmp_path: Path, cap
     assert recipe.tokenizer.weights is None and recipe.regularizers == ()
 
 
+def test_what_a_recipe_without_it_has_is_not_said_to_be_left_out(sent: Changed, capsys: pytest.CaptureFixture) -> None:
+    """Whatever the defaults are, and in a file of a version that had fewer of them."""
+    load_recipe(sent())
+    load_recipe(sent(train={"trackers": {"wandb": False}}))
+    assert "left out" not in capsys.readouterr().out
+    load_recipe(sent(train={"trackers": {"wandb": False, "wandb_offline": True}}))
+    assert "left out of its recipe, since others may have written it: train.trackers;" in capsys.readouterr().out
+
+
 def test_trust_takes_all(sent: Changed, tmp_path: Path) -> None:
     path = sent(data=command(tmp_path), requires=["other"], train={"deepspeed": {"comms_logger": {}}})
     recipe = load_recipe(path, trust=True)
