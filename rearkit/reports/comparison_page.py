@@ -17,7 +17,8 @@ from rearkit.reports.charts import Chart, Series, drawn
 from rearkit.reports.diagnosis import charts as diagnosis_charts
 from rearkit.reports.diagnosis import summary
 from rearkit.reports.galleries import common_classes, sample_grid
-from rearkit.reports.run_page import OUT_OF_DATE, page_template, stage_rows
+from rearkit.reports.page_templates import page_template
+from rearkit.reports.run_page import OUT_OF_DATE, stage_rows
 from rearkit.stages.flow import STAGES
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.run_recipe import run_recipe

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-import jinja2
 import tomli_w
 
 from rearkit.analysis.diagnose import read_diagnosis
@@ -18,6 +17,7 @@ from rearkit.reports.charts import drawn, fit_charts, training_charts
 from rearkit.reports.diagnosis import charts as diagnosis_charts
 from rearkit.reports.diagnosis import summary as diagnosis_summary
 from rearkit.reports.galleries import copies, progress, reconstructions, sample_maps, sample_rows
+from rearkit.reports.page_templates import page_template
 from rearkit.stages.course import course_line
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.stage import Stage, stage_key
@@ -51,19 +51,6 @@ def write_report(recipe: Recipe, folder: RunFolder, stages: Sequence[Stage]) -> 
     """
     page = page_template("report.html.j2").render(gather(recipe, folder, stages))
     write_text(folder.report, page)
-
-
-def page_template(name: str) -> jinja2.Template:
-    """Return a template of this folder."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("rearkit", "reports"),
-        autoescape=True,
-        # A misspelt name in the template is an error, not an empty string.
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(name)
 
 
 def gather(recipe: Recipe, folder: RunFolder, flow: Sequence[Stage]) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from typing import Any
 
 import jinja2
 
+from rearkit.reports.page_templates import environment
+
 PAGE = "index.html.j2"
 INTERFACE = "interface.html.j2"
 KINDS = {
@@ -21,17 +23,8 @@ KINDS = {
 """The files that the page loads, and what they are."""
 
 
-@cache
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.ChoiceLoader(
-            [jinja2.PackageLoader("rearkit", "serving/page"), jinja2.PackageLoader("rearkit", "reports")]
-        ),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    return environment("serving/page", "reports")
 
 
 def page(name: str, **values: Any) -> str:
