@@ -22,13 +22,13 @@ from torch import Tensor
 
 from rearkit.data.bad_samples import BadSamples
 from rearkit.data.token_writing import CLASSES, TOKENS, as_whole
-from rearkit.data.token_writing import MAX_CODES as MAX_CODES
 from rearkit.data.token_writing import write_token_shard as write_token_shard
 from rearkit.data.training_data import TrainingSamples
 from rearkit.data.whole_tars import members_in_tar
 from rearkit.errors import DataError
 from rearkit.system.console import progress_bar, say
-from rearkit.system.files import check_disk, read_npy_header, sha256
+from rearkit.system.files import check_disk, sha256
+from rearkit.system.npz_files import read_npy_header
 
 # Bytes read at a time where all tokens are looked at.
 BLOCK = 1 << 24

@@ -21,8 +21,8 @@ from torch import Tensor
 from rearkit.errors import DataError
 from rearkit.evaluation.shares import WHOLE, Share
 from rearkit.system.console import say_once
-from rearkit.system.files import read_npy_header, sha256
-from rearkit.system.npz_files import DAMAGE, check_npz
+from rearkit.system.files import sha256
+from rearkit.system.npz_files import DAMAGE, check_npz, read_npy_header
 
 ARRAY = "arr_0"
 LABELS = "arr_1"

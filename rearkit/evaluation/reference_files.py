@@ -13,7 +13,8 @@ from rearkit.evaluation.features import Features
 from rearkit.evaluation.image_streams import ARRAY, Images
 from rearkit.evaluation.scores import Scorer
 from rearkit.sampling.manifest import FORMAT, MEMBER, Manifest
-from rearkit.system.files import replacing, sha256, write_npy_member
+from rearkit.system.files import replacing, sha256
+from rearkit.system.npz_files import write_npy_member
 from rearkit.system.versions import package_versions
 
 STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")

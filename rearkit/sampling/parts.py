@@ -17,7 +17,8 @@ from safetensors.numpy import save_file
 
 from rearkit.sampling.sampler import Samples
 from rearkit.system.checksums import forget, note_checksum
-from rearkit.system.files import replacing, write_npy_member
+from rearkit.system.files import replacing
+from rearkit.system.npz_files import write_npy_member
 
 # Parts that are mapped at once, so that memory does not grow with their number.
 OPEN_PARTS = 32

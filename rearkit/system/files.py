@@ -12,13 +12,10 @@ import hashlib
 import json
 import os
 import shutil
-import zipfile
 from collections.abc import Iterator
-from itertools import chain, count
+from itertools import count
 from pathlib import Path
-from typing import IO, Any
-
-import numpy as np
+from typing import Any
 
 from rearkit.errors import StorageError
 from rearkit.system.console import say_once
@@ -222,27 +219,3 @@ def _existing(path: Path) -> Path:
     while not path.exists() and path != path.parent:
         path = path.parent
     return path
-
-
-def read_npy_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Read the header of a ``.npy``: shape, whether it is in Fortran order, dtype."""
-    version = np.lib.format.read_magic(member)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(member)
-    return shape, fortran, dtype
-
-
-def write_npy_member(archive: zipfile.ZipFile, name: str, count: int, rows: Iterator[np.ndarray]) -> None:
-    """Write an array of ``count`` rows, which arrive in pieces, into an ``.npz``; its bytes depend on them alone."""
-    # The header comes first in the file, and needs dtype and shape.
-    first = next(rows)
-    header: dict[str, Any] = {
-        "descr": np.lib.format.dtype_to_descr(first.dtype),
-        "fortran_order": False,
-        "shape": (count, *first.shape[1:]),
-    }
-    # The size is unknown when the member is begun, and may exceed the 4 GiB of a plain zip.
-    with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
-        np.lib.format.write_array_header_1_0(member, header)
-        for piece in chain([first], rows):
-            member.write(piece.tobytes())

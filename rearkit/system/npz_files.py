@@ -1,15 +1,16 @@
-"""What an ``.npz`` says of itself, compared with what there is, before any memory is taken for it."""
+"""An ``.npz``: what it says of itself, compared with what there is, before any memory is taken for it; its members."""
 
 from __future__ import annotations
 
 import math
 import zipfile
 import zlib
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
-
-from rearkit.system.files import read_npy_header
 
 # What reading a damaged archive raises: numpy, zipfile and zlib do not agree on one error. RuntimeError: encrypted, or
 # nested without end; MemoryError: nested deeper than Python's parser goes.
@@ -61,3 +62,27 @@ def _check_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
     said = math.prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or begin + said != member.file_size:
         raise ValueError(f"{name} should have {said:,} bytes by its header, and has {member.file_size - begin:,}")
+
+
+def read_npy_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Read the header of a ``.npy``: shape, whether it is in Fortran order, dtype."""
+    version = np.lib.format.read_magic(member)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(member)
+    return shape, fortran, dtype
+
+
+def write_npy_member(archive: zipfile.ZipFile, name: str, count: int, rows: Iterator[np.ndarray]) -> None:
+    """Write an array of ``count`` rows, which arrive in pieces, into an ``.npz``; its bytes depend on them alone."""
+    # The header comes first in the file, and needs dtype and shape.
+    first = next(rows)
+    header: dict[str, Any] = {
+        "descr": np.lib.format.dtype_to_descr(first.dtype),
+        "fortran_order": False,
+        "shape": (count, *first.shape[1:]),
+    }
+    # The size is unknown when the member is begun, and may exceed the 4 GiB of a plain zip.
+    with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+        np.lib.format.write_array_header_1_0(member, header)
+        for piece in chain([first], rows):
+            member.write(piece.tobytes())
