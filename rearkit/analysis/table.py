@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 from rich.table import Table as ScreenTable
 
+from rearkit.stages.flow import NAMES
 from rearkit.stages.run_folder import RunFolder
 
 # Up to so many groups fit a terminal as columns, so the table is transposed: there are more measures than that.
@@ -181,8 +182,7 @@ class Table:
 
 def results_of(folder: RunFolder) -> Results:
     """Return the results of a run's stages."""
-    names = ("data", "tokenizer", "tokens", "train", "sample", "evaluate")
-    return {name: (folder.done(name) or {}).get("result", {}) for name in names}
+    return {name: (folder.done(name) or {}).get("result", {}) for name in NAMES}
 
 
 def make_table(groups: Sequence[Group], published_as: str = "published") -> Table:

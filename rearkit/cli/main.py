@@ -16,6 +16,7 @@ from rearkit import errors
 from rearkit.cli import COMMANDS
 from rearkit.cli.examples import Group, example_lines, program
 from rearkit.system.console import is_main_process, number_in_environment, stderr
+from rearkit.system.files import FULL
 from rearkit.system.signals import GUARD, STOPPED, exit_code
 
 # Seconds that other ranks wait before they report an error: enough for the launcher to stop them after the first has.
@@ -25,7 +26,6 @@ recipes
 show mnist --set train.lr=1e-3
 run --help"""
 # Errors of a file that are no bug wherever they come up: no permission, a disk that fails, a server that is gone.
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNREACHABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE, *FULL)
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 

@@ -83,7 +83,7 @@ def _collect(model: Model, folder: RunFolder, classes: Sequence[int], images_per
     """Write the parts to one file, and the first samples of each class to a picture."""
     recipe = model.recipe
     parts = Parts(folder.parts)
-    manifest = write_manifest(folder.stage("sample"), recipe, folder, classes, model.classes.number)
+    manifest = write_manifest(recipe, folder, classes, model.classes.number)
     write_npz(folder.samples, parts, classes, manifest)
     chosen, columns = grid_numbers(classes, recipe.sample.grid_classes, recipe.sample.grid_per_class)
     images = np.concatenate([parts.read("images", number) for number in chosen])
@@ -153,9 +153,9 @@ def size_record(model: Model) -> Manifest:
     return {} if model.resized is None else {"size": dict(model.resized)}
 
 
-def write_manifest(place: Path, recipe: Recipe, folder: RunFolder, classes: Sequence[int], num_classes: int) -> Path:
-    """Write the manifest to a file in the folder ``place``, from which it is put into the archive; return its path."""
-    path = place / MEMBER
+def write_manifest(recipe: Recipe, folder: RunFolder, classes: Sequence[int], num_classes: int) -> Path:
+    """Write the manifest to a file of the stage, from which it is put into the archive; return its path."""
+    path = folder.stage("sample") / MEMBER
     files = {"backbone": folder.model, "tokenizer": folder.tokenizer}
     write_json(path, sample_manifest(recipe, files, classes, num_classes))
     return path

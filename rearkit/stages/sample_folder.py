@@ -17,8 +17,11 @@ from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.sample import sample_manifest, size_record
 from rearkit.system.console import progress_bar, say
 
+# Images read at a time.
+BATCH = 64
 
-def export_samples(folder: RunFolder, target: Path, batch: int = 64) -> None:
+
+def export_samples(folder: RunFolder, target: Path) -> None:
     """Write the samples of a run, whose stage ``sample`` is done, to a folder: the pixels of ``samples.npz``.
 
     Raises:
@@ -31,7 +34,7 @@ def export_samples(folder: RunFolder, target: Path, batch: int = 64) -> None:
     with png_folder(target, manifest, labels.tolist()) as pngs, progress_bar("sample: PNGs", len(images)) as bar:
         missing = set(pngs.missing())
         start = 0
-        for part in images.batches(batch):
+        for part in images.batches(BATCH):
             numbers = [number for number in range(start, start + len(part)) if number in missing]
             pngs.write(numbers, part.permute(0, 2, 3, 1).numpy()[[number - start for number in numbers]])
             start += len(part)
@@ -39,9 +42,7 @@ def export_samples(folder: RunFolder, target: Path, batch: int = 64) -> None:
     say(f"sample: {len(images)} images in {target}")
 
 
-def sample_model(
-    source: str | Path, recipe: Recipe, target: Path, trust: bool = False, size: ImageSize | None = None
-) -> None:
+def sample_model(model: Model, files: Mapping[str, Path], target: Path) -> None:
     """Sample an exported model, which needs no run, into a folder; what an earlier call wrote there is kept.
 
     Args:

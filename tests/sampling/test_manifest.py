@@ -49,7 +49,7 @@ def test_it_lies_in_the_archive_and_goes_where_that_is_copied(
 ) -> None:
     images = np.ones((2, 4, 4, 3), np.uint8)
     write_part(tmp_path / "parts", [0, 1], Samples(images, np.array([0, 1]), np.zeros((2, 3), np.int64)))
-    manifest = write_manifest(tmp_path, tiny(), folder, [0, 1], 2)
+    manifest = write_manifest(tiny(), folder, [0, 1], 2)
     expected = json.loads(manifest.read_text())
     archives = [tmp_path / "one.npz", tmp_path / "again.npz"]
     for path in archives:
