@@ -144,10 +144,10 @@ class Scorer:
         if material.copies and found is not None and real is not None:
             copies = find_copies(samples, found, held_out, kind, (material.samples, real), material.picture)
         rebuilt: Reconstruction | None = None
-        if material.tokenizer is not None and material.held_out is not None and held_out is not None:
-            rebuilt = self.rebuild(material.tokenizer, material.held_out, held_out, "held-out")
-        elif material.tokenizer is not None and file is None and real is not None and found is not None:
-            rebuilt = self.rebuild(material.tokenizer, real, found, "training")
+        known, what = (found, "training") if held_out is None else (held_out, "held-out")
+        images = self.to_decode(material)
+        if material.tokenizer is not None and images is not None and known is not None:
+            rebuilt = self.rebuild(material.tokenizer, images, known, what)
         checked = Checked(
             samples=samples,
             labels=material.labels,
