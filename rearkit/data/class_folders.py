@@ -116,16 +116,14 @@ def _walk(
             others.append(path)
 
 
-def read_bytes(path: Path, start: int = 0, size: int = -1) -> bytes:
-    """Read a listed file, or a part of it.
+def read_bytes(path: Path) -> bytes:
+    """Read a listed file.
 
     Raises:
         DataError: it has gone since it was listed, or cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            file.seek(start)
-            return file.read(size)
+        return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: image cannot be read ({error.strerror}); restore or remove it") from None
 
