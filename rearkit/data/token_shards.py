@@ -202,11 +202,6 @@ class TokenData:
         return torch.from_numpy(tokens), torch.from_numpy(classes)
 
 
-def spread(size: int, most: int) -> np.ndarray:
-    """Return at most ``most`` of the indices 0 to size - 1, evenly spread, since shards may be sorted by class."""
-    return np.arange(size) if size <= most else np.linspace(0, size - 1, most).astype(np.int64)
-
-
 def whole_shards(digests: Mapping[Path, str], max_bad_share: float, log: Path) -> list[Path]:
     """Return the shards whose content is what was written. The samples of all others count as skipped.
 
