@@ -153,7 +153,7 @@ def _files(source: Path) -> list[ImageFile]:
 
 
 def _in_tar(path: Path, start: int, size: int, owner: str, nested: bool) -> Iterator[ImageFile]:
-    """Yield the files of a tar that lies in a file; those of a tar in a tar have a class's folder before their names."""
+    """Yield the files of a tar that lies in a file; of a tar in a tar, below a class folder."""
     with path.open("rb") as file:
         for member in files_in_tar(file, start, size, f"{path}: {owner[:-1]}.tar" if owner else str(path)):
             if nested and member.name.endswith(".tar"):
