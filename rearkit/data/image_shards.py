@@ -15,7 +15,6 @@ import attrs
 import numpy as np
 import torch
 import webdataset
-from PIL import Image
 from torch import Tensor
 
 from rearkit.contracts import ImageSample
@@ -24,7 +23,7 @@ from rearkit.data.bad_samples import LOST, PATIENCE, UNFETCHED, BadSamples, Unus
 from rearkit.data.class_folders import read_bytes
 from rearkit.data.decoding import Decoding, decoded
 from rearkit.data.fetching import FetchError, is_remote, local_copy
-from rearkit.data.image_bytes import suffix_of_bytes
+from rearkit.data.image_bytes import png_bytes, suffix_of_bytes
 from rearkit.data.labels import checked_class, read_class
 from rearkit.data.sample_keys import with_checked_keys
 from rearkit.data.shard_members import Contents, Fields, Member, Sample, is_packed, opened, read_contents
@@ -277,6 +276,4 @@ def _encoded(sample: ImageSample) -> dict[str, bytes]:
         return {suffix_of_bytes(sample.image): sample.image}
     if isinstance(sample.image, Path):
         return {sample.image.suffix.lower().removeprefix("."): read_bytes(sample.image)}
-    buffer = io.BytesIO()
-    Image.fromarray(np.asarray(sample.image)).save(buffer, format="png")
-    return {"png": buffer.getvalue()}
+    return {"png": png_bytes(np.asarray(sample.image))}

@@ -1,4 +1,4 @@
-"""Pictures of images, for people to look at."""
+"""Pixels between uint8 and float, how far images differ, and pictures of many images for people to look at."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from rearkit.system.files import replacing
+from rearkit.data.image_bytes import save_png
 
 VISIBLE = 96  # smaller images are enlarged until their longer side is near this, in pixels
 
@@ -21,8 +20,7 @@ def save_grid(path: Path, images: Tensor, columns: int) -> None:
     scale = max(1, VISIBLE // max(images.shape[-2:]))
     images = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     grid = make_grid(images, nrow=columns, padding=2, pad_value=96)
-    with replacing(path) as temporary:
-        Image.fromarray(grid.permute(1, 2, 0).numpy()).save(temporary, format="png")
+    save_png(path, grid.permute(1, 2, 0).numpy())
 
 
 def save_pairs(path: Path, originals: Tensor, decoded: Tensor) -> None:
