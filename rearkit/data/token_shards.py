@@ -22,8 +22,6 @@ from torch import Tensor
 
 from rearkit.data.bad_samples import BadSamples
 from rearkit.data.token_writing import CLASSES, TOKENS, as_whole
-from rearkit.data.token_writing import MAX_CODES as MAX_CODES
-from rearkit.data.token_writing import write_token_shard as write_token_shard
 from rearkit.data.training_data import TrainingSamples
 from rearkit.data.whole_tars import members_in_tar
 from rearkit.errors import DataError

@@ -18,7 +18,8 @@ from rearkit.data.image_index import ImageIndex, ImageReader, write_index
 from rearkit.data.image_sets import ImageSet
 from rearkit.data.shard_lists import tars_in
 from rearkit.data.subsets import drawn
-from rearkit.data.token_shards import MAX_CODES, TokenData, whole_shards
+from rearkit.data.token_shards import TokenData, whole_shards
+from rearkit.data.token_writing import MAX_CODES
 from rearkit.errors import DataError, RearkitError
 from rearkit.recipe.tables import VIEWS, Recipe
 from rearkit.stages.data import decoding_of, keep_counts, open_split

@@ -8,6 +8,7 @@ from typing import Any
 
 from rearkit.components.datasets.imagenet_names import readable
 from rearkit.contracts import ImageSample
+from rearkit.data.fetching import is_remote
 from rearkit.data.labels import UNLABELLED
 from rearkit.data.shard_lists import CLASSES, expand_shards, tars_in
 from rearkit.data.shard_members import Fields
@@ -110,7 +111,7 @@ class Shards:
             return found
         urls = expand_shards(place)
         # Only local files: to look for a URL or a pipe means to fetch it.
-        missing = [url for url in urls if "://" not in url and not url.startswith("pipe:") and not Path(url).is_file()]
+        missing = [url for url in urls if not is_remote(url) and not Path(url).is_file()]
         if missing:
             key = "held_out" if split == "held-out" else "train"
             told = f"{len(missing)} of {len(urls)} shards do not exist, the first {missing[0]}"
