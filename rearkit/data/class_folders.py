@@ -34,7 +34,7 @@ META = re.compile(r"__[^/]*__($|/)")  # WebDataset's own members, which its read
 
 
 @attrs.frozen
-class Found:
+class ImagePath:
     """An image file below a root.
 
     Attributes:
@@ -143,7 +143,7 @@ def sort_classes(names: Iterable[str]) -> list[str]:
     return sorted(found, key=int) if all(name.isdecimal() for name in found) else found
 
 
-def find_images(paths: Iterable[str], root: str, by_folder: bool = True) -> list[Found]:
+def find_images(paths: Iterable[str], root: str, by_folder: bool = True) -> list[ImagePath]:
     """Find the images among the files below a root, sorted by key; say once what was ignored.
 
     Args:
@@ -164,7 +164,7 @@ def find_images(paths: Iterable[str], root: str, by_folder: bool = True) -> list
         more = f"; {outside} of them are images that lie in no class folder" if outside else ""
         say(f"data: {root}: ignored {sum(ignored.values())} files that are no images: {_listed(ignored)}{more}")
     owners = [path.partition("/")[0] if by_folder else "" for path in images]
-    return [Found(*found) for found in zip(images, owners, _keys(images), strict=True)]
+    return [ImagePath(*found) for found in zip(images, owners, _keys(images), strict=True)]
 
 
 def _check_owners(visible: Sequence[str], images: Sequence[str], root: str) -> None:

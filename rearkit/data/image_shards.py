@@ -127,7 +127,7 @@ def read_images(
     order = list(shards)
     if shuffle is not None:
         order = [order[i] for i in torch.randperm(len(order), generator=shuffle).tolist()]
-    with Ahead[Found](how, access.threads) as ahead:
+    with Ahead[FoundSample](how, access.threads) as ahead:
         images = (
             image for shard in order for image in _read_shard(shard, shards[shard], num_classes, bad, access, ahead)
         )
@@ -135,7 +135,7 @@ def read_images(
 
 
 @attrs.frozen
-class Found:
+class FoundSample:
     """A sample that can be used, if its image can be decoded."""
 
     key: str
@@ -150,7 +150,7 @@ def find_samples(
     bad: BadSamples,
     access: Access,
     settle: Callable[[], None] = lambda: None,
-) -> Iterator[tuple[IO[bytes], Found]]:
+) -> Iterator[tuple[IO[bytes], FoundSample]]:
     """Find the samples of a shard, wherever it is, with the tar that holds them; read their labels, not their images.
 
     ``settle`` is called after the last sample, and counts those whose images could not be decoded.
@@ -191,7 +191,7 @@ def find_samples(
         bad.skip(shard, LOST, max(missing, 1 if silent else 0))
 
 
-def _found(file: IO[bytes], sample: Sample, fields: Fields, num_classes: int, where: str) -> Found:
+def _found(file: IO[bytes], sample: Sample, fields: Fields, num_classes: int, where: str) -> FoundSample:
     if sample.image is None:
         raise Unusable("no image in the sample")
     label = 0
@@ -199,7 +199,7 @@ def _found(file: IO[bytes], sample: Sample, fields: Fields, num_classes: int, wh
         label = read_class(_bytes(file, sample.label), sample.label.name, fields, num_classes, where)
     elif not fields.unlabelled:
         raise Unusable("no label in the sample")
-    return Found(sample.key, sample.image, label)
+    return FoundSample(sample.key, sample.image, label)
 
 
 def _bytes(file: IO[bytes], member: Member) -> bytes:
@@ -230,13 +230,13 @@ def _contents(shard: str, path: Path, fields: Fields) -> Iterator[tuple[IO[bytes
 
 
 def _read_shard(
-    shard: str, expected: int | None, num_classes: int, bad: BadSamples, access: Access, ahead: Ahead[Found]
+    shard: str, expected: int | None, num_classes: int, bad: BadSamples, access: Access, ahead: Ahead[FoundSample]
 ) -> Iterator[ReadImage]:
     def settle() -> None:
         for found, error in ahead.failed():
             bad.skip(f"{shard} {found.key}", str(error))
 
-    def usable(results: Iterator[tuple[Found, Tensor | Unusable]]) -> Iterator[ReadImage]:
+    def usable(results: Iterator[tuple[FoundSample, Tensor | Unusable]]) -> Iterator[ReadImage]:
         for found, image in results:
             if isinstance(image, Unusable):
                 bad.skip(f"{shard} {found.key}", str(image))
