@@ -77,10 +77,6 @@ class Shards:
         """Which members of a sample are its image and its label."""
         return Fields(self.image, self.label, self.unlabelled)
 
-    def checked(self) -> Shards:
-        """Return the settings, which are the dataset; the data stage looks for the shards."""
-        return self
-
     def class_names(self) -> Sequence[str] | None:
         """Return the names that ``rearkit data --from-folder`` wrote beside the shards, if any; ImageNet's in words."""
         if self.unlabelled:
