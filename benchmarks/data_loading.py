@@ -33,7 +33,7 @@ def write(folder: Path, samples: int) -> None:
     """Write the same random samples both ways."""
     import numpy as np
 
-    from rearkit.data.token_shards import write_token_shard
+    from rearkit.data.token_writing import write_token_shard
 
     generator = np.random.default_rng(1)
     tokens = generator.integers(CODES, size=(samples, NUM_TOKENS))

@@ -103,8 +103,9 @@ def evaluate(place: Path, out: Path) -> tuple[float, float, str]:
     from rearkit.evaluation.feature_spaces import inception_space
     from rearkit.evaluation.features import FeatureCache
     from rearkit.evaluation.image_streams import MemoryImages
+    from rearkit.evaluation.material import Material
     from rearkit.evaluation.score_on_ranks import score_on_ranks
-    from rearkit.evaluation.scores import Material, Scorer
+    from rearkit.evaluation.scores import Scorer
     from rearkit.model import build_tokenizer
     from rearkit.system import distributed
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from rearkit.components.backbones import dit_ar, dit_ar_blocks
 from rearkit.components.backbones.dit_ar_weights import DiTARLayout
 from rearkit.components.datasets import folder, hugging_face, mnist, torchvision_sets
@@ -14,14 +16,16 @@ from rearkit.context_noise import NoNoise
 from rearkit.registry.component import Component
 from rearkit.registry.hookspecs import hookimpl
 
+T = TypeVar("T")
+
 
 @hookimpl
 def rearkit_components() -> list[Component]:
     """Return all built-in components."""
     return [
-        Component("dataset", "mnist-5k", mnist.MNIST5K, mnist.MNIST5K.checked),
+        Component("dataset", "mnist-5k", mnist.MNIST5K, _itself),
         Component("dataset", "folder", folder.FolderSettings, folder.Folder),
-        Component("dataset", "shards", existing_shards.Shards, existing_shards.Shards.checked),
+        Component("dataset", "shards", existing_shards.Shards, _itself),
         Component("dataset", "torchvision", torchvision_sets.TorchvisionSettings, torchvision_sets.Torchvision),
         Component("dataset", "huggingface", hugging_face.HuggingFaceSettings, hugging_face.HuggingFace),
         Component(
@@ -45,6 +49,6 @@ def rearkit_components() -> list[Component]:
     ]
 
 
-def _itself(schedule: schedules.Schedule) -> schedules.Schedule:
-    """Return a noise schedule's settings: it has no state, so they are the schedule."""
-    return schedule
+def _itself(settings: T) -> T:
+    """Return the settings of what has no state besides: they are the component."""
+    return settings

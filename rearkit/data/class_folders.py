@@ -34,7 +34,7 @@ META = re.compile(r"__[^/]*__($|/)")  # WebDataset's own members, which its read
 
 
 @attrs.frozen
-class Found:
+class ImagePath:
     """An image file below a root.
 
     Attributes:
@@ -116,16 +116,14 @@ def _walk(
             others.append(path)
 
 
-def read_bytes(path: Path, start: int = 0, size: int = -1) -> bytes:
-    """Read a listed file, or a part of it.
+def read_bytes(path: Path) -> bytes:
+    """Read a listed file.
 
     Raises:
         DataError: it has gone since it was listed, or cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            file.seek(start)
-            return file.read(size)
+        return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: image cannot be read ({error.strerror}); restore or remove it") from None
 
@@ -145,7 +143,7 @@ def sort_classes(names: Iterable[str]) -> list[str]:
     return sorted(found, key=int) if all(name.isdecimal() for name in found) else found
 
 
-def find_images(paths: Iterable[str], root: str, by_folder: bool = True) -> list[Found]:
+def find_images(paths: Iterable[str], root: str, by_folder: bool = True) -> list[ImagePath]:
     """Find the images among the files below a root, sorted by key; say once what was ignored.
 
     Args:
@@ -166,7 +164,7 @@ def find_images(paths: Iterable[str], root: str, by_folder: bool = True) -> list
         more = f"; {outside} of them are images that lie in no class folder" if outside else ""
         say(f"data: {root}: ignored {sum(ignored.values())} files that are no images: {_listed(ignored)}{more}")
     owners = [path.partition("/")[0] if by_folder else "" for path in images]
-    return [Found(*found) for found in zip(images, owners, _keys(images), strict=True)]
+    return [ImagePath(*found) for found in zip(images, owners, _keys(images), strict=True)]
 
 
 def _check_owners(visible: Sequence[str], images: Sequence[str], root: str) -> None:

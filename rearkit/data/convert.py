@@ -7,53 +7,27 @@ was cut off goes on.
 from __future__ import annotations
 
 import hashlib
-import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import attrs
 import numpy as np
 import webdataset
 
-from rearkit.data.class_folders import (
-    files_below,
-    find_images,
-    image_suffixes,
-    read_bytes,
-    sort_classes,
-    strip_roots,
-    suffix_of,
-)
+from rearkit.data.class_folders import find_images, image_suffixes, sort_classes, suffix_of
 from rearkit.data.conversions import conversion
+from rearkit.data.image_files import COPY, ImageFile, files_of_folder, files_of_tar
 from rearkit.data.label_files import read_labels
 from rearkit.data.shard_lists import CLASSES
-from rearkit.data.tar_headers import remedy_of
-from rearkit.data.whole_tars import files_in_tar
 from rearkit.errors import DataError
 from rearkit.system.console import progress_bar
 from rearkit.system.devices import derive_seed
 from rearkit.system.files import read_json, replacing, write_json
 from rearkit.system.processes import in_processes
 
-COPY = "copy it again"
 UNPACK = "unpack it first: images are read out of its middle"
 PACKED = ("gz", "tgz", "bz2", "xz", "zst", "zip", "7z", "rar")
 FLAT = "; of those outside, --labels FILE lists their classes, --unlabelled does without"
-
-
-@attrs.frozen
-class Place:
-    """Where the bytes of a file lie.
-
-    Attributes:
-        file: the file itself, or the tar that it is in.
-        offset: of its first byte.
-        size: bytes.
-    """
-
-    file: str
-    offset: int
-    size: int
 
 
 @attrs.frozen
@@ -61,13 +35,13 @@ class Source:
     """An image file on its way into a shard.
 
     Attributes:
-        place: where its bytes lie.
+        file: where its bytes lie.
         key: unique name, ``class/name``.
         suffix: of the image file, without the dot.
         label: its class; None for images without classes.
     """
 
-    place: Place
+    file: ImageFile
     key: str
     suffix: str
     label: int | None
@@ -115,7 +89,7 @@ def images_to_shards(
     sources, names = list_images(source, labelling)
     order = np.random.default_rng(derive_seed("shards")).permutation(len(sources))
     # Labels that folders tell are in the keys.
-    told = [f"{s.key} {s.place.size}" + ("" if labelling == BY_FOLDER else f" {s.label}") for s in sources]
+    told = [f"{s.key} {s.file.size}" + ("" if labelling == BY_FOLDER else f" {s.label}") for s in sources]
     # Names of old archives may be in no known encoding.
     digest = hashlib.sha256("\n".join(told).encode("utf-8", "surrogateescape")).hexdigest()
     jobs = [
@@ -138,7 +112,7 @@ def list_images(source: Path, labelling: Labelling = BY_FOLDER) -> tuple[list[So
     Raises:
         DataError: there are none, the source cannot be read, or an image has no class.
     """
-    files = _files(source)
+    files = {file.name: file for file in _files(source)}
     found = find_images(files, str(source), labelling.by_folder)
     if not found:
         there = labelling.by_folder and any(suffix_of(path) in image_suffixes() for path in files)
@@ -168,37 +142,16 @@ def _order(file: Path) -> list[str]:
     return [str(name) for name in names]
 
 
-def _files(source: Path) -> dict[str, Place]:
+def _files(source: Path) -> list[ImageFile]:
     if source.is_dir():
-        return {path: Place(entry.path, 0, entry.stat().st_size) for path, entry in files_below(source)}
+        return files_of_folder(source)
     if source.is_file():
-        try:
-            return strip_roots(dict(_in_tar(source, 0, source.stat().st_size, "")))
-        except tarfile.TarError as error:
-            usual = UNPACK if suffix_of(source.name) in PACKED else COPY
-            raise DataError(f"{source}: not a readable tar ({error}); {remedy_of(error, usual)}") from None
+        return files_of_tar(source, UNPACK if suffix_of(source.name) in PACKED else COPY, nested=True)
     raise DataError(f"{source}: no such folder or tar")
-
-
-def _in_tar(path: Path, start: int, size: int, owner: str) -> Iterator[tuple[str, Place]]:
-    """Files of a tar that lies in a file; a tar in a tar is a class of its own."""
-    with path.open("rb") as file:
-        for member in files_in_tar(file, start, size, f"{path}: {owner[:-1]}.tar" if owner else str(path)):
-            if member.name.endswith(".tar") and not owner:
-                try:
-                    yield from _in_tar(path, member.offset_data, member.size, f"{Path(member.name).stem}/")
-                except tarfile.TarError as error:
-                    raise DataError(
-                        f"{path}: {member.name} in it is not a readable tar ({error}); {remedy_of(error, COPY)}"
-                    ) from None
-            else:
-                # As `tar` unpacks them: below the folder, whatever is said.
-                yield f"{owner}{member.name.lstrip('/')}", Place(str(path), member.offset_data, member.size)
 
 
 def _write_shard(path: Path, sources: Sequence[Source]) -> None:
     with replacing(path) as temporary, webdataset.TarWriter(str(temporary), mtime=0) as writer:
         for source in sources:
-            content = read_bytes(Path(source.place.file), source.place.offset, source.place.size)
             label = {} if source.label is None else {"cls": source.label}
-            writer.write({"__key__": source.key, source.suffix: content, **label})
+            writer.write({"__key__": source.key, source.suffix: source.file.read(), **label})

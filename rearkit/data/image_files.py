@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from rearkit.errors import DataError
 
 # The class at the end of a name, as `sample --to-folder` writes it.
 NAMED_CLASS = re.compile(r"class(\d{1,6})$")
+COPY = "copy it again"
+UNPACK = "unpack it where it is compressed, since images are read out of its middle"
 
 
 @attrs.frozen
@@ -53,10 +55,37 @@ class ImageFile:
                 file.seek(self.offset)
                 content = file.read(self.size)
         except OSError as error:
-            raise DataError(f"{self.told}: cannot be read ({error.strerror})") from None
+            raise DataError(f"{self.told}: image cannot be read ({error.strerror}); restore or remove it") from None
         if len(content) != self.size:
             raise DataError(f"{self.told}: cut off, {self.size - len(content)} bytes are missing; copy it again")
         return content
+
+
+def files_of_folder(source: Path) -> list[ImageFile]:
+    """Return all files below a folder, images or not, in one order.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+    return [ImageFile(name, entry.path, 0, entry.stat().st_size) for name, entry in files_below(source)]
+
+
+def files_of_tar(source: Path, usual: str, nested: bool = False) -> list[ImageFile]:
+    """Return all files in a tar, images or not, without the folder that it was made of.
+
+    Args:
+        source: the tar, uncompressed.
+        usual: what to do about one that cannot be read, where its fault does not say.
+        nested: whether a tar in it is a class of its own, as ImageNet comes; otherwise it is a file like others.
+
+    Raises:
+        DataError: it is damaged, or one in it.
+    """
+    try:
+        found = {file.name: file for file in _in_tar(source, 0, source.stat().st_size, "", nested)}
+    except tarfile.TarError as error:
+        raise DataError(f"{source}: not a readable tar ({error}); {remedy_of(error, usual)}") from None
+    return [attrs.evolve(file, name=name) for name, file in strip_roots(found).items()]
 
 
 def list_image_files(source: Path) -> tuple[list[ImageFile], np.ndarray | None]:
@@ -106,36 +135,37 @@ def _in_turn(
     return [file for file, _ in mixed], np.array([label for _, label in mixed], np.int64)
 
 
-def _files(source: Path) -> Iterator[ImageFile]:
+def _files(source: Path) -> list[ImageFile]:
     if source.is_dir():
-        found = list(files_below(source))
-        tars = sorted(Path(entry.path) for name, entry in found if suffix_of(name) == "tar")
-        if tars and not any(suffix_of(name) in image_suffixes() for name, _ in found):
-            for tar in tars:
-                yield from _in_tar(tar)
-            return
-        for name, entry in found:
-            yield ImageFile(name, entry.path, 0, entry.stat().st_size)
-        return
-    try:
-        tars = [Path(tar) for tar in expand_shards(str(source))]
-    except ValueError as error:
-        raise DataError(f"{source}: {error}") from None
+        found = files_of_folder(source)
+        tars = sorted(Path(file.file) for file in found if suffix_of(file.name) == "tar")
+        if not tars or any(suffix_of(file.name) in image_suffixes() for file in found):
+            return found
+    else:
+        try:
+            tars = [Path(tar) for tar in expand_shards(str(source))]
+        except ValueError as error:
+            raise DataError(f"{source}: {error}") from None
     for tar in tars:
         if not tar.is_file():
             raise DataError(f"{tar}: no such file or folder")
-        yield from _in_tar(tar)
+    return [file for tar in tars for file in files_of_tar(tar, UNPACK)]
 
 
-def _in_tar(path: Path) -> list[ImageFile]:
-    try:
-        with path.open("rb") as file:
-            found = files_in_tar(file, 0, path.stat().st_size, str(path))
-            members: Mapping[str, tarfile.TarInfo] = {one.name: one for one in found}
-    except tarfile.TarError as error:
-        remedy = remedy_of(error, "unpack it where it is compressed, since images are read out of its middle")
-        raise DataError(f"{path}: not a readable tar ({error}); {remedy}") from None
-    return [ImageFile(name, str(path), one.offset_data, one.size) for name, one in strip_roots(members).items()]
+def _in_tar(path: Path, start: int, size: int, owner: str, nested: bool) -> Iterator[ImageFile]:
+    """Yield the files of a tar that lies in a file; of a tar in a tar, below a class folder."""
+    with path.open("rb") as file:
+        for member in files_in_tar(file, start, size, f"{path}: {owner[:-1]}.tar" if owner else str(path)):
+            if nested and member.name.endswith(".tar"):
+                try:
+                    yield from _in_tar(path, member.offset_data, member.size, f"{Path(member.name).stem}/", False)
+                except tarfile.TarError as error:
+                    raise DataError(
+                        f"{path}: {member.name} in it is not a readable tar ({error}); {remedy_of(error, COPY)}"
+                    ) from None
+            else:
+                # As `tar` unpacks them: below the folder, whatever is said.
+                yield ImageFile(f"{owner}{member.name.lstrip('/')}", str(path), member.offset_data, member.size)
 
 
 def _natural(name: str) -> list[str | int]:

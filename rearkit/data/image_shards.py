@@ -15,7 +15,6 @@ import attrs
 import numpy as np
 import torch
 import webdataset
-from PIL import Image
 from torch import Tensor
 
 from rearkit.contracts import ImageSample
@@ -24,7 +23,7 @@ from rearkit.data.bad_samples import LOST, PATIENCE, UNFETCHED, BadSamples, Unus
 from rearkit.data.class_folders import read_bytes
 from rearkit.data.decoding import Decoding, decoded
 from rearkit.data.fetching import FetchError, is_remote, local_copy
-from rearkit.data.image_bytes import suffix_of_bytes
+from rearkit.data.image_bytes import png_bytes, suffix_of_bytes
 from rearkit.data.labels import checked_class, read_class
 from rearkit.data.sample_keys import with_checked_keys
 from rearkit.data.shard_members import Contents, Fields, Member, Sample, is_packed, opened, read_contents
@@ -128,7 +127,7 @@ def read_images(
     order = list(shards)
     if shuffle is not None:
         order = [order[i] for i in torch.randperm(len(order), generator=shuffle).tolist()]
-    with Ahead[Found](how, access.threads) as ahead:
+    with Ahead[FoundSample](how, access.threads) as ahead:
         images = (
             image for shard in order for image in _read_shard(shard, shards[shard], num_classes, bad, access, ahead)
         )
@@ -136,7 +135,7 @@ def read_images(
 
 
 @attrs.frozen
-class Found:
+class FoundSample:
     """A sample that can be used, if its image can be decoded."""
 
     key: str
@@ -151,7 +150,7 @@ def find_samples(
     bad: BadSamples,
     access: Access,
     settle: Callable[[], None] = lambda: None,
-) -> Iterator[tuple[IO[bytes], Found]]:
+) -> Iterator[tuple[IO[bytes], FoundSample]]:
     """Find the samples of a shard, wherever it is, with the tar that holds them; read their labels, not their images.
 
     ``settle`` is called after the last sample, and counts those whose images could not be decoded.
@@ -192,7 +191,7 @@ def find_samples(
         bad.skip(shard, LOST, max(missing, 1 if silent else 0))
 
 
-def _found(file: IO[bytes], sample: Sample, fields: Fields, num_classes: int, where: str) -> Found:
+def _found(file: IO[bytes], sample: Sample, fields: Fields, num_classes: int, where: str) -> FoundSample:
     if sample.image is None:
         raise Unusable("no image in the sample")
     label = 0
@@ -200,7 +199,7 @@ def _found(file: IO[bytes], sample: Sample, fields: Fields, num_classes: int, wh
         label = read_class(_bytes(file, sample.label), sample.label.name, fields, num_classes, where)
     elif not fields.unlabelled:
         raise Unusable("no label in the sample")
-    return Found(sample.key, sample.image, label)
+    return FoundSample(sample.key, sample.image, label)
 
 
 def _bytes(file: IO[bytes], member: Member) -> bytes:
@@ -231,13 +230,13 @@ def _contents(shard: str, path: Path, fields: Fields) -> Iterator[tuple[IO[bytes
 
 
 def _read_shard(
-    shard: str, expected: int | None, num_classes: int, bad: BadSamples, access: Access, ahead: Ahead[Found]
+    shard: str, expected: int | None, num_classes: int, bad: BadSamples, access: Access, ahead: Ahead[FoundSample]
 ) -> Iterator[ReadImage]:
     def settle() -> None:
         for found, error in ahead.failed():
             bad.skip(f"{shard} {found.key}", str(error))
 
-    def usable(results: Iterator[tuple[Found, Tensor | Unusable]]) -> Iterator[ReadImage]:
+    def usable(results: Iterator[tuple[FoundSample, Tensor | Unusable]]) -> Iterator[ReadImage]:
         for found, image in results:
             if isinstance(image, Unusable):
                 bad.skip(f"{shard} {found.key}", str(image))
@@ -277,6 +276,4 @@ def _encoded(sample: ImageSample) -> dict[str, bytes]:
         return {suffix_of_bytes(sample.image): sample.image}
     if isinstance(sample.image, Path):
         return {sample.image.suffix.lower().removeprefix("."): read_bytes(sample.image)}
-    buffer = io.BytesIO()
-    Image.fromarray(np.asarray(sample.image)).save(buffer, format="png")
-    return {"png": buffer.getvalue()}
+    return {"png": png_bytes(np.asarray(sample.image))}

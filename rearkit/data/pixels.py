@@ -1,28 +1,35 @@
-"""Pictures of images, for people to look at."""
+"""Pixels between uint8 and float, how far images differ, and pictures of many images for people to look at."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from rearkit.system.files import replacing
+from rearkit.data.image_bytes import save_png
 
 VISIBLE = 96  # smaller images are enlarged until their longer side is near this, in pixels
 
 
-def save_grid(path: Path, images: Tensor, columns: int) -> None:
-    """Save uint8 images (n, 3, H, W) as a PNG grid; small ones are enlarged to where they can be seen."""
+def save_grid(path: Path, images: Tensor | np.ndarray, columns: int) -> None:
+    """Save uint8 images as a PNG grid; small ones are enlarged to where they can be seen.
+
+    Args:
+        path: file for the picture.
+        images: a tensor (n, 3, H, W), or an array (n, H, W, 3).
+        columns: images in a row.
+    """
     from torchvision.utils import make_grid  # here, since it takes seconds to import
 
+    if isinstance(images, np.ndarray):
+        images = torch.from_numpy(images).permute(0, 3, 1, 2)
     scale = max(1, VISIBLE // max(images.shape[-2:]))
     images = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     grid = make_grid(images, nrow=columns, padding=2, pad_value=96)
-    with replacing(path) as temporary:
-        Image.fromarray(grid.permute(1, 2, 0).numpy()).save(temporary, format="png")
+    save_png(path, grid.permute(1, 2, 0).numpy())
 
 
 def save_pairs(path: Path, originals: Tensor, decoded: Tensor) -> None:

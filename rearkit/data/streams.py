@@ -18,6 +18,7 @@ from rearkit.data.decoding import Decoding, decoded
 T = TypeVar("T")
 # Images under way for each thread: enough to keep all busy while one large image holds up the order.
 AHEAD = 8
+WINDOW = 2000  # images among which the next one of a random order is drawn
 
 
 @attrs.frozen(eq=False)
@@ -94,14 +95,14 @@ class Ahead(Generic[T]):
             return about, error
 
 
-def shuffled(images: Iterator[T], generator: torch.Generator, window: int = 2000) -> Iterator[T]:
-    """Yield images in a random order: each is drawn from the ``window`` ones that were read last."""
+def shuffled(images: Iterator[T], generator: torch.Generator) -> Iterator[T]:
+    """Yield images in a random order: each is drawn from the `WINDOW` ones that were read last."""
     held: list[T] = []
     for image in images:
-        if len(held) < window:
+        if len(held) < WINDOW:
             held.append(image)
             continue
-        index = int(torch.randint(window, (), generator=generator))
+        index = int(torch.randint(WINDOW, (), generator=generator))
         held[index], image = image, held[index]
         yield image
     for index in torch.randperm(len(held), generator=generator).tolist():

@@ -22,13 +22,11 @@ from torch import Tensor
 
 from rearkit.data.bad_samples import BadSamples
 from rearkit.data.token_writing import CLASSES, TOKENS, as_whole
-from rearkit.data.token_writing import write_token_shard as write_token_shard
 from rearkit.data.training_data import TrainingSamples
 from rearkit.data.whole_tars import members_in_tar
 from rearkit.errors import DataError
 from rearkit.system.console import progress_bar, say
-from rearkit.system.files import check_disk, sha256
-from rearkit.system.npz_files import read_npy_header
+from rearkit.system.files import check_disk, read_npy_header, sha256
 
 # Bytes read at a time where all tokens are looked at.
 BLOCK = 1 << 24
@@ -200,11 +198,6 @@ class TokenData:
             tokens[here] = self._tokens[shard][rows]
             classes[here] = self._classes[shard][rows]
         return torch.from_numpy(tokens), torch.from_numpy(classes)
-
-
-def spread(size: int, most: int) -> np.ndarray:
-    """Return at most ``most`` of the indices 0 to size - 1, evenly spread, since shards may be sorted by class."""
-    return np.arange(size) if size <= most else np.linspace(0, size - 1, most).astype(np.int64)
 
 
 def whole_shards(digests: Mapping[Path, str], max_bad_share: float, log: Path) -> list[Path]:

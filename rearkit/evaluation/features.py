@@ -23,8 +23,7 @@ from rearkit.errors import DataError, StorageError
 from rearkit.evaluation.batch_rows import rows_of
 from rearkit.evaluation.class_predictions import PERMUTATION_SEED, Splits
 from rearkit.evaluation.feature_spaces import FeatureSpace
-from rearkit.evaluation.gaussians import Gaussian as Gaussian
-from rearkit.evaluation.gaussians import RunningGaussian as RunningGaussian
+from rearkit.evaluation.gaussians import Gaussian, RunningGaussian
 from rearkit.evaluation.image_streams import Images
 from rearkit.evaluation.shares import Rows
 from rearkit.system.console import say

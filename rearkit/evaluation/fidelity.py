@@ -20,7 +20,8 @@ from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from rearkit.errors import RearkitError
-from rearkit.evaluation.features import Features, Gaussian
+from rearkit.evaluation.features import Features
+from rearkit.evaluation.gaussians import Gaussian
 from rearkit.evaluation.image_streams import ARRAY, Images, NpzImages
 from rearkit.system.hub import local_file
 from rearkit.system.npz_files import DAMAGE, check_npz

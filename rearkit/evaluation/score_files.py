@@ -6,8 +6,9 @@ from pathlib import Path
 
 from rearkit.evaluation.fidelity import read_reference
 from rearkit.evaluation.image_folders import open_samples
+from rearkit.evaluation.material import Material
 from rearkit.evaluation.score_record import Scores
-from rearkit.evaluation.scores import Material, Scorer
+from rearkit.evaluation.scores import Scorer
 from rearkit.sampling.manifest import read_manifest
 from rearkit.system.hub import local_file
 

@@ -15,8 +15,9 @@ from rearkit.evaluation.class_predictions import PERMUTATION_SEED
 from rearkit.evaluation.classifier import FILE
 from rearkit.evaluation.feature_spaces import classifier_space
 from rearkit.evaluation.image_streams import Images
+from rearkit.evaluation.material import Material
 from rearkit.evaluation.score_record import Scores
-from rearkit.evaluation.scores import DECODED, Material, Scorer, judge, score_by_classifier
+from rearkit.evaluation.scores import DECODED, Scorer, judge, score_by_classifier
 from rearkit.evaluation.shares import Share, ShareFiles
 from rearkit.recipe.tables import Recipe
 from rearkit.system import distributed

@@ -20,7 +20,7 @@ from rearkit.evaluation.feature_spaces import FeatureSpace, classifier_space, in
 from rearkit.evaluation.features import FeatureCache, Features, collect, extract
 from rearkit.evaluation.fidelity import Fidelity, Reference, ReferenceFile, read_reference, score
 from rearkit.evaluation.image_streams import Images, MemoryImages
-from rearkit.evaluation.material import Material as Material
+from rearkit.evaluation.material import Material
 from rearkit.evaluation.nearest import Nearest, find_copies
 from rearkit.evaluation.reconstruction import Reconstruction, decoded_rows, measure
 from rearkit.evaluation.sample_checks import Checked, warnings

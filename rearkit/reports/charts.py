@@ -15,6 +15,7 @@ from typing import Any
 import attrs
 
 from rearkit.training.logs import JOIN
+from rearkit.training.validation import HELD_OUT
 
 # Longer curves are averaged down to about so many points: more would not show at this size, and make pages slow.
 POINTS = 300
@@ -150,7 +151,7 @@ def training_charts(log: Lines) -> list[Chart]:
     names = list(dict.fromkeys(name for line in log for name in line))
     charts = []
     for key, (title, unit) in WORDS.items():
-        pairs = [(key, "training"), (f"held_out/{key}", "held-out")]
+        pairs = [(key, "training"), (f"{HELD_OUT}{key}", "held-out")]
         charts.append(_chart(log, title, unit, pairs, key in SHARES))
     terms: dict[str, list[tuple[str, str]]] = {}
     for name in names:

@@ -24,12 +24,13 @@ from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.run_recipe import run_recipe
 from rearkit.system.files import write_text
 from rearkit.training.logs import read_log
+from rearkit.training.validation import HELD_OUT_ACCURACY, HELD_OUT_LOSS
 
 PAGE = "comparison.html"
 # Held-out values only: training's depend on each run's own noise and dropout, so they do not compare.
 CURVES = (
-    ("held_out/cross_entropy", "Held-out cross-entropy", "nats per token, clean context", False),
-    ("held_out/accuracy", "Held-out accuracy", "share of tokens whose likeliest code is right", True),
+    (HELD_OUT_LOSS, "Held-out cross-entropy", "nats per token, clean context", False),
+    (HELD_OUT_ACCURACY, "Held-out accuracy", "share of tokens whose likeliest code is right", True),
 )
 
 

@@ -14,7 +14,6 @@ import attrs
 import cattrs
 import numpy as np
 import tomli_w
-import torch
 
 from rearkit.data.pixels import save_grid
 from rearkit.errors import RearkitError
@@ -169,4 +168,4 @@ def _picture(model: Model, folder: RunFolder, path: Path, sampled: Manifest | No
     labels = range(min(ROWS, model.num_classes))
     classes, numbers = zip(*((label, k) for label in labels for k in range(COLUMNS)), strict=True)
     parts = [part.images for part in Sampler(model).stream(classes, numbers=numbers)]
-    save_grid(path, torch.from_numpy(np.concatenate(parts)).permute(0, 3, 1, 2), COLUMNS)
+    save_grid(path, np.concatenate(parts), COLUMNS)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from rearkit.data.pixels import save_grid
 from rearkit.errors import RearkitError
@@ -46,7 +45,7 @@ def sample_picture(model: Model, wanted: str, path: Path, per_class: int, first:
             made = sum(map(len, images))
             bar.advance(len(part.images), f"{made / (time.monotonic() - started):.2f} images/s")
     rate = len(classes) / (time.monotonic() - started)
-    save_grid(path, torch.from_numpy(np.concatenate(images)).permute(0, 3, 1, 2), per_class)
+    save_grid(path, np.concatenate(images), per_class)
     for row, label in enumerate(labels, start=1):
         name = "" if names[label] == str(label) else f", {names[label]}"
         say(f"row {row}: class {label}{name}")

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import attrs
 import numpy as np
-from PIL import Image
 
+from rearkit.data.image_bytes import save_png
 from rearkit.errors import RearkitError
 from rearkit.sampling.manifest import MEMBER, Manifest, read_manifest
-from rearkit.system.files import remove_leftovers, replacing, storage_errors, write_json
+from rearkit.system.files import remove_leftovers, storage_errors, write_json
 from rearkit.system.locks import claimed
 
 LOCK = ".lock"
@@ -50,11 +50,18 @@ class PngFolder:
     def write(self, numbers: Sequence[int], images: np.ndarray) -> None:
         """Write samples (n, H, W, 3) uint8."""
         with ThreadPoolExecutor(THREADS, "png") as pool:
-            list(pool.map(self._write, numbers, images))
+            list(pool.map(save_png, map(self.file, numbers), images))
 
-    def _write(self, number: int, image: np.ndarray) -> None:
-        with replacing(self.file(number)) as temporary:
-            Image.fromarray(image).save(temporary, format="png")
+
+def first_in(path: Path) -> str | None:
+    """Return the name of something that a folder holds, hidden files aside; None if it is new or empty.
+
+    Raises:
+        RearkitError: it is no folder.
+    """
+    if path.exists() and not path.is_dir():
+        raise RearkitError(f"{path}: not a folder; choose another with --to-folder")
+    return next((one.name for one in path.glob("*") if not one.name.startswith(".")), None)
 
 
 def check_target(path: Path) -> None:
@@ -63,12 +70,10 @@ def check_target(path: Path) -> None:
     Raises:
         RearkitError: it is not.
     """
-    if path.exists() and not path.is_dir():
-        raise RearkitError(f"{path}: not a folder; choose another with --to-folder")
-    foreign = [one.name for one in path.glob("*") if not one.name.startswith(".")]
-    if foreign and read_manifest(path) is None:
+    foreign = first_in(path)
+    if foreign is not None and read_manifest(path) is None:
         raise RearkitError(
-            f"{path}: not empty and no folder of samples (it holds {foreign[0]}); choose another with --to-folder"
+            f"{path}: not empty and no folder of samples (it holds {foreign}); choose another with --to-folder"
         )
 
 

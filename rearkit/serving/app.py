@@ -16,6 +16,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
+from rearkit.data.image_bytes import png_bytes
 from rearkit.errors import RearkitError
 from rearkit.serving.answers import Answers
 from rearkit.serving.jobs import FullError, Job, Jobs
@@ -23,7 +24,7 @@ from rearkit.serving.limits import Limits
 from rearkit.serving.pages import INTERFACE, KINDS, PAGE, loaded, page
 from rearkit.serving.schema import ImageRequest, RebuildRequest
 from rearkit.serving.served import Served
-from rearkit.serving.uploads import Photos, png
+from rearkit.serving.uploads import Photos
 from rearkit.serving.wishes import Drawing, Rebuilding, drawing_of
 from rearkit.stages.data import decoding_of
 
@@ -130,7 +131,7 @@ class Desk:
 
     async def photo(self, name: str) -> Response:
         """It has the model's size."""
-        return _png(png(self.photos.find(name).permute(1, 2, 0).numpy()))
+        return _png(png_bytes(self.photos.find(name).permute(1, 2, 0).numpy()))
 
     async def draw(self, wanted: ImageRequest, request: Request, wait: bool = False) -> JSONResponse:
         """Answers at once, with where the images will be; with `wait=true` when they are there, and with them in it."""

@@ -23,13 +23,6 @@ from rearkit.serving.limits import Limits
 _one_at_a_time = threading.Lock()
 
 
-def png(pixels: np.ndarray) -> bytes:
-    """Return an image (H, W, 3) uint8 as a PNG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="png")
-    return buffer.getvalue()
-
-
 def jpeg(pixels: np.ndarray) -> bytes:
     """Return an image (H, W, 3) uint8 as a small JPEG file, good enough for a look."""
     buffer = io.BytesIO()

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rearkit.data.image_bytes import png_bytes
 from rearkit.errors import RearkitError
 from rearkit.evaluation.rebuilt import reconstruct
 from rearkit.sampling.editing import blend, given_tokens
@@ -17,7 +18,6 @@ from rearkit.sampling.stepping import fixed_tokens
 from rearkit.serving.jobs import Job, Jobs
 from rearkit.serving.progress import Progress
 from rearkit.serving.served import Served
-from rearkit.serving.uploads import png
 from rearkit.serving.wishes import Drawing, Rebuilding
 from rearkit.system import distributed
 from rearkit.system.console import stderr
@@ -116,14 +116,14 @@ class Worker(threading.Thread):
                 if edit is not None:
                     image = blend(image[None], edit.photo, edit.mask.kept_HW, edit.fade)[0]
                 job.tokens[index] = row
-                job.images[index] = png(image)
+                job.images[index] = png_bytes(image)
                 self.jobs.tell(job)
             self.decode_s = (time.monotonic() - began) / len(part)
 
     def _rebuild(self, job: Job, wish: Rebuilding) -> None:
         (found,) = reconstruct(self.served.model.tokenizer, wish.photo[None])
         job.facts = {"psnr": round(found.psnr, 4), "ssim": round(found.ssim, 5), "codes": len(found.tokens.unique())}
-        job.images = [png(found.pictures[name].permute(1, 2, 0).numpy()) for name in wish.pictures]
+        job.images = [png_bytes(found.pictures[name].permute(1, 2, 0).numpy()) for name in wish.pictures]
 
 
 def _split(batch: Batch, size: int) -> list[Batch]:

@@ -66,8 +66,9 @@ def _scores(recipe: Recipe, folder: RunFolder) -> Scores:
     """Score the samples by the run's classifier, or in Inception's feature space."""
     from rearkit.evaluation.feature_spaces import inception_space
     from rearkit.evaluation.image_streams import MemoryImages, NpzImages
+    from rearkit.evaluation.material import Material
     from rearkit.evaluation.score_on_ranks import score_by_classifier_on_ranks, score_on_ranks
-    from rearkit.evaluation.scores import Material, Scorer, reference_of
+    from rearkit.evaluation.scores import Scorer, reference_of
 
     samples = NpzImages.open(folder.samples)
     side = samples.shape[1]

@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
-from torch import Tensor
 
+from rearkit.data.image_bytes import save_png
 from rearkit.data.pixels import save_grid
 from rearkit.errors import RearkitError
 from rearkit.evaluation.rebuilt import Rebuilt, reconstruct
 from rearkit.model import build_tokenizer
 from rearkit.recipe.tables import Recipe
+from rearkit.sampling.png_folders import first_in
 from rearkit.stages.data import decoding_of
 from rearkit.stages.tokenizer import load_tokenizer
 from rearkit.system.console import say
 from rearkit.system.devices import resolve_device
-from rearkit.system.files import replacing, storage_errors, write_json
+from rearkit.system.files import storage_errors, write_json
 
 SCORES = "scores.json"
 
@@ -38,8 +38,8 @@ def reconstruct_photos(
     Raises:
         RearkitError: the folder holds something else, or a file cannot be used.
     """
-    if to_folder is not None:
-        _check_folder(to_folder)
+    if to_folder is not None and (held := first_in(to_folder)) is not None:
+        raise RearkitError(f"{to_folder}: not empty (it holds {held}); choose another with --to-folder")
     tokenizer = build_tokenizer(recipe) if saved is None else load_tokenizer(recipe, saved)
     tokenizer.to(resolve_device(recipe.device)).eval()
     found = reconstruct(tokenizer, photos, decoding_of(recipe, tokenizer.image_size))
@@ -54,14 +54,6 @@ def reconstruct_photos(
         say(f"{to_folder}: {', '.join(found[0].pictures)} of each of {len(found)} photos, {SCORES}")
 
 
-def _check_folder(folder: Path) -> None:
-    foreign = [path.name for path in folder.glob("*") if not path.name.startswith(".")]
-    if folder.exists() and not folder.is_dir():
-        raise RearkitError(f"{folder}: not a folder; choose another with --to-folder")
-    if foreign:
-        raise RearkitError(f"{folder}: not empty (it holds {foreign[0]}); choose another with --to-folder")
-
-
 def _write(folder: Path, photos: Sequence[Path], found: Sequence[Rebuilt]) -> None:
     # Numbered, since photos of several folders may have one name.
     names = [f"{number:03d}-{photo.stem}" for number, photo in enumerate(photos)]
@@ -69,14 +61,9 @@ def _write(folder: Path, photos: Sequence[Path], found: Sequence[Rebuilt]) -> No
         folder.mkdir(parents=True, exist_ok=True)
         for name, one in zip(names, found, strict=True):
             for what, picture in one.pictures.items():
-                _save(folder / f"{name}-{what}.png", picture)
+                save_png(folder / f"{name}-{what}.png", picture.permute(1, 2, 0).numpy())
         scores = {
             name: {"psnr": one.psnr, "ssim": one.ssim, "tokens": one.tokens.tolist()}
             for name, one in zip(names, found, strict=True)
         }
         write_json(folder / SCORES, scores)
-
-
-def _save(path: Path, picture: Tensor) -> None:
-    with replacing(path) as temporary:
-        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(temporary, format="png")

@@ -87,7 +87,7 @@ def _collect(model: Model, folder: RunFolder, classes: Sequence[int], images_per
     write_npz(folder.samples, parts, classes, manifest)
     chosen, columns = grid_numbers(classes, recipe.sample.grid_classes, recipe.sample.grid_per_class)
     images = np.concatenate([parts.read("images", number) for number in chosen])
-    save_grid(folder.sample_grid, torch.from_numpy(images).permute(0, 3, 1, 2), columns)
+    save_grid(folder.sample_grid, images, columns)
     maps = _draw_maps(model, folder, parts, classes) if model.tokenizer.raster else {}
     parts.close()
     # Only now, so that a run that is cut off before this need not sample again.

@@ -176,7 +176,7 @@ def _check(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer) -> dict[str,
     if table.on_the_fly:
         data = _on_the_fly(recipe, folder, tokenizer, "tokens")
         total = len(data)
-        samples = data.read(np.linspace(0, total - 1, min(total, table.check_images)).astype(np.int64))
+        samples = data.read(drawn(total, table.check_images))
         tokens, classes = data.to_tokens(samples, module_device(tokenizer))
         train = TokenData.from_arrays(tokens.cpu(), classes.cpu())
         originals = ImageSet(samples.content, classes.cpu())
@@ -207,7 +207,7 @@ def _check(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer) -> dict[str,
         images, written = (originals, train) if originals and held_out is None else (None, held_out or train)
         if images is None:
             images, written = _originals(recipe, folder, tokenizer, split, written)
-        ratio = compare(tokenizer, written, 1, images, table.batch, folder.reconstructions)
+        ratio = compare(tokenizer, written, images, table.batch, folder.reconstructions)
         say(f"tokens: {ratio:.2f} dB PSNR of {len(images)} {split} images decoded from the written shards")
         result |= {"checked_split": split, "checked_images": len(images), "psnr": ratio}
         floors.append(("min_psnr", ratio, table.min_psnr))

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rearkit.contracts import Dataset, ImageSample
+from rearkit.contracts import SPLITS, Dataset, ImageSample
 from rearkit.testing.clauses import named, require, require_count
-
-SPLITS = ("train", "held-out")
 
 
 def check_dataset(dataset: Dataset, limit: int = 1000) -> None:

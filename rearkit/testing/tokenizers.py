@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rearkit.contracts import FittableTokenizer, Tokenizer, grid_of, height_width, size_text
+from rearkit.data.token_writing import MAX_CODES
 from rearkit.testing.clauses import (
     close,
     copy_state,
@@ -22,8 +23,6 @@ from rearkit.testing.clauses import (
 )
 
 ROWS = 3
-# Token shards store uint16.
-MOST_CODES = 2**16
 # Share of tokens that may get another code when rounding differs: those almost as near to a second code.
 NEAR_TIES = 0.01
 
@@ -47,8 +46,8 @@ def check_tokenizer(tokenizer: Tokenizer, rebuild: Callable[[], Tokenizer] | Non
         require_count(tokenizer, attribute, "tokenizer")
     shape = _shape(tokenizer)
     require(
-        tokenizer.codebook_size <= MOST_CODES,
-        f"tokenizer.codebook_size must be {MOST_CODES} at most, since token shards hold uint16; "
+        tokenizer.codebook_size <= MAX_CODES,
+        f"tokenizer.codebook_size must be {MAX_CODES} at most, since token shards hold uint16; "
         f"found {tokenizer.codebook_size}",
     )
     grid = grid_of(tokenizer)

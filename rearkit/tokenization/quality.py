@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from rearkit.contracts import Tokenizer
 from rearkit.data.image_sets import ImageSet
 from rearkit.data.pixels import psnr, save_grid, save_pairs, to_float, to_uint8
-from rearkit.data.token_shards import TokenData, spread
+from rearkit.data.subsets import drawn
+from rearkit.data.token_shards import TokenData
 from rearkit.errors import DataError
 
 GRID_IMAGES = 16
@@ -64,7 +64,7 @@ def codebook_usage(data: TokenData, codebook_size: int) -> tuple[float, float]:
     Raises:
         DataError: a token is not a code of the tokenizer.
     """
-    tokens, _ = data.take(spread(len(data), USAGE_SAMPLES))
+    tokens, _ = data.take(drawn(len(data), USAGE_SAMPLES))
     if int(tokens.max()) >= codebook_size:
         raise DataError(f"the token shards hold token {int(tokens.max())}, but the tokenizer has {codebook_size} codes")
     return usage(torch.bincount(tokens.flatten(), minlength=codebook_size))
@@ -77,13 +77,12 @@ def usage(counts_V: Tensor) -> tuple[float, float]:
     return (counts_V > 0).double().mean().item(), (-(share * share.log()).sum()).exp().item()
 
 
-def compare(tokenizer: Tokenizer, data: TokenData, stride: int, images: ImageSet, batch: int, picture: Path) -> float:
+def compare(tokenizer: Tokenizer, data: TokenData, images: ImageSet, batch: int, picture: Path) -> float:
     """Decode the tokens of images and return the mean PSNR to the originals, in dB.
 
     Args:
         tokenizer: a frozen tokenizer.
-        data: the tokens; every ``stride``-th sample belongs to an image, in the same order.
-        stride: number of views tokenized per image.
+        data: the tokens, a sample for each image, in the same order.
         images: the originals.
         batch: images decoded at once.
         picture: file for a grid of originals and decoded images.
@@ -91,8 +90,7 @@ def compare(tokenizer: Tokenizer, data: TokenData, stride: int, images: ImageSet
     Raises:
         DataError: the classes differ from those of the images, so the tokens belong to other images.
     """
-    # All views of an image follow one another, and the first is the one that `images` has.
-    tokens, classes = data.take(np.arange(len(images)) * stride)
+    tokens, classes = data.take(range(len(images)))
     if not torch.equal(classes, images.labels):
         raise DataError("the classes in the token shards are not those of the images; run the stage again")
     decoded = decode(tokenizer, tokens, batch)
@@ -102,7 +100,7 @@ def compare(tokenizer: Tokenizer, data: TokenData, stride: int, images: ImageSet
 
 def show_decoded(tokenizer: Tokenizer, data: TokenData, picture: Path) -> None:
     """Save a grid of decoded tokens, for tokens without images to compare with."""
-    tokens, _ = data.take(spread(len(data), 2 * GRID_IMAGES))
+    tokens, _ = data.take(drawn(len(data), 2 * GRID_IMAGES))
     save_grid(picture, to_uint8(decode(tokenizer, tokens, GRID_IMAGES)), GRID_IMAGES)
 
 

@@ -12,7 +12,8 @@ from rearkit.contracts import Tokenizer, square_side
 from rearkit.data.bad_samples import BadSamples
 from rearkit.data.image_sets import ImageSet, Split
 from rearkit.data.pixels import to_float
-from rearkit.data.token_shards import TokenData, write_token_shard
+from rearkit.data.token_shards import TokenData
+from rearkit.data.token_writing import write_token_shard
 from rearkit.system.checksums import note_checksum
 from rearkit.tokenization.quality import module_device
 from rearkit.tokenization.views import views

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from rearkit.data.decoding import Decoding
+from rearkit.recipe.tables import RANDOM_CROP
 
-LARGER = ("ten-crop", "random-crop")  # these cut their views out of an image a tenth larger
+LARGER = ("ten-crop", RANDOM_CROP)  # these cut their views out of an image a tenth larger
 FACTOR = 1.1
 
 
@@ -34,7 +35,7 @@ def views(image: Tensor, augment: str, size: int) -> list[Tensor]:
 
 def draw_view(image: Tensor, augment: str, size: int, generator: torch.Generator) -> Tensor:
     """Draw one of `views`, all equally likely; for ``random-crop``, a crop at any position, mirrored or not."""
-    if augment != "random-crop":
+    if augment != RANDOM_CROP:
         found = views(image, augment, size)
         return found[_below(len(found), generator)]
     top, left = (_below(side - size + 1, generator) for side in image.shape[1:])

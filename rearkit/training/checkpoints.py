@@ -25,7 +25,7 @@ Write = Callable[[Path], tuple[Path, dict[str, Any]]]
 
 
 @attrs.frozen
-class Found:
+class Checkpoint:
     """An intact checkpoint: its step, its folder, and the facts that its writer returned."""
 
     step: int
@@ -103,11 +103,11 @@ class Checkpoints:
                 if not self.keep_every or old % self.keep_every:
                     remove(self.folder / f"step-{old:08d}")
 
-    def latest(self) -> Found | None:
+    def latest(self) -> Checkpoint | None:
         """Return the latest intact checkpoint, or None. The first rank looks, and all get its answer."""
         return distributed.from_main(self.find)
 
-    def find(self) -> Found | None:
+    def find(self) -> Checkpoint | None:
         """Return the latest intact checkpoint, or None, where one process alone asks."""
         for step in reversed(self._steps()):
             folder = self.folder / f"step-{step:08d}"
@@ -115,7 +115,7 @@ class Checkpoints:
             # Before its files are hashed, which may take minutes.
             reason = self._foreign(manifest, step) or damage(folder, manifest)
             if reason is None and manifest is not None:
-                return Found(step, folder, manifest["facts"])
+                return Checkpoint(step, folder, manifest["facts"])
             say(f"train: {folder} is skipped: {reason}")
             self._passed_over.add(step)
         return None

@@ -11,7 +11,7 @@ import torch
 
 from rearkit.errors import RecipeError, did_you_mean
 from rearkit.recipe.train_table import TrainTable
-from rearkit.training.deepspeed_config import deepspeed_config, import_deepspeed, shortened
+from rearkit.training.deepspeed_config import deepspeed_config, import_deepspeed, on_one_line
 
 # DeepSpeed's keys for which the recipe has keys of its own. They are refused, since either could silently win.
 OWNED = {
@@ -186,7 +186,7 @@ def _problems_of(key: str, value: Any) -> list[str]:
         return problems
     except Exception as error:
         # DeepSpeed's own checks are asserts, or lines that happen to fail on a value of another type.
-        return [f"[train.deepspeed] {key}: DeepSpeed refuses it: {shortened(error)}"]
+        return [f"[train.deepspeed] {key}: DeepSpeed refuses it: {on_one_line(error)}"]
     return []
 
 

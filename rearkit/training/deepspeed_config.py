@@ -90,7 +90,7 @@ def _merged(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def shortened(error: Exception) -> str:
+def on_one_line(error: Exception) -> str:
     """Return another library's error on one line of at most 300 characters."""
     return textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" …")
 

@@ -20,7 +20,7 @@ from rearkit.training.deepspeed_config import (
     deepspeed_config,
     import_deepspeed,
     is_unwrapped,
-    shortened,
+    on_one_line,
 )
 from rearkit.training.guards import GuardedAdamW
 from rearkit.training.joined_gradients import join_gradients
@@ -85,7 +85,7 @@ class Engine:
             # Then the user chose nothing that could be refused, so it is a bug of ours, which needs its traceback.
             if not train.deepspeed and train.precision == "fp32":
                 raise
-            raise RecipeError([f"{key}: DeepSpeed refuses it: {shortened(error)}"]) from error
+            raise RecipeError([f"{key}: DeepSpeed refuses it: {on_one_line(error)}"]) from error
         if (scaler := getattr(self._engine.optimizer, "loss_scaler", None)) is not None:
             # `StepGuard` counts the skipped steps instead, and names the shards.
             scaler.raise_error_at_min_scale = False

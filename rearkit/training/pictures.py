@@ -52,7 +52,7 @@ class Pictures:
             copied: Model = attrs.evolve(self.model, backbone=backbone)
             samples = next(Sampler(copied, table, recipe.sample_seed).stream(self.classes))
             path.parent.mkdir(exist_ok=True)
-            save_grid(path, torch.from_numpy(samples.images).permute(0, 3, 1, 2), len(self.classes))
+            save_grid(path, samples.images, len(self.classes))
         # A model that has just begun may have no numbers to draw by; a GPU may be full. Neither may stop a training.
         except (RearkitError, RuntimeError) as error:
             self.works = False

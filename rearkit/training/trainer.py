@@ -23,7 +23,7 @@ from rearkit.system.memory import freed_memory_kept
 from rearkit.training import state
 from rearkit.training.batches import BatchSource, Ready
 from rearkit.training.blocks import prepared_blocks
-from rearkit.training.checkpoints import CHECKPOINTS, Checkpoints, Found
+from rearkit.training.checkpoints import CHECKPOINTS, Checkpoint, Checkpoints
 from rearkit.training.engine import Engine
 from rearkit.training.guards import StepGuard, poisoned
 from rearkit.training.logs import TrainLog
@@ -117,7 +117,7 @@ class Trainer:
         self._began = time.monotonic()
         self._open = contextlib.ExitStack()
 
-    def _resumed_engine(self, found: Found | None) -> Engine:
+    def _resumed_engine(self, found: Checkpoint | None) -> Engine:
         """Wrap the model in an engine, and load a checkpoint into it, if one was found."""
         module = TrainModule(self.model).to(self.device)
         # Weights are loaded before DeepSpeed divides them, the optimizer's state when it exists, which is after.

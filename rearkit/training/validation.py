@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rearkit.contracts import Backbone
-from rearkit.data.token_shards import TokenData, spread
+from rearkit.data.subsets import drawn
+from rearkit.data.token_shards import TokenData
 from rearkit.model import Model
 
 HELD_OUT = "held_out/"
@@ -54,7 +55,7 @@ def validate(model: Model, data: TokenData, device: torch.device) -> dict[str, f
     was_training = backbone.training
     backbone.eval()
     totals = Totals()
-    for indices in torch.from_numpy(spread(len(data), VALIDATION_LIMIT)).split(batch):
+    for indices in torch.from_numpy(drawn(len(data), VALIDATION_LIMIT)).split(batch):
         tokens_BN, classes_B = (tensor.to(device) for tensor in data.take(indices.numpy()))
         totals.add(backbone, tokens_BN, tokens_BN, classes_B)
     backbone.train(was_training)

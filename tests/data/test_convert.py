@@ -9,6 +9,7 @@ import sys
 import tarfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,6 +134,20 @@ def test_an_image_that_goes_away_while_it_is_read_is_named(folder: Path, tmp_pat
     with pytest.raises(DataError, match=r"n\.2\.PNG: image cannot be read \(No such file or directory\); restore"):
         list(write_shards(samples, tmp_path / "out", "train", 100))
     assert not list((tmp_path / "out").glob("*"))
+
+
+def test_an_image_that_is_cut_off_after_it_was_listed_gets_into_no_shard(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def listed_then_cut(*asked: Any) -> Any:
+        found = list_images(*asked)
+        (folder / "dog" / "n.2.PNG").write_bytes(picture(9)[:-20])
+        return found
+
+    monkeypatch.setattr("rearkit.data.convert.list_images", listed_then_cut)
+    with pytest.raises(DataError, match=r"n\.2\.PNG: cut off, \d+ bytes are missing; copy it again"):
+        images_to_shards(folder, tmp_path / "out", workers=1)
+    assert not list((tmp_path / "out").glob("*.tar"))
 
 
 def test_names_with_spaces_dots_and_any_letters_stay(tmp_path: Path) -> None:

@@ -36,6 +36,13 @@ def test_pixels_are_enlarged_without_blurring(tmp_path: Path) -> None:
     assert np.array_equal(picture, picture[::3, ::3].repeat(3, 0).repeat(3, 1))
 
 
+def test_an_array_gives_the_picture_of_the_tensor(tmp_path: Path) -> None:
+    images = torch.randint(256, (6, 3, 8, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    save_grid(tmp_path / "tensor.png", images, 3)
+    save_grid(tmp_path / "array.png", images.permute(0, 2, 3, 1).numpy(), 3)
+    assert (tmp_path / "array.png").read_bytes() == (tmp_path / "tensor.png").read_bytes()
+
+
 def test_pairs_have_the_originals_above_and_the_decoded_below(tmp_path: Path) -> None:
     originals, decoded = torch.full((2, 3, 96, 96), 10, dtype=torch.uint8), torch.full((2, 3, 96, 96), 90).byte()
     save_pairs(tmp_path / "pairs.png", originals, decoded)

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rearkit.data import token_shards
-from rearkit.data.token_shards import TokenData, read_meta, whole_shards, write_token_shard
-from rearkit.data.token_writing import MAX_CODES
+from rearkit.data.token_shards import TokenData, read_meta, whole_shards
+from rearkit.data.token_writing import MAX_CODES, write_token_shard
 from rearkit.errors import DataError
 from rearkit.system.files import sha256
 

@@ -15,8 +15,9 @@ from rearkit.evaluation import class_predictions
 from rearkit.evaluation.class_predictions import Splits
 from rearkit.evaluation.classifier import Classifier, save_classifier
 from rearkit.evaluation.feature_spaces import CLASSIFIER, classifier_space
-from rearkit.evaluation.features import Gaussian, RunningGaussian, extract
+from rearkit.evaluation.features import extract
 from rearkit.evaluation.fidelity import Reference, frechet, nearest, precision_recall, score
+from rearkit.evaluation.gaussians import Gaussian, RunningGaussian
 from rearkit.evaluation.image_streams import MemoryImages
 
 SEEDS = st.integers(0, 10_000)

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from rearkit.evaluation import class_predictions
-from rearkit.evaluation.features import Features, Gaussian
+from rearkit.evaluation.features import Features
 from rearkit.evaluation.fidelity import Fidelity
+from rearkit.evaluation.gaussians import Gaussian
 from rearkit.evaluation.sample_checks import Checked, warnings
 
 ANY = Gaussian(np.zeros(1), np.eye(1))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rearkit.data.token_shards import write_token_shard
+from rearkit.data.token_writing import write_token_shard
 from rearkit.errors import RecipeError
 from rearkit.model import check_parts
 from rearkit.planning.sizes import recipe_sizes, train_size

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from rearkit.data.decoding import Decoding
 from rearkit.data.image_sets import ImageSet
 from rearkit.data.pixels import to_float
-from rearkit.data.token_shards import TokenData, read_meta, write_token_shard
+from rearkit.data.token_shards import TokenData, read_meta
+from rearkit.data.token_writing import write_token_shard
 from rearkit.errors import DataError, RearkitError
 from rearkit.model import build_tokenizer
 from rearkit.recipe.tables import VIEWS, Recipe

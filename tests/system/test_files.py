@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from rearkit.data.token_shards import write_token_shard
+from rearkit.data.token_writing import write_token_shard
 from rearkit.errors import StorageError
 from rearkit.system import files
 from rearkit.system.files import read_json, remove, replacing, sha256, storage_errors, write_json, write_text

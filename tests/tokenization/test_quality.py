@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rearkit.data.image_sets import ImageSet
 from rearkit.data.token_shards import TokenData
 from rearkit.errors import DataError
+from rearkit.tokenization import quality
 from rearkit.tokenization.quality import codebook_usage, compare, decode, rebuilt_psnr, show_decoded, survival
 
 
@@ -49,7 +50,7 @@ def dataset(count: int) -> tuple[Tensor, TokenData, ImageSet]:
 @pytest.mark.parametrize("batch", [1, 3, 100])
 def test_the_right_tokens_decode_to_their_images(batch: int, tmp_path: Path) -> None:
     tokens, data, images = dataset(10)
-    assert compare(Greys(), data, 1, images, batch, tmp_path / "grid.png") == pytest.approx(100, abs=1)
+    assert compare(Greys(), data, images, batch, tmp_path / "grid.png") == pytest.approx(100, abs=1)
     assert rebuilt_psnr(Greys(), images.images.split(batch)).tolist() == pytest.approx([100] * 10)
     assert survival(Greys(), tokens, batch) == 1
     assert decode(Greys(), tokens, batch).shape == (10, 3, 4, 4)
@@ -71,27 +72,19 @@ def test_one_batch_of_decoded_images_is_kept_at_a_time() -> None:
 def test_another_codebook_order_is_noticed(tmp_path: Path) -> None:
     tokens, data, images = dataset(10)
     assert survival(Greys(shift=1), tokens, 4) == 0
-    assert compare(Greys(shift=8), data, 1, images, 4, tmp_path / "grid.png") < 10
-
-
-def test_with_views_each_image_is_held_against_its_first(tmp_path: Path) -> None:
-    tokens, _, images = dataset(10)
-    views = tokens.repeat_interleave(2, 0)
-    views[1::2] = 15 - views[1::2]
-    data = TokenData.from_arrays(views, images.labels.repeat_interleave(2))
-    assert compare(Greys(), data, 2, images, 4, tmp_path / "grid.png") == pytest.approx(100, abs=1)
+    assert compare(Greys(shift=8), data, images, 4, tmp_path / "grid.png") < 10
 
 
 def test_classes_of_other_images_are_an_error(tmp_path: Path) -> None:
     tokens, _, images = dataset(10)
     data = TokenData.from_arrays(tokens, (images.labels + 1) % 3)
     with pytest.raises(DataError, match="classes in the token shards are not those of the images"):
-        compare(Greys(), data, 1, images, 4, tmp_path / "grid.png")
+        compare(Greys(), data, images, 4, tmp_path / "grid.png")
 
 
 def test_pictures_show_originals_above_decoded_ones(tmp_path: Path) -> None:
     _, data, images = dataset(20)
-    compare(Greys(), data, 1, images, 4, tmp_path / "pairs.png")
+    compare(Greys(), data, images, 4, tmp_path / "pairs.png")
     show_decoded(Greys(), data, tmp_path / "decoded.png")
     for name, rows in (("pairs.png", 2), ("decoded.png", 2)):
         width, height = Image.open(tmp_path / name).size
@@ -107,6 +100,12 @@ def test_usage_and_perplexity_follow_their_definitions(rows: list[list[int]]) ->
     assert use == pytest.approx(len(set(flat)) / 10)
     assert perplexity == pytest.approx(math.exp(-sum(share * math.log(share) for share in shares)))
     assert 1 - 1e-9 <= perplexity <= len(set(flat)) + 1e-9
+
+
+def test_usage_of_a_part_is_not_that_of_one_class_where_two_come_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quality, "USAGE_SAMPLES", 11)
+    rows = np.arange(21)[:, None] % 2
+    assert codebook_usage(TokenData.from_arrays(rows, rows[:, 0]), 2)[0] == 1
 
 
 def test_a_token_that_is_no_code_is_an_error() -> None:

@@ -13,7 +13,8 @@ from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rearkit.data.token_shards import TokenData, write_token_shard
+from rearkit.data.token_shards import TokenData
+from rearkit.data.token_writing import write_token_shard
 from rearkit.errors import DivergedError
 from rearkit.model import Model, build
 from rearkit.recipe.tables import Recipe

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from rearkit.components.noise.schedules import NoNoise
-from rearkit.data.token_shards import TokenData, write_token_shard
+from rearkit.data.token_shards import TokenData
+from rearkit.data.token_writing import write_token_shard
 from rearkit.data.training_data import shards_of
 from rearkit.errors import DataError
 from rearkit.model import build

@@ -13,6 +13,7 @@ from rearkit.errors import RearkitError
 from rearkit.model import Model, build
 from rearkit.recipe.tables import Recipe
 from rearkit.training import trainer as trainer_module
+from rearkit.training import validation
 from rearkit.training.loop import train
 from rearkit.training.trainer import Trainer
 from rearkit.training.validation import validate
@@ -82,3 +83,16 @@ def test_no_more_are_validated_at_once_than_are_trained_and_figures_stay(make: C
     expected = validate(model, tokens(7), CPU)
     assert validate(small, tokens(7), CPU) == pytest.approx(expected, rel=1e-6)
     assert rows == [7, 2, 2, 2, 1]
+
+
+def test_a_part_of_a_split_in_which_two_classes_come_in_turn_has_both(
+    make: Callable[..., Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validation, "VALIDATION_LIMIT", 11)
+    data = TokenData.from_arrays(np.zeros((21, 16)), np.arange(21) % 2)
+    model = make()
+    seen: list[torch.Tensor] = []
+    model.backbone.register_forward_pre_hook(lambda module, given: seen.append(given[1]))
+    assert validate(model, data, CPU) == validate(model, data, CPU)
+    first, again = seen
+    assert len(first) == 11 and set(first.tolist()) == {0, 1} and torch.equal(first, again)

@@ -26,10 +26,6 @@ class MNIST5K:
         if self.held_out_per_class + self.train_per_class > 500:
             raise ValueError("held_out_per_class and train_per_class must not add up to more than 500")
 
-    def checked(self) -> MNIST5K:
-        """Return the settings, which are the dataset."""
-        return self
-
     def class_names(self) -> Sequence[str]:
         """Return the digits."""
         return [str(digit) for digit in range(10)]

@@ -8,6 +8,7 @@ from typing import Any
 
 from rearkit.components.datasets.imagenet_names import readable
 from rearkit.contracts import ImageSample
+from rearkit.data.fetching import is_remote
 from rearkit.data.labels import UNLABELLED
 from rearkit.data.shard_lists import CLASSES, expand_shards, tars_in
 from rearkit.data.shard_members import Fields
@@ -76,10 +77,6 @@ class Shards:
         """Which members of a sample are its image and its label."""
         return Fields(self.image, self.label, self.unlabelled)
 
-    def checked(self) -> Shards:
-        """Return the settings, which are the dataset; the data stage looks for the shards."""
-        return self
-
     def class_names(self) -> Sequence[str] | None:
         """Return the names that ``rearkit data --from-folder`` wrote beside the shards, if any; ImageNet's in words."""
         if self.unlabelled:
@@ -110,7 +107,7 @@ class Shards:
             return found
         urls = expand_shards(place)
         # Only local files: to look for a URL or a pipe means to fetch it.
-        missing = [url for url in urls if "://" not in url and not url.startswith("pipe:") and not Path(url).is_file()]
+        missing = [url for url in urls if not is_remote(url) and not Path(url).is_file()]
         if missing:
             key = "held_out" if split == "held-out" else "train"
             told = f"{len(missing)} of {len(urls)} shards do not exist, the first {missing[0]}"
