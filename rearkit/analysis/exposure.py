@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rearkit.context_noise import predictions
 from rearkit.contracts import Backbone
+from rearkit.sampling.drawing import draw
 from rearkit.system.devices import derive_seed
 from rearkit.training.validation import Totals
 
@@ -123,7 +125,7 @@ def by_position(backbone: Backbone, batches: Batches, seed: int = 0) -> ByPositi
     sums: list[Tensor] = [torch.zeros(1), torch.zeros(1)]
     count = 0
     for tokens_BN, classes_B, drawn_BN, _, clean_BNV in _drawn(backbone, batches, seed):
-        own_BNV = backbone.forward(drawn_BN, classes_B)[0][:, : tokens_BN.shape[1]].float()
+        own_BNV = predictions(backbone.forward(drawn_BN, classes_B)[0], tokens_BN).float()
         for which, logits_BNV in enumerate((clean_BNV, own_BNV)):
             found_BN = F.cross_entropy(logits_BNV.transpose(1, 2), tokens_BN, reduction="none")
             found_N = found_BN.double().sum(0).cpu()
@@ -138,11 +140,9 @@ def _drawn(backbone: Backbone, batches: Batches, seed: int) -> Iterator[tuple[Te
     for index, (tokens_BN, classes_B) in enumerate(batches):
         generator = torch.Generator().manual_seed(derive_seed(seed, "drawn", index))
         threshold_BN = torch.rand(tokens_BN.shape, generator=generator).to(tokens_BN.device)
-        uniform_BN = torch.rand(tokens_BN.shape, generator=generator).to(tokens_BN.device)
+        uniform_BN = torch.rand(tokens_BN.shape, generator=generator).to(tokens_BN.device).double()
         logits, _ = backbone.forward(tokens_BN, classes_B)
-        # Inverse transform sampling. Scaled by the last sum, since rounding can leave that short of 1, and a draw above
-        # it would be past the last code.
-        clean_BNV = logits[:, : tokens_BN.shape[1]].float()
-        cumulative_BNV = clean_BNV.softmax(-1).cumsum(-1)
-        drawn_BN = (cumulative_BNV < uniform_BN[..., None] * cumulative_BNV[..., -1:]).sum(-1)
+        clean_BNV = predictions(logits, tokens_BN).float()
+        # Image by image, since a batch's probabilities in float64 would take much memory.
+        drawn_BN = torch.stack([draw(*one) for one in zip(clean_BNV, uniform_BN, strict=True)])
         yield tokens_BN, classes_B, drawn_BN, threshold_BN, clean_BNV

@@ -60,6 +60,13 @@ def test_the_draws_of_a_sure_and_right_model_cost_nothing_and_those_of_an_unsure
     assert half[1].accuracy == pytest.approx(1 - 0.5 * (N - 1) / N, abs=0.01)  # each draw is right half the time
 
 
+def test_a_code_that_is_ruled_out_is_not_drawn_where_the_random_number_is_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Code 0 comes first, and has a probability of 0 everywhere but at token 0.
+    monkeypatch.setattr(torch, "rand", lambda shape, generator: torch.zeros(shape))
+    (*_, all_of_it) = under_own_draws(Copier(1e4), counting(2))
+    assert all_of_it.accuracy == 1
+
+
 def test_the_same_seed_makes_the_same_contexts() -> None:
     first, again = (under_random_codes(Copier(2.0), counting(20), V, [0.3]) for _ in range(2))
     other = under_random_codes(Copier(2.0), counting(20), V, [0.3], seed=1)
