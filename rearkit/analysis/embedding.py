@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rearkit.analysis.exposure import Batches
+from rearkit.context_noise import predictions
 from rearkit.contracts import Backbone
 
 # Relative to the mean diagonal of XᵀX: makes it invertible where hidden units are linearly dependent.
@@ -70,7 +71,7 @@ def awareness(backbone: Backbone, batches: Batches, codebook_VZ: Tensor) -> Awar
     cosines, wrongs = [], []
     for tokens_BN, classes_B in batches:
         logits, _ = backbone.forward(tokens_BN, classes_B)
-        predicted_BN = logits[:, : tokens_BN.shape[1]].argmax(-1)
+        predicted_BN = predictions(logits, tokens_BN).argmax(-1)
         cosines.append((unit_VZ[predicted_BN] * unit_VZ[tokens_BN]).sum(-1).flatten())
         wrongs.append((predicted_BN != tokens_BN).flatten())
         occurs_V += torch.bincount(tokens_BN.flatten(), minlength=len(unit_VZ))
