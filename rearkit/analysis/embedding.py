@@ -26,13 +26,11 @@ class Awareness:
         all: mean over all positions.
         wrong: mean over the positions where the likeliest code is not the true one; None if there are none.
         chance: expected value for a code drawn by frequency, without looking at the context.
-        error_rate: share of positions where the likeliest code is wrong.
     """
 
     all: float
     wrong: float | None
     chance: float
-    error_rate: float
 
 
 @attrs.frozen
@@ -83,7 +81,6 @@ def awareness(backbone: Backbone, batches: Batches, codebook_VZ: Tensor) -> Awar
         all=cosine.mean().item(),
         wrong=cosine[wrong].mean().item() if wrong.any() else None,
         chance=(share_V @ unit_VZ).pow(2).sum().item(),
-        error_rate=wrong.double().mean().item(),
     )
 
 
