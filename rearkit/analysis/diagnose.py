@@ -35,8 +35,8 @@ from rearkit.tokenization.quality import survival
 
 # Images per batch. Not a setting, since replaced positions are drawn batch by batch: another size draws others.
 BATCH = 32
-# Counts up when a measurement is added: a diagnosis of an earlier version is then made again.
-MEASURES = 2
+# Counts up when a measurement is added or changed: a diagnosis of an earlier version is then made again.
+MEASURES = 3
 
 
 @attrs.frozen

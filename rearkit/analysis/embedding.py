@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rearkit.analysis.exposure import Batches
+from rearkit.context_noise import predictions
 from rearkit.contracts import Backbone
 
 # Relative to the mean diagonal of XᵀX: makes it invertible where hidden units are linearly dependent.
@@ -25,13 +26,11 @@ class Awareness:
         all: mean over all positions.
         wrong: mean over the positions where the likeliest code is not the true one; None if there are none.
         chance: expected value for a code drawn by frequency, without looking at the context.
-        error_rate: share of positions where the likeliest code is wrong.
     """
 
     all: float
     wrong: float | None
     chance: float
-    error_rate: float
 
 
 @attrs.frozen
@@ -70,7 +69,7 @@ def awareness(backbone: Backbone, batches: Batches, codebook_VZ: Tensor) -> Awar
     cosines, wrongs = [], []
     for tokens_BN, classes_B in batches:
         logits, _ = backbone.forward(tokens_BN, classes_B)
-        predicted_BN = logits[:, : tokens_BN.shape[1]].argmax(-1)
+        predicted_BN = predictions(logits, tokens_BN).argmax(-1)
         cosines.append((unit_VZ[predicted_BN] * unit_VZ[tokens_BN]).sum(-1).flatten())
         wrongs.append((predicted_BN != tokens_BN).flatten())
         occurs_V += torch.bincount(tokens_BN.flatten(), minlength=len(unit_VZ))
@@ -82,7 +81,6 @@ def awareness(backbone: Backbone, batches: Batches, codebook_VZ: Tensor) -> Awar
         all=cosine.mean().item(),
         wrong=cosine[wrong].mean().item() if wrong.any() else None,
         chance=(share_V @ unit_VZ).pow(2).sum().item(),
-        error_rate=wrong.double().mean().item(),
     )
 
 

@@ -5,18 +5,21 @@ Shapes: B samples, N tokens, V codes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import attrs
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rearkit.context_noise import predictions
 from rearkit.contracts import Backbone
+from rearkit.sampling.drawing import draw
 from rearkit.system.devices import derive_seed
 from rearkit.training.validation import Totals
 
-# Shares of context tokens to replace. Summaries rely on the first being 0 (clean context) and the last one half.
+# Shares of context tokens to replace; own draws are measured at 1, too. Summaries rely on the first being 0 (clean
+# context) and the last one half.
 REPLACED = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Tokens (B, N) and classes (B,), int64, of real images."""
@@ -59,9 +62,7 @@ class ByPosition:
 
 
 @torch.no_grad()
-def under_random_codes(
-    backbone: Backbone, batches: Batches, codebook_size: int, shares: Sequence[float] = REPLACED, seed: int = 0
-) -> list[Prediction]:
+def under_random_codes(backbone: Backbone, batches: Batches, codebook_size: int) -> list[Prediction]:
     """Measure the prediction of true tokens when a share of the context is replaced by uniform random codes.
 
     A position replaced at one share is replaced by the same code at all larger shares, so that shares compare.
@@ -70,13 +71,11 @@ def under_random_codes(
         backbone: in eval mode.
         batches: real images.
         codebook_size: V.
-        shares: of context tokens to replace, each in [0, 1].
-        seed: of the replaced positions and codes.
     """
-    totals = {share: Totals() for share in shares}
+    totals = {share: Totals() for share in REPLACED}
     for index, (tokens_BN, classes_B) in enumerate(batches):
         # On the CPU, so that all devices draw the same numbers; seeded by batch, so that all models are measured alike.
-        generator = torch.Generator().manual_seed(derive_seed(seed, "replaced", index))
+        generator = torch.Generator().manual_seed(derive_seed(0, "replaced", index))
         threshold_BN = torch.rand(tokens_BN.shape, generator=generator).to(tokens_BN.device)
         random_BN = torch.randint(codebook_size, tokens_BN.shape, generator=generator).to(tokens_BN.device)
         for share, total in totals.items():
@@ -86,9 +85,7 @@ def under_random_codes(
 
 
 @torch.no_grad()
-def under_own_draws(
-    backbone: Backbone, batches: Batches, shares: Sequence[float] = (*REPLACED, 1.0), seed: int = 0
-) -> list[Prediction]:
+def under_own_draws(backbone: Backbone, batches: Batches) -> list[Prediction]:
     """Measure the prediction of true tokens when a share of the context is replaced by the model's own draws.
 
     A first pass predicts each token from the true tokens before it; replaced tokens are drawn from this prediction, as
@@ -98,11 +95,9 @@ def under_own_draws(
     Args:
         backbone: in eval mode.
         batches: real images.
-        shares: of context tokens to replace, each in [0, 1].
-        seed: of the replaced positions and the draws.
     """
-    totals = {share: Totals() for share in shares}
-    for tokens_BN, classes_B, drawn_BN, threshold_BN, _ in _drawn(backbone, batches, seed):
+    totals = {share: Totals() for share in (*REPLACED, 1.0)}
+    for tokens_BN, classes_B, drawn_BN, threshold_BN, _ in _drawn(backbone, batches):
         for share, total in totals.items():
             context_BN = torch.where(threshold_BN < share, drawn_BN, tokens_BN)
             total.add(backbone, context_BN, tokens_BN, classes_B)
@@ -110,7 +105,7 @@ def under_own_draws(
 
 
 @torch.no_grad()
-def by_position(backbone: Backbone, batches: Batches, seed: int = 0) -> ByPosition:
+def by_position(backbone: Backbone, batches: Batches) -> ByPosition:
     """Measure each token's cross-entropy, with the true context and with the draws of `under_own_draws`.
 
     Errors of the context add up along the raster, so exposure bias is a difference that grows with the position.
@@ -118,12 +113,11 @@ def by_position(backbone: Backbone, batches: Batches, seed: int = 0) -> ByPositi
     Args:
         backbone: in eval mode.
         batches: real images.
-        seed: of the draws.
     """
     sums: list[Tensor] = [torch.zeros(1), torch.zeros(1)]
     count = 0
-    for tokens_BN, classes_B, drawn_BN, _, clean_BNV in _drawn(backbone, batches, seed):
-        own_BNV = backbone.forward(drawn_BN, classes_B)[0][:, : tokens_BN.shape[1]].float()
+    for tokens_BN, classes_B, drawn_BN, _, clean_BNV in _drawn(backbone, batches):
+        own_BNV = predictions(backbone.forward(drawn_BN, classes_B)[0], tokens_BN).float()
         for which, logits_BNV in enumerate((clean_BNV, own_BNV)):
             found_BN = F.cross_entropy(logits_BNV.transpose(1, 2), tokens_BN, reduction="none")
             found_N = found_BN.double().sum(0).cpu()
@@ -133,16 +127,14 @@ def by_position(backbone: Backbone, batches: Batches, seed: int = 0) -> ByPositi
     return ByPosition(clean, own)
 
 
-def _drawn(backbone: Backbone, batches: Batches, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+def _drawn(backbone: Backbone, batches: Batches) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
     """Yield each batch's tokens and classes, the model's draws for the tokens, a random number for each, and logits."""
     for index, (tokens_BN, classes_B) in enumerate(batches):
-        generator = torch.Generator().manual_seed(derive_seed(seed, "drawn", index))
+        generator = torch.Generator().manual_seed(derive_seed(0, "drawn", index))
         threshold_BN = torch.rand(tokens_BN.shape, generator=generator).to(tokens_BN.device)
-        uniform_BN = torch.rand(tokens_BN.shape, generator=generator).to(tokens_BN.device)
+        uniform_BN = torch.rand(tokens_BN.shape, generator=generator).to(tokens_BN.device).double()
         logits, _ = backbone.forward(tokens_BN, classes_B)
-        # Inverse transform sampling. Scaled by the last sum, since rounding can leave that short of 1, and a draw above
-        # it would be past the last code.
-        clean_BNV = logits[:, : tokens_BN.shape[1]].float()
-        cumulative_BNV = clean_BNV.softmax(-1).cumsum(-1)
-        drawn_BN = (cumulative_BNV < uniform_BN[..., None] * cumulative_BNV[..., -1:]).sum(-1)
+        clean_BNV = predictions(logits, tokens_BN).float()
+        # Image by image, since a batch's probabilities in float64 would take much memory.
+        drawn_BN = torch.stack([draw(*one) for one in zip(clean_BNV, uniform_BN, strict=True)])
         yield tokens_BN, classes_B, drawn_BN, threshold_BN, clean_BNV

@@ -21,6 +21,7 @@ from rearkit.model import Model, build, build_tokenizer
 from rearkit.planning.tracking import FusedAttention, LiveBytes, StandIns
 from rearkit.recipe.settings import with_changes
 from rearkit.recipe.tables import Recipe
+from rearkit.sampling.pixel_decoder import images_at_once
 from rearkit.training.batches import Batch
 from rearkit.training.blocks import prepared_blocks
 from rearkit.training.train_module import TrainModule
@@ -89,7 +90,7 @@ class SamplingMemory:
     Attributes:
         weights: of tokenizer, backbone and heads, in float32.
         cache: what is kept from one token to the next: keys, values and anything else the backbone caches.
-        peak: peak beside the weights, while a batch is sampled and an image of the previous batch is decoded to pixels.
+        peak: peak beside the weights, while a batch is sampled and images of the previous batch are decoded to pixels.
     """
 
     weights: int
@@ -125,9 +126,10 @@ def sampling_memory(recipe: Recipe, cuda: bool) -> SamplingMemory:
             del logits_BV
             live = decoding.live  # with the logits gone, little but the cache is left
         del cache
-        # The sampler decodes one image at a time, while the next batch is being sampled: hence the sum of the peaks.
+        # Images are decoded while the next batch is being sampled: hence the sum of the peaks.
+        images = min(recipe.sample.batch, images_at_once(model.tokenizer.image_size, cuda))
         with LiveBytes() as pixels:
-            model.tokenizer.decode(torch.zeros(1, model.space.num_tokens, dtype=torch.int64))
+            model.tokenizer.decode(torch.zeros(images, model.space.num_tokens, dtype=torch.int64))
     return SamplingMemory(weights, live, decoding.peak + pixels.peak)
 
 

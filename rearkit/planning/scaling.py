@@ -48,7 +48,6 @@ class Scale:
         communication: seconds of a step's messages, as if nothing else went on meanwhile.
         utilisation: share of the peak that the whole step reaches (MFU).
         hours: of the whole training.
-        efficiency: the time of one accelerator against the sum of these, at most 1.
         why: what limits it, or why it is not possible, in words.
     """
 
@@ -59,7 +58,6 @@ class Scale:
     communication: float = 0.0
     utilisation: float = 0.0
     hours: float = 0.0
-    efficiency: float = 0.0
     why: str = ""
 
 
@@ -120,7 +118,6 @@ def scaling(recipe: Recipe, machine: Machine, flops: int, numbers: Sequence[int]
                 communication=communication,
                 utilisation=machine.utilisation * efficiency,
                 hours=recipe.train.steps * seconds / 3600,
-                efficiency=efficiency,
                 why=_why(efficiency, sent, here, ranks),
             )
         )

@@ -162,6 +162,8 @@ class TokensTable:
 
 
 GUIDANCE_SCHEDULES = ("constant", "linear", "power-cosine")
+DRAWN_BY = ("guidance_scale", "guidance_power", "guidance_schedule", "temperature", "top_k", "top_p")
+"""The settings in `SampleTable` that decide what is drawn from a model's predictions."""
 
 
 @settings

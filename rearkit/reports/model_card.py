@@ -11,6 +11,7 @@ import tomli_w
 from rearkit.contracts import num_parameters, square_side
 from rearkit.model import Model
 from rearkit.recipe.cleaning import without_folders
+from rearkit.recipe.tables import DRAWN_BY
 
 NAMES_SHOWN = 20
 
@@ -91,5 +92,4 @@ class Card:
 
 def _plain(model: Model) -> dict[str, Any]:
     """Return how samples are drawn."""
-    names = ("guidance_scale", "guidance_schedule", "guidance_power", "temperature", "top_k", "top_p")
-    return {name: getattr(model.recipe.sample, name) for name in names}
+    return {name: getattr(model.recipe.sample, name) for name in DRAWN_BY}

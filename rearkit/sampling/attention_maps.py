@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from rearkit.context_noise import predictions
 from rearkit.contracts import grid_of
 from rearkit.data.pixels import enlarged
 from rearkit.errors import RearkitError
@@ -83,9 +84,8 @@ def sample_maps(model: Model, images_Byx3: Tensor, tokens_BN: Tensor, classes_B:
     # The place that predicts a token is the one before it.
     watched = [prefix + index - 1 for index in (rows // 2 * columns + columns // 2, count - 1)]
     with AttentionWatch(watched, prefix + count) as watch:
-        logits_BNV, _ = backbone(tokens_BN.to(device), classes_B.to(device))
-    # The last position predicts nothing.
-    p_BNV = logits_BNV[:, :count].float().softmax(-1)
+        logits, _ = backbone(tokens_BN.to(device), classes_B.to(device))
+    p_BNV = predictions(logits, tokens_BN).float().softmax(-1)
     sorted_BNV = p_BNV.sort(-1, descending=True).values
     needed_BN = (sorted_BNV.cumsum(-1) < MOST).sum(-1) + 1
     maps = [sorted_BNV[..., 0], needed_BN.log() / math.log(p_BNV.shape[-1])]

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from rearkit.recipe.tables import DRAWN_BY
 from rearkit.system.npz_files import DAMAGE
 
 MEMBER = "manifest.json"
@@ -68,7 +69,7 @@ def manifest_lines(manifest: Manifest) -> list[str]:
     sample = recipe.get("sample", {})
     backbone = recipe.get("backbone", {})
     source = recipe.get("data", {}).get("source", {})
-    settings = ", ".join(f"{name} {sample[name]}" for name in SHOWN if name in sample)
+    settings = ", ".join(f"{name} {sample[name]}" for name in DRAWN_BY if name in sample)
     counts = manifest.get("counts_per_class", [])
     spread = f"{min(counts)} to {max(counts)}" if len(set(counts)) > 1 else f"{counts[0] if counts else 0}"
     weights = {name: digest[:12] for name, digest in manifest.get("weights", {}).items()}
@@ -85,6 +86,3 @@ def manifest_lines(manifest: Manifest) -> list[str]:
         "made with " + ", ".join(f"{name} {version}" for name, version in manifest.get("versions", {}).items()),
         *(["; ".join(other)] if size else []),
     ]
-
-
-SHOWN = ("guidance_scale", "guidance_power", "temperature", "top_k", "top_p")

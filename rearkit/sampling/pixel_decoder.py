@@ -9,11 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rearkit.contracts import Tokenizer, height_width
+from rearkit.contracts import ImageSize, Tokenizer, height_width
 from rearkit.data.pixels import to_uint8
 
-# Pixels that a GPU decodes at a time: 32 images of 256 × 256, of which a decoder's activations take about 3 GiB.
-PIXELS = 32 * 256**2
+# Pixels that a GPU decodes at a time: 8 images of 256 × 256, for which `plan` counts 1.3 GiB with maskgit-vqgan. More
+# would take more memory for hardly more speed: on an H100 (docs/gpu.md) one image alone takes 6.2 ms, most of it
+# launches, and one of 32 takes 1.65 ms, so that the arithmetic of 8, 13 ms, hides the launches.
+PIXELS = 8 * 256**2
+
+
+def images_at_once(image_size: ImageSize, cuda: bool) -> int:
+    """Return how many images are decoded at a time, at most."""
+    height, width = height_width(image_size)
+    # One by one on a CPU, since the rounding of a convolution depends on the number of images in its batch.
+    return max(1, PIXELS // (height * width)) if cuda else 1
 
 
 class PixelDecoder:
@@ -31,9 +40,7 @@ class PixelDecoder:
         on_gpu = device.type == "cuda"
         # On the default stream, an image would wait for the next batch, which is generated there meanwhile.
         self.stream = torch.cuda.Stream(device) if on_gpu else None
-        # One by one on a CPU, since the rounding of a convolution depends on the number of images in its batch.
-        height, width = height_width(tokenizer.image_size)
-        self.at_once = max(1, PIXELS // (height * width)) if on_gpu else 1
+        self.at_once = images_at_once(tokenizer.image_size, on_gpu)
 
     @torch.no_grad()
     def __call__(self, tokens_BN: Tensor) -> np.ndarray:

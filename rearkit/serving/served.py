@@ -14,11 +14,10 @@ from rearkit.evaluation.rebuilt import code_colours
 from rearkit.model import Model
 from rearkit.recipe.cleaning import without_places
 from rearkit.recipe.loading import recipe_to_dict
+from rearkit.recipe.tables import DRAWN_BY
 from rearkit.sampling.manifest import Manifest
 from rearkit.sampling.sampler import Sampler
 from rearkit.stages.sample import sample_manifest, size_record
-
-DEFAULTS = ("guidance_scale", "guidance_power", "guidance_schedule", "temperature", "top_k", "top_p")
 
 
 @attrs.frozen(eq=False)
@@ -78,7 +77,7 @@ class Served:
             "grid": self.grid,
             "codes": space.codebook_size,
             "device": self.sampler.device.type,
-            "defaults": {"seed": self.model.recipe.sample_seed, **{name: getattr(table, name) for name in DEFAULTS}},
+            "defaults": {"seed": self.model.recipe.sample_seed, **{name: getattr(table, name) for name in DRAWN_BY}},
             # Three bytes a code: its place along the codebook's main directions, so that like codes look alike.
             "colours": base64.b64encode(colours.contiguous().numpy().tobytes()).decode(),
         }

@@ -13,15 +13,13 @@ from rearkit.contracts import ImageSize, size_argument, size_text
 from rearkit.data.photos import keep_part
 from rearkit.errors import RearkitError
 from rearkit.recipe.settings import with_changes
-from rearkit.recipe.tables import SampleTable
+from rearkit.recipe.tables import DRAWN_BY, SampleTable
 from rearkit.sampling.editing import default_fade, known_tokens
 from rearkit.sampling.picture import class_text, find_class
 from rearkit.serving.limits import Limits
 from rearkit.serving.schema import ImageRequest
 from rearkit.serving.served import Served
 from rearkit.serving.uploads import Mask, Photos
-
-SETTINGS = ("guidance_scale", "guidance_power", "guidance_schedule", "temperature", "top_k", "top_p")
 
 
 @attrs.frozen(eq=False)
@@ -89,11 +87,11 @@ class Drawing:
         table = self.table
         # Whether there is guidance decides how many rows a step has, and so how a GPU rounds.
         guided = table.guidance_scale != 1
-        return (guided, *(getattr(table, name) for name in SETTINGS[1:]))
+        return (guided, *(getattr(table, name) for name in DRAWN_BY[1:]))
 
     def content(self) -> dict[str, Any]:
         """The request in full."""
-        given = {name: getattr(self.table, name) for name in SETTINGS}
+        given = {name: getattr(self.table, name) for name in DRAWN_BY}
         edit = self.edit
         some = {} if edit is None else {"photo": edit.name, "mask": edit.mask.text, "fade": edit.fade}
         whole = {"classes": list(self.classes), "count": self.count, "seed": self.seed, "first": self.first}
@@ -111,7 +109,7 @@ class Drawing:
             names: of all classes.
             size: of the images, if the model was trained at another.
         """
-        settings = [f"sample.seed={self.seed}", *(f"sample.{n}={getattr(self.table, n)}" for n in SETTINGS)]
+        settings = [f"sample.seed={self.seed}", *(f"sample.{n}={getattr(self.table, n)}" for n in DRAWN_BY)]
         options = " ".join(f"--set {setting}" for setting in settings)
         classes = ",".join(class_text(label, names) for label in self.classes)
         if "#" in classes:
@@ -137,7 +135,7 @@ def drawing_of(request: ImageRequest, served: Served, photos: Photos, limits: Li
         )
     # A JSON number is the class's number, also where another class has it as its name.
     labels = tuple(find_class(one if isinstance(one, str) else f"#{one}", names, "classes") for one in request.classes)
-    changes = {name: getattr(request, name) for name in SETTINGS if getattr(request, name) is not None}
+    changes = {name: getattr(request, name) for name in DRAWN_BY if getattr(request, name) is not None}
     seed = served.model.recipe.sample_seed if request.seed is None else request.seed
     table = with_changes(served.sampler.table, **changes)
     edit = _edit_of(request, served, photos, limits)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rearkit.context_noise import predictions
 from rearkit.contracts import Backbone
 from rearkit.data.subsets import drawn
 from rearkit.data.token_shards import TokenData
@@ -33,7 +34,7 @@ class Totals:
         """Add a batch: predict ``tokens_BN`` (B, N) from a context (B, N) and classes (B,)."""
         logits, _ = backbone(context_BN, classes_B)
         # In float32, even if the backbone computes in 16 bits: sums over thousands of tokens need the digits.
-        logits_BNV = logits[:, : tokens_BN.shape[1]].float()
+        logits_BNV = predictions(logits, tokens_BN).float()
         self.nats += F.cross_entropy(logits_BNV.flatten(0, 1), tokens_BN.flatten(), reduction="sum").item()
         self.right += (logits_BNV.argmax(-1) == tokens_BN).sum().item()
         self.count += tokens_BN.numel()

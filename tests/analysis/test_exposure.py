@@ -36,14 +36,15 @@ def counting(batch: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def test_clean_contexts_are_predicted_as_in_validation() -> None:
-    (clean,) = under_random_codes(Copier(5.0), counting(4), V, [0.0])
+    clean, *_ = under_random_codes(Copier(5.0), counting(4), V)
     expected = math.log(math.exp(5) + V - 1) - 5
     assert (clean.replaced, clean.accuracy) == (0.0, 1.0)
     assert clean.cross_entropy == pytest.approx(expected, rel=1e-5)
 
 
 def test_accuracy_falls_by_the_share_of_codes_that_are_wrong() -> None:
-    found = under_random_codes(Copier(5.0), counting(2000), V, [0.0, 0.2, 0.5, 1.0])
+    found = under_random_codes(Copier(5.0), counting(2000), V)
+    assert [one.replaced for one in found] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
     for one in found:
         wrong = one.replaced * (1 - 1 / V) * (N - 1) / N  # token 0 has no token before it
         assert one.accuracy == pytest.approx(1 - wrong, abs=0.01)
@@ -53,17 +54,24 @@ def test_accuracy_falls_by_the_share_of_codes_that_are_wrong() -> None:
 def test_the_draws_of_a_sure_and_right_model_cost_nothing_and_those_of_an_unsure_one_do() -> None:
     sure = under_own_draws(Copier(100.0), counting(50))
     assert all(one.accuracy == 1 for one in sure)
-    unsure = under_own_draws(Copier(0.0), counting(2000), [0.0, 1.0])
+    unsure = under_own_draws(Copier(0.0), counting(2000))
     assert unsure[0].cross_entropy == pytest.approx(math.log(V))  # uniform, whatever the context
-    half = under_own_draws(Copier(math.log(V - 1)), counting(2000), [0.0, 1.0])
+    half = under_own_draws(Copier(math.log(V - 1)), counting(2000))
     assert half[0].accuracy == 1
-    assert half[1].accuracy == pytest.approx(1 - 0.5 * (N - 1) / N, abs=0.01)  # each draw is right half the time
+    assert half[-1].replaced == 1
+    assert half[-1].accuracy == pytest.approx(1 - 0.5 * (N - 1) / N, abs=0.01)  # each draw is right half the time
 
 
-def test_the_same_seed_makes_the_same_contexts() -> None:
-    first, again = (under_random_codes(Copier(2.0), counting(20), V, [0.3]) for _ in range(2))
-    other = under_random_codes(Copier(2.0), counting(20), V, [0.3], seed=1)
-    assert first == again != other
+def test_a_code_that_is_ruled_out_is_not_drawn_where_the_random_number_is_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Code 0 comes first, and has a probability of 0 everywhere but at token 0.
+    monkeypatch.setattr(torch, "rand", lambda shape, generator: torch.zeros(shape))
+    (*_, all_of_it) = under_own_draws(Copier(1e4), counting(2))
+    assert all_of_it.accuracy == 1
+
+
+def test_all_models_are_measured_in_the_same_contexts() -> None:
+    first, again = (under_random_codes(Copier(2.0), counting(20), V) for _ in range(2))
+    assert first == again
 
 
 def test_own_draws_cost_nothing_at_the_first_token_and_what_a_wrong_token_costs_at_the_others() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rearkit.cli.main import cli
 from rearkit.components.regularizers.codebook_embedding import CodebookEmbedding
+from rearkit.components.tokenizers.maskgit_vqgan import MaskGITVQGAN
 from rearkit.contracts import RegularizerContext, num_parameters
 from rearkit.errors import RearkitError, RecipeError
 from rearkit.model import build, outline
@@ -24,6 +25,8 @@ from rearkit.planning.plan_tables import plan_rows
 from rearkit.planning.step_memory import GIB
 from rearkit.recipe.loading import load_recipe
 from rearkit.recipe.tables import Recipe
+from rearkit.sampling import pixel_decoder
+from rearkit.sampling.pixel_decoder import PixelDecoder
 
 MACHINE = Machine(ranks=2, memory=80 * GIB, tflops=100.0, utilisation=0.5)
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -72,6 +75,35 @@ def test_the_cache_grows_with_the_sampling_batch_and_guidance_doubles_it(tiny: C
     assert at(batch=8) >= 8 * keys_and_values
     assert at(batch=16) - at(batch=8) >= 8 * keys_and_values
     assert at(batch=8, guidance_scale=2.0) == at(batch=16)
+
+
+@pytest.mark.parametrize(
+    ("batch", "cuda", "images"),
+    [pytest.param(4, True, 4, id="all"), (16, True, 8), pytest.param(4, False, 1, id="cpu")],
+)
+def test_the_plan_decodes_as_many_images_at_once_as_the_sampler(
+    batch: int, cuda: bool, images: int, tiny: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny(sample={"batch": batch})
+    side = recipe.tokenizer.settings.image_size
+    monkeypatch.setattr(pixel_decoder, "PIXELS", 8 * side**2)
+    decoder = PixelDecoder(build(recipe).tokenizer, torch.device("cpu"), exact=True)
+    assert decoder.at_once == 1 and pixel_decoder.images_at_once(side, cuda=True) == 8
+    sizes, decode = [], MaskGITVQGAN.decode
+
+    def noted(self: MaskGITVQGAN, tokens_BN: Tensor) -> Tensor:
+        sizes.append(len(tokens_BN))
+        return decode(self, tokens_BN)
+
+    monkeypatch.setattr(MaskGITVQGAN, "decode", noted)
+    sampling_memory(recipe, cuda)
+    assert sizes == [images]
+
+
+def test_a_gpu_decodes_the_pixels_of_eight_images_of_256_at_once() -> None:
+    sizes = (256, 512, 1024, (64, 32))
+    assert [pixel_decoder.images_at_once(size, cuda=True) for size in sizes] == [8, 2, 1, 256]
+    assert [pixel_decoder.images_at_once(size, cuda=False) for size in sizes] == [1] * 4
 
 
 def test_weights_that_are_not_there_are_not_needed(tiny: Callable[..., Recipe]) -> None:

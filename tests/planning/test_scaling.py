@@ -51,7 +51,7 @@ def test_the_same_training_on_more_accelerators(tiny: Callable[..., Recipe]) -> 
     one, eight, many, most = scaling(recipe, GPUS, FLOPS, (1, 8, 16, 512))
     # 10^15 operations at 0.4 × 312 × 10^12 a second.
     assert one.compute == pytest.approx(8.013, abs=1e-3) and one.communication == 0
-    assert one.hours == pytest.approx(8.013, abs=1e-3) and one.efficiency == 1
+    assert one.hours == pytest.approx(8.013, abs=1e-3) and one.utilisation == 0.4
     assert (eight.micro_batch * eight.accumulation, many.micro_batch * many.accumulation) == (8, 4)
     assert eight.compute == pytest.approx(one.compute / 8)
     sent = messages(recipe, parameter_counts(recipe).trained, 1).sent(8, 1)
@@ -64,6 +64,6 @@ def test_the_same_training_on_more_accelerators(tiny: Callable[..., Recipe]) -> 
 def test_it_is_said_where_more_no_longer_help(tiny: Callable[..., Recipe]) -> None:
     slow = attrs.evolve(GPUS, between=1e3)
     near, far = scaling(recipe_of(tiny), slow, FLOPS, (8, 64))
-    assert near.efficiency > 0.99 and "past its scale" not in near.why
-    assert far.efficiency < 0.8 and far.why.startswith("past its scale")
-    assert far.utilisation == pytest.approx(0.4 * far.efficiency)
+    assert near.utilisation > 0.99 * 0.4 and "past its scale" not in near.why
+    assert far.utilisation < 0.8 * 0.4 and far.why.startswith("past its scale")
+    assert far.utilisation == pytest.approx(0.4 * far.compute / (far.compute + far.communication))

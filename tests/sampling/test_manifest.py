@@ -31,7 +31,9 @@ def files(folder: RunFolder) -> dict[str, Path]:
 
 
 def test_a_manifest_says_what_made_the_samples(tiny: Callable[..., Recipe], folder: RunFolder) -> None:
-    recipe = tiny(seed=7, sample={"num_images": 5, "guidance_scale": 3.5, "temperature": 0.75})
+    recipe = tiny(
+        seed=7, sample={"num_images": 5, "guidance_scale": 3.5, "guidance_schedule": "constant", "temperature": 0.75}
+    )
     found = sample_manifest(recipe, files(folder), [0, 1, 2, 0, 1], 4)
     assert found["weights"]["backbone"] == sha256(folder.stage("train") / "model.safetensors")
     assert found["weights"]["tokenizer"] == sha256(folder.stage("tokenizer") / "tokenizer.safetensors")
@@ -40,7 +42,8 @@ def test_a_manifest_says_what_made_the_samples(tiny: Callable[..., Recipe], fold
     assert found["recipe"] == recipe_to_dict(recipe)
     assert {"rearkit", "torch", "Python"} <= set(found["versions"])
     lines = "\n".join(manifest_lines(found))
-    assert "guidance_scale 3.5" in lines and "temperature 0.75" in lines and "5 images, 0 to 2 of each of 4" in lines
+    assert all(text in lines for text in ("guidance_scale 3.5", "guidance_schedule constant", "temperature 0.75"))
+    assert "5 images, 0 to 2 of each of 4" in lines
     assert sample_manifest(tiny(seed=8), files(folder), [0], 4) != found
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from rearkit.evaluation.rebuilt import reconstruct
+from rearkit.recipe.tables import DRAWN_BY
 from rearkit.sampling.editing import edit
 from rearkit.sampling.sampler import Sampler, sample
 from rearkit.serving.jobs import Job, Jobs
@@ -55,6 +56,12 @@ def test_images_are_those_of_the_command_line(settings: dict[str, Any], client: 
     wanted = expected(client, [3] * 3 + [7] * 3, [0, 1, 2] * 2, 5, **settings)
     assert np.array_equal(drawn(job), wanted)
     assert job["status"] == "done"
+
+
+def test_the_page_and_a_request_have_all_that_decides_what_is_drawn(client: Any) -> None:
+    page = client.get("/").body.decode()
+    assert all(f'id="{name}"' in page for name in DRAWN_BY)
+    assert set(DRAWN_BY) <= set(client.get("/openapi.json").json["components"]["schemas"]["ImageRequest"]["properties"])
 
 
 def test_20_people_at_once_get_each_their_own(client: Any) -> None:

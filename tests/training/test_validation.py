@@ -16,7 +16,7 @@ from rearkit.training import trainer as trainer_module
 from rearkit.training import validation
 from rearkit.training.loop import train
 from rearkit.training.trainer import Trainer
-from rearkit.training.validation import validate
+from rearkit.training.validation import Totals, validate
 
 CPU = torch.device("cpu")
 
@@ -30,6 +30,14 @@ def tokens(size: int = 20) -> TokenData:
 def make(tiny: Callable[..., Recipe]) -> Callable[..., Model]:
     """A fresh tiny model, with changes to [train]."""
     return lambda **table: build(tiny(train=table))
+
+
+def test_logits_of_the_places_of_a_prefix_are_not_compared_with_tokens(make: Callable[..., Model]) -> None:
+    tokens_BN, classes_B = tokens().take(np.arange(2))
+    backbone = make().backbone
+    backbone.forward = lambda *arguments: (torch.zeros(2, 18, 12), {})  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="cut off the positions of a prefix"):
+        Totals().add(backbone, tokens_BN, tokens_BN, classes_B)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import { Results } from "/page/results.js";
 const about = JSON.parse(document.body.dataset.about);
 const form = document.getElementById("settings");
 const by = (id) => document.getElementById(id);
-const DIALS = ["guidance_scale", "guidance_power", "temperature", "top_k", "top_p"];
-const SETTINGS = [...DIALS, "guidance_schedule"];
+const SETTINGS = Object.keys(about.defaults);
+const DIALS = SETTINGS.filter((name) => by(`${name}-range`));
 const VERBS = { draw: "Draw", edit: "Draw anew", rebuild: "Reconstruct" };
 
 const picker = new ClassPicker(about.classes);
@@ -44,7 +44,7 @@ function mode(wanted) {
 
 // Fill the settings in; those that are not given stay as they are.
 function fill(values) {
-  for (const name of [...SETTINGS, "seed", "first", "count"]) {
+  for (const name of [...SETTINGS, "first", "count"]) {
     if (values[name] === undefined || values[name] === null) continue;
     by(name).value = values[name];
     if (by(`${name}-range`)) by(`${name}-range`).value = values[name];
