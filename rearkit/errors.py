@@ -51,9 +51,13 @@ class RecipeError(RearkitError):
         super().__init__("\n".join(told))
         self.problems = problems
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors go from process to process by pickle, which would call the class with the text.
+        return type(self), (self.problems,), vars(self)
+
 
 class PluginError(RearkitError):
-    """A component that cannot be registered or found."""
+    """A component that cannot be registered or found, or does not keep its contract."""
 
 
 class WeightsError(RearkitError):
