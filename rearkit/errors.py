@@ -83,7 +83,7 @@ class DivergedError(RearkitError):
 
 
 class Interrupted(RearkitError):
-    """The run was asked to stop, and has saved its state."""
+    """The run was asked to stop; the message says whether its state was saved."""
 
     exit_code = EXIT_INTERRUPTED
 
