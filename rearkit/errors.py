@@ -51,9 +51,13 @@ class RecipeError(RearkitError):
         super().__init__("\n".join(told))
         self.problems = problems
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors go from process to process by pickle, which would call the class with the text.
+        return type(self), (self.problems,), vars(self)
+
 
 class PluginError(RearkitError):
-    """A component that cannot be registered or found."""
+    """A component that cannot be registered or found, or does not keep its contract."""
 
 
 class WeightsError(RearkitError):
@@ -79,7 +83,7 @@ class DivergedError(RearkitError):
 
 
 class Interrupted(RearkitError):
-    """The run was asked to stop, and has saved its state."""
+    """The run was asked to stop; the message says whether its state was saved."""
 
     exit_code = EXIT_INTERRUPTED
 

@@ -184,6 +184,8 @@ def build_backbone(recipe: Recipe, space: TokenSpace) -> Backbone:
 def check_weights(recipe: Recipe) -> list[str]:
     """Compare the weights that a recipe names with its modules' names and shapes, before hours go into other stages.
 
+    A backbone's are not, where neither the dataset nor their published layout tells the number of classes.
+
     Returns:
         what does not fit, one text for each file.
     """

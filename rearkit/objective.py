@@ -9,6 +9,7 @@ forward pass, `capture` around it, `Objective` after it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -51,7 +52,7 @@ class Objective(nn.Module):
         for name, regularizer in regularizers.items():
             if not isinstance(regularizer, nn.Module):
                 raise TypeError(f"regularizer {name!r} is not an nn.Module")
-            unknown = [field for field in getattr(regularizer, "reads", ()) if field not in OPTIONAL]
+            unknown = [field for field in fields_read(regularizer) if field not in OPTIONAL]
             if unknown:
                 raise ValueError(f"regularizer {name!r} reads {unknown[0]!r}; it can read: {', '.join(OPTIONAL)}")
         self.regularizers = nn.ModuleDict(dict(regularizers))
@@ -128,16 +129,25 @@ def fields_read(regularizer: nn.Module) -> tuple[str, ...]:
 
 def regularizer_terms(regularizer: nn.Module, step: TrainingStep) -> Mapping[str, Tensor]:
     """Return a regularizer's terms, having hidden from it what it does not say that it reads."""
-    unread: dict[str, Any] = {field: None for field in OPTIONAL if field not in fields_read(regularizer)}
     terms: Mapping[str, Tensor]
-    try:
-        inspect.signature(regularizer.forward).bind(step)
-    except TypeError:
-        # A regularizer written for rearkit 0.1, which took these four.
-        terms = regularizer(step.hidden, step.tokens_BN, step.replaced_BN, step.prefix_length)
-    else:
+    if _takes_step(type(regularizer)):
+        unread: dict[str, Any] = {field: None for field in OPTIONAL if field not in fields_read(regularizer)}
         terms = regularizer(attrs.evolve(step, **unread))
+    else:
+        terms = regularizer(step.hidden, step.tokens_BN, step.replaced_BN, step.prefix_length)
     return terms
+
+
+# Looked up once, since each micro-batch asks.
+@functools.cache
+def _takes_step(kind: type[nn.Module]) -> bool:
+    """Return whether regularizers of a class take a `TrainingStep`; those written for rearkit 0.1 take four tensors."""
+    try:
+        # The regularizer itself and a step.
+        inspect.signature(kind.forward).bind(None, None)
+    except TypeError:
+        return False
+    return True
 
 
 def _check_terms(regularizer: str, terms: Mapping[str, Tensor]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -164,11 +163,14 @@ def classes_of(path: str | Path, component: Component, key: str | None = None) -
     if layout is None:
         return None
     for variant in _variants(read_state_dict(path, key)):
-        # Layouts may fail in any way on weights that they were not written for.
-        with contextlib.suppress(Exception):
-            found = _translated(layout, variant)
-            if _is_ours(layout, found):
-                return int(layout.sizes(found)["classes"])
+        found = _translated(layout, variant)
+        if _is_ours(layout, found):
+            try:
+                classes = layout.sizes(found).get("classes")
+            # Tensors are missing, or of other shapes.
+            except (LookupError, ValueError, ArithmeticError):
+                continue
+            return None if classes is None else int(classes)
     return None
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -211,6 +212,19 @@ def test_a_regularizer_of_the_first_version_goes_on_working() -> None:
     hidden, replaced = {0: torch.ones(1, 4, 2)}, torch.tensor([[True, False]])
     loss = Objective({"old": Old()})(torch.randn(1, 2, 3), hidden, torch.tensor([[0, 2]]), replaced, 2)
     torch.testing.assert_close(loss.total, loss.parts["cross_entropy"] + 2 * (1 + 2 + 1))
+
+
+def test_how_a_regularizer_is_called_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mine(Constant):
+        """A class that was not asked about before."""
+
+    looked: list[Any] = []
+    signature = inspect.signature
+    monkeypatch.setattr(inspect, "signature", lambda given: looked.append(given) or signature(given))
+    objective = Objective({"a": Mine(1.0, [], x=1.0), "b": Mine(2.0, [], x=1.0)})
+    for _ in range(3):
+        objective(torch.randn(1, 2, 3), {}, torch.tensor([[0, 2]]), torch.zeros(1, 2).bool(), 1)
+    assert looked == [Mine.forward]
 
 
 def test_a_field_that_cannot_be_read_is_refused() -> None:

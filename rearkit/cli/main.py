@@ -15,8 +15,9 @@ import click
 from rearkit import errors
 from rearkit.cli import COMMANDS
 from rearkit.cli.examples import Group, example_lines, program
-from rearkit.system.console import is_main_process, number_in_environment, stderr
+from rearkit.system.console import stderr
 from rearkit.system.files import FULL
+from rearkit.system.ranks import is_main_process, world_size
 from rearkit.system.signals import GUARD, STOPPED, exit_code
 
 # Seconds that other ranks wait before they report an error: enough for the launcher to stop them after the first has.
@@ -154,7 +155,7 @@ def _tells_of_a_lost_rank(error: Exception) -> bool:
     phrases = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "failed to recv")
     if not isinstance(error, RuntimeError):
         return False
-    return number_in_environment("WORLD_SIZE", 1) > 1 and any(phrase in str(error) for phrase in phrases)
+    return world_size() > 1 and any(phrase in str(error) for phrase in phrases)
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

@@ -189,7 +189,14 @@ class PublishedLayout(Protocol):
         ...
 
     def sizes(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Return the settings that a state dict in rearkit's layout needs, read from its shapes."""
+        """Return what a state dict in rearkit's layout was made for, as far as its shapes tell.
+
+        Settings by their names and, of a backbone, three numbers that are no settings: ``"codebook of"``, ``"classes"``
+        and ``"tokens an image"``. With the classes, weights are compared before a run whose images are not there yet.
+
+        Raises:
+            KeyError, IndexError, ValueError: tensors are missing, or have other shapes than the layout's.
+        """
         ...
 
 

@@ -60,7 +60,7 @@ def is_lean() -> bool:
 
 class _LeanLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, prepare: Prepare | None, weight: Tensor, bias: Tensor, *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, prepare: Prepare | None, weight: Tensor, bias: Tensor | None, *inputs: Tensor) -> Tensor:
         ctx.prepare = prepare
         ctx.save_for_backward(weight, *inputs)
         return product(inputs[0] if prepare is None else prepare(*inputs), weight, bias)
@@ -83,11 +83,15 @@ class _LeanLinear(torch.autograd.Function):
             wanted = [value for value in again if value.requires_grad]
             found = iter(torch.autograd.grad(x, wanted, grad_prepared))
             grads = [next(found) if value.requires_grad else None for value in again]
-        x = x.detach().reshape(-1, x.shape[-1])
-        # MKL multiplies transposed matrices as they are. oneDNN copies the first one, which pays only if it is small.
-        grad_weight = product(rows.t(), x.t()) if rows.shape[1] < x.shape[1] else rows.t() @ x
-        # In the order of forward's arguments: prepare, weight, bias, inputs.
-        return None, grad_weight, rows.sum(0), *grads
+        # In the order of forward's arguments: prepare, weight, bias, inputs. Some are frozen, and there may be no bias.
+        _, wants_weight, wants_bias, *_ = ctx.needs_input_grad
+        grad_weight = None
+        if wants_weight:
+            x = x.detach().reshape(-1, x.shape[-1])
+            # MKL multiplies transposed matrices as they are. oneDNN copies the first one, which pays only if it is
+            # small.
+            grad_weight = product(rows.t(), x.t()) if rows.shape[1] < x.shape[1] else rows.t() @ x
+        return None, grad_weight, rows.sum(0) if wants_bias else None, *grads
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -26,10 +26,11 @@ from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.stage import Outcome, Stage, hash_of
 from rearkit.stages.tokenizer import fitted_tokenizer
 from rearkit.system import distributed
-from rearkit.system.console import is_main_process, say
+from rearkit.system.console import say
 from rearkit.system.devices import resolve_device
 from rearkit.system.files import write_json
 from rearkit.system.hub import hub_records
+from rearkit.system.ranks import is_main_process
 
 if TYPE_CHECKING:
     from rearkit.evaluation.gaussians import Gaussian

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
+
+from rearkit.system.ranks import is_main_process, number_in_environment
 
 # Seconds between lines where there is no terminal: often enough to see progress, without filling a log.
 LINE_EVERY_S = 15.0
@@ -32,12 +33,6 @@ def printable(text: str) -> str:
     return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def number_in_environment(name: str, default: int) -> int:
-    """Return a variable that a launcher sets; what is no number was set by something else."""
-    given = os.environ.get(name, "")
-    return int(given) if given.isdecimal() else default
-
-
 class _Printing(Console):
     """A console on which no text has control characters, cells of tables included."""
 
@@ -53,13 +48,6 @@ console = _Printing(highlight=False, soft_wrap=True)
 if not console.is_terminal and not number_in_environment("COLUMNS", 0):
     console.width = WIDE
 stderr = _Printing(stderr=True, highlight=False, soft_wrap=True)
-
-
-def is_main_process() -> bool:
-    """Return whether this is rank 0, the only rank that prints."""
-    # Read from the environment, since messages are also printed before the process group exists. A shell may keep RANK
-    # from another job.
-    return number_in_environment("RANK", 0) == 0 or number_in_environment("WORLD_SIZE", 1) == 1
 
 
 def say(text: str) -> None:

@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.distributed import Store  # type: ignore[attr-defined]
 
 from rearkit.errors import EXIT_INTERNAL, RearkitError
-from rearkit.system.console import number_in_environment
+from rearkit.system.ranks import rank as rank
+from rearkit.system.ranks import world_size as world_size
 from rearkit.system.rendezvous import looks, meet
 from rearkit.system.signals import exit_code
 
@@ -67,17 +68,6 @@ def adopt_slurm() -> None:
     # so that two of them on one node get different ports.
     step = int(environment.get("SLURM_JOB_ID", "0")) + 101 * int(environment["SLURM_STEP_ID"])
     environment.setdefault("MASTER_PORT", str(20_000 + step % 20_000))
-
-
-def world_size() -> int:
-    """Return the number of ranks that the launcher started."""
-    return number_in_environment("WORLD_SIZE", 1)
-
-
-def rank() -> int:
-    """Return this process's rank."""
-    # A shell may keep RANK from another job.
-    return number_in_environment("RANK", 0) if world_size() > 1 else 0
 
 
 def local_device(device: torch.device) -> torch.device:

@@ -10,6 +10,8 @@ import signal
 import sys
 import time
 
+from rearkit.system.ranks import is_main_process
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType, TracebackType
@@ -169,7 +171,7 @@ class Guard:
 
     def leave(self) -> None:
         """End the process now, with its line if it has said none, and with the processes that it started."""
-        if self.code is None and os.environ.get("RANK", "0") == "0":
+        if self.code is None and is_main_process():
             # Written past all buffers and locks, which the main thread may hold; a progress bar hides the cursor.
             start = "\x1b[?25h\n" if os.isatty(2) else ""
             os.write(2, f"{start}error: {STOPPED}\n".encode())

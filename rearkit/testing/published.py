@@ -39,7 +39,13 @@ def check_published(component: Component, state: State, settings: Any, space: To
     own = {name: value for name, value in ours.items() if not name.startswith(EXTRA)}
     _check_fit(component, own, settings, space, "the settings given")
     sizes = layout.sizes(own)
-    # More than settings may be told: the codes, classes and tokens that a backbone's weights are for.
+    if space is not None:
+        numbers = {
+            "codebook of": space.codebook_size, "classes": space.num_classes, "tokens an image": space.num_tokens
+        }  # fmt: skip
+        wrong = {name: sizes[name] for name in numbers.keys() & sizes.keys() if sizes[name] != numbers[name]}
+        require(not wrong, f"sizes must tell the numbers that the weights are for, {numbers}; found {wrong}")
+    # More than settings may be told.
     known = {field.name for field in attrs.fields(component.settings)}
     told = {name: tuple(v) if isinstance(v, list) else v for name, v in sizes.items() if name in known}
     require(told, f"sizes must tell settings by their names; found {list(sizes)}")

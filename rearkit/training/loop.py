@@ -114,7 +114,8 @@ def train_checked(
                 trainer.save(anyway=stopped > 0)
             if stopped:
                 raise interruption(stopped, f"train: stopped at step {trainer.done} of {steps}", folder is not None)
-    last = trainer.last
+    # The first rank's, which alone has the log of an earlier call: all ranks validate, or none does.
+    last = distributed.from_main(lambda: trainer.last)
     # The call that took the last step may have ended in this validation.
     if held_out is not None and HELD_OUT_LOSS not in last:
         last = last | validate(model, held_out, device)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rearkit.data.pixels import save_grid
-from rearkit.errors import RearkitError
+from rearkit.errors import RearkitError, first_line
 from rearkit.model import Model, build_backbone
 from rearkit.recipe.settings import with_changes
 from rearkit.sampling.sampler import Sampler
@@ -56,7 +56,7 @@ class Pictures:
         # A model that has just begun may have no numbers to draw by; a GPU may be full. Neither may stop a training.
         except (RearkitError, RuntimeError) as error:
             self.works = False
-            say(f"train: step {step}: no more pictures of samples: {str(error).splitlines()[0]}")
+            say(f"train: step {step}: no more pictures of samples: {first_line(error)}")
 
 
 def read_pictures(place: Path) -> dict[int, Path]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -26,6 +28,17 @@ def test_a_lean_layer_and_its_gradients_are_those_of_the_plain_one() -> None:
     found = gradients(ours, x, scale, lean.weight, lean.bias)
     for mine, other in zip(found, gradients(theirs, x, scale, plain.weight, plain.bias), strict=True):
         torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("prepare", [None, torch.sin])
+def test_a_lean_layer_gives_the_gradients_that_are_wanted(bias: bool, frozen: bool, prepare: Any) -> None:
+    layer = LeanLinear(3, 4, bias=bias, dtype=torch.float64)
+    layer.weight.requires_grad_(not frozen)
+    x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    wanted = [x, *(parameter for parameter in layer.parameters() if parameter.requires_grad)]
+    assert torch.autograd.gradcheck(lambda *given: layer(x, prepare=prepare), wanted)
 
 
 def test_what_a_function_before_a_lean_layer_makes_is_not_kept() -> None:

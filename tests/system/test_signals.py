@@ -65,3 +65,19 @@ def test_a_signal_ends_the_process_in_one_line(moment: str, tmp_path: Path) -> N
     assert done.returncode == CODES[number], done.stderr
     assert done.stderr == "error: stopped; what is finished is kept, run the same command to go on\n"
     assert done.stdout == ""
+
+
+# Without WORLD_SIZE there is one process, whatever RANK a shell has kept from another job.
+@pytest.mark.parametrize(
+    ("variables", "speaks"),
+    [({}, True), ({"RANK": "3"}, True), ({"RANK": "3", "WORLD_SIZE": "4"}, False), ({"WORLD_SIZE": "4"}, True)],
+)
+def test_the_first_rank_alone_says_that_it_leaves(variables: dict[str, str], speaks: bool) -> None:
+    program = "from rearkit.system import signals; signals.GUARD.leave()"
+    environment = {name: value for name, value in ENVIRONMENT.items() if name not in ("RANK", "WORLD_SIZE")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment | variables, capture_output=True, text=True, timeout=20
+    )
+    assert done.stderr == (
+        "error: stopped; what is finished is kept, run the same command to go on\n" if speaks else ""
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 
 from rearkit import Component, setting, settings
 from rearkit.components.backbones.dit_ar_blocks import DiTARSettings
+from rearkit.components.backbones.dit_ar_weights import DiTARLayout
 from rearkit.components.tokenizers.maskgit_vqgan import MaskGITVQGANSettings
 from rearkit.contracts import EXTRA, TokenSpace
 from rearkit.registry import plugins
 from rearkit.testing import check_component, check_published
+from rearkit.weights import classes_of, write_state_dict
 
 State = Mapping[str, Tensor]
 
@@ -37,6 +40,55 @@ def test_the_built_in_layouts_keep_their_contract(reference: Callable[[str], Any
         embedding_dim=8,
     )
     check_published(plugins.find("tokenizer", "maskgit-vqgan"), load_file(case.weights), tokenizer)
+
+
+class Miscounts(DiTARLayout):
+    """Takes "no label" for a class."""
+
+    def sizes(self, state: State) -> dict[str, Any]:
+        found = super().sizes(state)
+        return found | {"classes": found["classes"] + 1}
+
+
+class TellsLess(DiTARLayout):
+    """Tells settings alone, as before rearkit 0.2."""
+
+    def sizes(self, state: State) -> dict[str, Any]:
+        return {name: value for name, value in super().sizes(state).items() if name == "num_layers"}
+
+
+class Fails(DiTARLayout):
+    """Needs what the weights have not, or has a mistake."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def sizes(self, state: State) -> dict[str, Any]:
+        raise self.error
+
+
+def test_what_sizes_tells_beside_settings_is_compared_and_may_be_left_out(
+    reference: Callable[[str], Any], tmp_path: Path
+) -> None:
+    case, component = reference("tiny"), plugins.find("backbone", "dit-ar")
+    numbers = case.sizes
+    given = DiTARSettings(hidden_size=numbers["hidden_size"], num_layers=numbers["num_layers"], num_heads=4)
+    space = TokenSpace(numbers["num_tokens"], numbers["codebook_size"], numbers["num_classes"])
+
+    def with_layout(layout: DiTARLayout) -> Component:
+        return attrs.evolve(component, published=layout)
+
+    state, classes = load_file(case.weights), numbers["num_classes"]
+    with pytest.raises(AssertionError, match=f"numbers that the weights are for.*found {{'classes': {classes + 1}}}"):
+        check_published(with_layout(Miscounts()), state, given, space)
+    check_published(with_layout(TellsLess()), state, given, space)
+    path = tmp_path / "weights.safetensors"
+    write_state_dict(path, state)
+    assert classes_of(path, component) == classes
+    assert classes_of(path, with_layout(TellsLess())) is None
+    assert classes_of(path, with_layout(Fails(KeyError("embeddings.weight")))) is None
+    with pytest.raises(TypeError, match="a mistake"):
+        classes_of(path, with_layout(Fails(TypeError("a mistake"))))
 
 
 @settings

@@ -50,13 +50,21 @@ def test_training_does_not_notice(tiny: Tiny, tmp_path: Path) -> None:
     assert not read_pictures(tmp_path / "0") and len(read_pictures(tmp_path / "2")) == 4
 
 
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory\nmore lines"), "CUDA out of memory"),
+        (RuntimeError(), "RuntimeError"),
+    ],
+)
 def test_what_cannot_be_drawn_is_said_once(
-    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    error: Exception, text: str, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     def full(*given: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmore lines")
+        raise error
 
     monkeypatch.setattr("rearkit.training.pictures.Sampler", full)
     train(build(tiny(train={"steps": 4, "checkpoint_every": 1})), tokens(), folder=tmp_path)
     said = [line for line in capsys.readouterr().out.splitlines() if "pictures" in line]
-    assert said == ["train: step 1: no more pictures of samples: CUDA out of memory. Tried to allocate"]
+    assert said == [f"train: step 1: no more pictures of samples: {text}"]

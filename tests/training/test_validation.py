@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,3 +108,73 @@ def test_a_part_of_a_split_in_which_two_classes_come_in_turn_has_both(
     assert validate(model, data, CPU) == validate(model, data, CPU)
     first, again = seen
     assert len(first) == 11 and set(first.tolist()) == {0, 1} and torch.equal(first, again)
+
+
+# Trains on two ranks at three ZeRO stages. Each rank notes the batches and the figures of a validation, those of a call
+# that finds all done, which only the first rank has read from the log, and those of one that is not shared.
+SCRIPT = """
+import json, os, sys
+from pathlib import Path
+
+import numpy as np, torch
+from rearkit.data.token_shards import TokenData
+from rearkit.model import build
+from rearkit.recipe.loading import load_recipe
+from rearkit.system import distributed
+from rearkit.training.loop import train
+from rearkit.training.trainer import Trainer
+from rearkit.training.validation import validate
+
+folder, recipe, size = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
+codes = np.random.default_rng(0).integers(12, size=(20, 16))
+data = TokenData.from_arrays(codes, np.arange(20) % 10)
+held_out = TokenData.from_arrays(codes[:size], np.arange(size) % 10)
+found, report = [], Trainer.report
+
+
+def noted(trainer, values):
+    rows.clear()
+    report(trainer, values)
+
+
+Trainer.report = noted
+for stage in (0, 2, 3):
+    recipe["train"] |= {"zero_stage": stage}
+    model, rows = build(load_recipe(recipe)), []
+    model.backbone.register_forward_pre_hook(lambda module, given: rows.append(len(given[0])))
+    shared = train(model, data, held_out, folder / str(stage)).last
+    batches = list(rows)
+    again = train(build(load_recipe(recipe)), data, held_out, folder / str(stage)).last
+    several, distributed.several = distributed.several, lambda: False
+    alone = validate(model, held_out, torch.device("cpu"))
+    distributed.several = several
+    found.append([batches, *({name: one[name] for name in alone} for one in (shared, again, alone))])
+(folder / f"{os.environ['RANK']}.json").write_text(json.dumps(found))
+distributed.leave()
+"""
+
+
+@pytest.mark.parametrize(
+    ("size", "batches"),
+    [
+        # Five images and four, of two at once: the second rank would be a forward pass short.
+        (9, [2, 2, 1]),
+        pytest.param(1, [1], marks=pytest.mark.slow),
+    ],
+)
+def test_ranks_share_a_validation_and_its_figures_stay(
+    size: int, batches: list[int], tmp_path: Path, tiny_recipe: Any
+) -> None:
+    recipe = tiny_recipe(train={"steps": 1, "global_batch": 4, "micro_batch": 2})
+    (tmp_path / "script.py").write_text(SCRIPT)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launcher, str(tmp_path / "script.py"), str(tmp_path), json.dumps(recipe), str(size)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert len(first) == len(second) == 3
+    for one, other in zip(first, second, strict=True):
+        assert one[0] == other[0] == batches
+        assert one[1] == other[1] == one[2] == other[2]
+        assert one[1] == pytest.approx(one[3], rel=1e-6)

@@ -57,12 +57,16 @@ class AliTokARLayout(_SameLayout):
         return all(key in state for key in needed)
 
     def sizes(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Read the settings from the shapes, which do not show the number of prefix tokens."""
-        hidden_size = state["embeddings.weight"].shape[1]
+        """Read the settings from the shapes, which show neither the number of prefix tokens nor that of all."""
+        rows, hidden_size = state["embeddings.weight"].shape
+        codebook_size = state["output.weight"].shape[0]
         return {
             "hidden_size": hidden_size,
             "num_layers": _blocks(state, "blocks."),
             "num_heads": hidden_size // state["blocks.0.attn.q_norm.weight"].shape[0],
+            "codebook of": codebook_size,
+            # The mask token and "no label" are the other two rows.
+            "classes": rows - codebook_size - 2,
         }
 
 

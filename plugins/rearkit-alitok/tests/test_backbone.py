@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,11 +13,11 @@ from rearkit_alitok import rearkit_components
 from rearkit_alitok.backbone import AliTokAR
 from rearkit_alitok.blocks import AliTokARSettings
 from rearkit_alitok.rotary import rotary_table, rotate
-from rearkit_alitok.weights import AliTokARLayout
 
 import rearkit
 from rearkit.contracts import RegularizerContext, TokenSpace, num_parameters
 from rearkit.testing import check_backbone, check_component, check_published, check_settings
+from rearkit.weights import classes_of, write_state_dict
 
 AGREE = {"rtol": 0, "atol": 1e-4}
 (COMPONENT,) = (component for component in rearkit_components() if component.kind == "backbone")
@@ -32,7 +33,7 @@ def case(reference: Callable[[str], Any]) -> Any:
 def backbone(case: Any) -> AliTokAR:
     sizes = case.sizes
     module = AliTokAR(
-        AliTokARSettings(**AliTokARLayout().sizes(case.weights), prefix_tokens=sizes["prefix_tokens"]),
+        AliTokARSettings(**{name: sizes[name] for name in ("hidden_size", "num_layers", "num_heads", "prefix_tokens")}),
         TokenSpace(sizes["num_tokens"], sizes["codebook_size"], sizes["num_classes"]),
     )
     module.load_state_dict(case.weights)
@@ -80,6 +81,12 @@ def test_published_weights_are_recognised_and_translate_there_and_back(case: Any
     )
     space = TokenSpace(sizes["num_tokens"], sizes["codebook_size"], sizes["num_classes"])
     check_published(COMPONENT, case.weights, settings, space)
+
+
+def test_weights_tell_the_number_of_classes_where_the_images_are_not_there(case: Any, tmp_path: Path) -> None:
+    write_state_dict(tmp_path / "weights.safetensors", case.weights)
+    assert classes_of(tmp_path / "weights.safetensors", COMPONENT) == case.sizes["num_classes"]
+    assert COMPONENT.published.sizes(case.weights)["codebook of"] == case.sizes["codebook_size"]
 
 
 @given(

@@ -78,10 +78,13 @@ class LlamaGenGPTLayout:
         }
 
     def sizes(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Read the settings from the shapes, which do not show the number of heads."""
+        """Read the settings from the shapes, which show neither the number of heads nor that of tokens."""
         return {
             "hidden_size": state["tok_embeddings.weight"].shape[1],
             "num_layers": _numbers(state, "blocks."),
+            "codebook of": state["output.weight"].shape[0],
+            # The other row is "no label".
+            "classes": state["cls_embedding.embedding_table.weight"].shape[0] - 1,
         }
 
 

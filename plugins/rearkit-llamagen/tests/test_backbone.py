@@ -31,14 +31,12 @@ def case(reference: Callable[[str], Any]) -> Any:
 
 @pytest.fixture(scope="module")
 def backbone(case: Any) -> LlamaGenGPT:
-    """The reference case's, from the sizes that its weights tell, and the number of heads, which they don't."""
-    layout, sizes = LlamaGenGPTLayout(), case.sizes
-    state = layout.to_rearkit(case.weights)
+    sizes = case.sizes
     module = LlamaGenGPT(
-        LlamaGenGPTSettings(**layout.sizes(state), num_heads=sizes["num_heads"]),
+        LlamaGenGPTSettings(**{name: sizes[name] for name in ("hidden_size", "num_layers", "num_heads")}),
         TokenSpace(sizes["num_tokens"], sizes["codebook_size"], sizes["num_classes"]),
     )
-    module.load_state_dict(state)
+    module.load_state_dict(LlamaGenGPTLayout().to_rearkit(case.weights))
     return module.eval()
 
 
