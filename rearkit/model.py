@@ -194,10 +194,8 @@ def check_weights(recipe: Recipe) -> list[str]:
     modules: dict[str, tuple[TokenizerTable | BackboneTable, Tokenizer | Backbone]] = {}
     if recipe.tokenizer.weights is not None:
         modules["tokenizer"] = (recipe.tokenizer, cheaply(lambda: build_tokenizer(recipe, load=False)))
-    if recipe.backbone.weights is not None:
-        classes = _num_classes(recipe)
-        if classes is not None:
-            modules["backbone"] = (recipe.backbone, cheaply(lambda: _initial_backbone(recipe, classes)))
+    if recipe.backbone.weights is not None and (classes := _num_classes(recipe)) is not None:
+        modules["backbone"] = (recipe.backbone, cheaply(lambda: _initial_backbone(recipe, classes)))
     problems = []
     for kind, (table, module) in modules.items():
         try:

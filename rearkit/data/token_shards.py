@@ -26,7 +26,8 @@ from rearkit.data.training_data import TrainingSamples
 from rearkit.data.whole_tars import members_in_tar
 from rearkit.errors import DataError
 from rearkit.system.console import progress_bar, say
-from rearkit.system.files import check_disk, read_npy_header, sha256
+from rearkit.system.files import check_disk, sha256
+from rearkit.system.npz_files import read_npy_header
 
 # Bytes read at a time where all tokens are looked at.
 BLOCK = 1 << 24
