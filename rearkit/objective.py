@@ -130,7 +130,7 @@ def fields_read(regularizer: nn.Module) -> tuple[str, ...]:
 def regularizer_terms(regularizer: nn.Module, step: TrainingStep) -> Mapping[str, Tensor]:
     """Return a regularizer's terms, having hidden from it what it does not say that it reads."""
     terms: Mapping[str, Tensor]
-    if _takes_step(type(regularizer)):
+    if _takes_step(type(regularizer).forward):
         unread: dict[str, Any] = {field: None for field in OPTIONAL if field not in fields_read(regularizer)}
         terms = regularizer(attrs.evolve(step, **unread))
     else:
@@ -140,11 +140,11 @@ def regularizer_terms(regularizer: nn.Module, step: TrainingStep) -> Mapping[str
 
 # Looked up once, since each micro-batch asks.
 @functools.cache
-def _takes_step(kind: type[nn.Module]) -> bool:
-    """Return whether regularizers of a class take a `TrainingStep`; those written for rearkit 0.1 take four tensors."""
+def _takes_step(forward: Callable[..., Any]) -> bool:
+    """Return whether a class's ``forward`` takes a `TrainingStep`; one written for rearkit 0.1 takes four tensors."""
     try:
         # The regularizer itself and a step.
-        inspect.signature(kind.forward).bind(None, None)
+        inspect.signature(forward).bind(None, None)
     except TypeError:
         return False
     return True
