@@ -141,7 +141,7 @@ def regularizer_terms(regularizer: nn.Module, step: TrainingStep) -> Mapping[str
 # Looked up once, since each micro-batch asks.
 @functools.cache
 def _takes_step(forward: Callable[..., Any]) -> bool:
-    """Return whether a regularizer's method takes a `TrainingStep`; those written for rearkit 0.1 take four tensors."""
+    """Return whether a class's ``forward`` takes a `TrainingStep`; one written for rearkit 0.1 takes four tensors."""
     try:
         # The regularizer itself and a step.
         inspect.signature(forward).bind(None, None)
