@@ -56,6 +56,12 @@ class PluginError(RearkitError):
     """A component that cannot be registered or found."""
 
 
+class ContractError(PluginError):
+    """A component that breaks its contract, as far as its authors have to mend it."""
+
+    exit_code = EXIT_PLUGIN
+
+
 class WeightsError(RearkitError):
     """Weights that do not fit the module that the recipe describes."""
 

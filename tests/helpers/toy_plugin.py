@@ -9,7 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rearkit.contracts import Backbone, FittableTokenizer, Regularizer, RegularizerContext, TokenSpace, TrainingStep
+from rearkit.contracts import (
+    Backbone,
+    FittableTokenizer,
+    NoiseStep,
+    Regularizer,
+    RegularizerContext,
+    TokenSpace,
+    TrainingStep,
+)
 from rearkit.recipe.settings import settings
 from rearkit.registry import plugins
 from rearkit.registry.component import Component
@@ -100,6 +108,19 @@ class Patches(FittableTokenizer):
     def fit_loss(self, images_B3RR: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         loss = F.mse_loss(self.decode(self.encode(images_B3RR)), images_B3RR)
         return loss, {"mse": loss}
+
+
+class Zeros:
+    """A schedule that replaces everything by token 0."""
+
+    def __init__(self, settings: Plain) -> None:
+        pass
+
+    def rates(self, progress: float, batch: int, generator: torch.Generator) -> Tensor:
+        return torch.ones(batch)
+
+    def replacements(self, step: NoiseStep) -> Tensor:
+        return torch.zeros_like(step.tokens_BN)
 
 
 class Small(Regularizer):
