@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rearkit.contracts import Tokenizer, height_width
 from rearkit.data.pixels import to_uint8
+from rearkit.registry.contract import blaming
 
 # Pixels that a GPU decodes at a time: 32 images of 256 × 256, of which a decoder's activations take about 3 GiB.
 PIXELS = 32 * 256**2
@@ -38,7 +39,8 @@ class PixelDecoder:
     @torch.no_grad()
     def __call__(self, tokens_BN: Tensor) -> np.ndarray:
         """Decode tokens (B, N), on the CPU, to images (B, H, W, 3) uint8."""
-        with torch.cuda.stream(self.stream) if self.stream else contextlib.nullcontext(), _tf32(not self.exact):
+        stream = torch.cuda.stream(self.stream) if self.stream else contextlib.nullcontext()
+        with stream, _tf32(not self.exact), blaming(self.tokenizer):
             images = [
                 to_uint8(self.tokenizer.decode(part.to(self.device))).permute(0, 2, 3, 1).cpu()
                 for part in tokens_BN.split(self.at_once)
