@@ -16,8 +16,9 @@ from torch import Tensor
 
 from rearkit.contracts import NoiseSchedule, NoiseStep
 from rearkit.contracts.methods import PREDICTIONS
-from rearkit.errors import PluginError
+from rearkit.errors import ContractError
 from rearkit.recipe.settings import settings
+from rearkit.registry.contract import blaming, broken
 
 
 @settings
@@ -97,7 +98,9 @@ def corrupt(
             raise ValueError(f"noise {type(noise).__name__} reads the model's predictions: give corrupt(predict=…)")
         with torch.no_grad():
             logits = predictions(predict(tokens_BN), tokens_BN)
-    return NoisyContext(replaced(tokens_BN, draw, noise, progress, logits), draw.replaced_BN, draw.rates_B.cpu())
+    context_BN = replaced(tokens_BN, draw, noise, progress, logits)
+    check_replacements(context_BN, draw.replaced_BN, noise, codebook_size)
+    return NoisyContext(context_BN, draw.replaced_BN, draw.rates_B.cpu())
 
 
 def predictions(logits: Tensor, tokens_BN: Tensor) -> Tensor:
@@ -140,7 +143,8 @@ def draw_noise(
         PluginError: the schedule's rates have another shape or range than its contract says.
     """
     B, N = shape
-    rates = noise.rates(progress, B, generator)
+    with blaming(noise):
+        rates = noise.rates(progress, B, generator)
     if not (isinstance(rates, Tensor) and rates.shape in ((B,), (B, N)) and rates.is_floating_point()):
         found = f"{rates.dtype} of shape {tuple(rates.shape)}" if isinstance(rates, Tensor) else repr(rates)
         raise _broken(noise, f"rates must be float32 of shape ({B},) or ({B}, {N}); found {found}")
@@ -169,12 +173,34 @@ def replaced(
     if codes_BN is None:
         assert draw.draws_BN is not None
         schedule: Any = noise
-        codes_BN = schedule.replacements(NoiseStep(tokens_BN, draw.replaced_BN, draw.draws_BN, progress, logits_BNV))
+        step = NoiseStep(tokens_BN, draw.replaced_BN, draw.draws_BN, progress, logits_BNV)
+        with blaming(noise):
+            codes_BN = schedule.replacements(step)
         if not isinstance(codes_BN, Tensor) or codes_BN.shape != tokens_BN.shape or codes_BN.dtype != torch.int64:
             found = f"{codes_BN.dtype} of shape {tuple(codes_BN.shape)}" if isinstance(codes_BN, Tensor) else codes_BN
             raise _broken(noise, f"replacements must be int64 of shape {tuple(tokens_BN.shape)}; found {found!r}")
     return torch.where(draw.replaced_BN, codes_BN, tokens_BN)
 
 
-def _broken(noise: NoiseSchedule, what: str) -> PluginError:
-    return PluginError(f"noise {type(noise).__name__}: {what}")
+def check_replacements(context_BN: Tensor, replaced_BN: Tensor, noise: NoiseSchedule, codebook_size: int) -> None:
+    """Check that a schedule's replacements are ids that the backbone knows; on a GPU, this waits for it.
+
+    Args:
+        context_BN: (B, N) int64, from `replaced`.
+        replaced_BN: (B, N) bool, where a token was replaced.
+        noise: the schedule.
+        codebook_size: V.
+
+    Raises:
+        PluginError: a replacement is out of range.
+    """
+    if not hasattr(noise, "replacements"):
+        return
+    last = codebook_size + extra_tokens(noise) - 1
+    wrong_BN = replaced_BN & ((context_BN < 0) | (context_BN > last))
+    if wrong_BN.any():
+        raise _broken(noise, f"replacements must lie in [0, {last}]; found {context_BN[wrong_BN][0].item()}")
+
+
+def _broken(noise: NoiseSchedule, what: str) -> ContractError:
+    return broken(noise, f"noise {type(noise).__name__}", what)

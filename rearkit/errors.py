@@ -60,6 +60,12 @@ class PluginError(RearkitError):
     """A component that cannot be registered or found, or does not keep its contract."""
 
 
+class ContractError(PluginError):
+    """A component that breaks its contract, as far as its authors have to mend it."""
+
+    exit_code = EXIT_PLUGIN
+
+
 class WeightsError(RearkitError):
     """Weights that do not fit the module that the recipe describes."""
 

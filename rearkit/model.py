@@ -10,7 +10,6 @@ import torch
 
 from rearkit.context_noise import NoNoise, extra_tokens, takes_context
 from rearkit.contracts import (
-    MODULES,
     Backbone,
     Classes,
     Dataset,
@@ -23,7 +22,7 @@ from rearkit.contracts import (
     grid_of,
     num_parameters,
 )
-from rearkit.errors import PluginError, RearkitError, RecipeError, WeightsError
+from rearkit.errors import RearkitError, RecipeError, WeightsError
 from rearkit.layers.shapes_only import cheaply, shapes_only
 from rearkit.objective import Objective, fields_read
 from rearkit.partial_weights import fitting_part, load_part
@@ -31,6 +30,7 @@ from rearkit.recipe.exported import check_source, left_out_classes
 from rearkit.recipe.settings import with_changes
 from rearkit.recipe.tables import BackboneTable, ComponentTable, Recipe, TokenizerTable
 from rearkit.registry import plugins
+from rearkit.registry.contract import build_checked
 from rearkit.system.memory import check_memory
 from rearkit.weights import classes_of, fit_state_dict, load_weights, matching_weights
 
@@ -149,6 +149,10 @@ def _check_needs(model: Model) -> None:
             "tokens; choose an image size with one side"
         )
     for name, regularizer in model.objective.regularizers.items():
+        last = model.backbone.num_layers - 1
+        for layer in regularizer.layers:  # type: ignore[union-attr]
+            if not 0 <= layer <= last:
+                problems.append(f"[[regularizers]] {name}: reads block {layer}; the backbone has blocks 0 to {last}")
         if "images" in fields_read(regularizer) and not recipe.tokens.on_the_fly and recipe.train.steps:
             problems.append(
                 f"[[regularizers]] {name}: reads the images, which training has only while it makes the tokens; "
@@ -283,17 +287,8 @@ def make(kind: str, name: str, *context: object, **settings: object) -> Any:
 def _build(table: ComponentTable, recipe_name: str, *context: object) -> Any:
     component = plugins.find(table.kind, table.name)
     try:
-        built = component.build(table.settings, *context)
+        return build_checked(component, table.settings, *context)
     except ValueError as error:
         # The names of the recipe's tables, where they differ from the kinds'.
         where = {"dataset": "data.source", "regularizer": "regularizers"}.get(table.kind, table.kind)
         raise RecipeError([f"{recipe_name}: [{where}] {table.name}: {error}"]) from error
-    # Checked here, since a class that only looks alike fails later, with an error that does not name it.
-    base = MODULES.get(table.kind)
-    if base is not None and not isinstance(built, base):
-        found = type(built)
-        raise PluginError(
-            f"{component.provider}: {found.__module__}.{found.__qualname__} is no {base.__name__} of "
-            f"rearkit.contracts; write: class {found.__name__}({base.__name__})"
-        )
-    return built

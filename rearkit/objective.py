@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from rearkit.context_noise import NoisyContext, NoNoise, corrupt, predictions
 from rearkit.contracts import Regularizer, TrainingStep
 from rearkit.contracts.methods import LOGGED_ONLY, OPTIONAL
-from rearkit.errors import PluginError
+from rearkit.registry.contract import blaming, broken
 
 __all__ = ["Loss", "NoNoise", "NoisyContext", "Objective", "capture", "corrupt"]
 
@@ -104,14 +104,16 @@ class Objective(nn.Module):
             ValueError: shapes do not fit each other.
         """
         assert step.logits_BNV is not None
-        _check_shapes(step, self.layers)
-        # In float32 even in bf16 training: a softmax over V codes loses too much in 8 bits of mantissa.
-        total = cross_entropy = F.cross_entropy(step.logits_BNV.flatten(0, 1).float(), step.tokens_BN.flatten())
-        accuracy = (step.logits_BNV.detach().argmax(-1) == step.tokens_BN).float().mean()
+        with blaming(step.backbone):
+            _check_shapes(step, self.layers)
+            # In float32 even in bf16 training: a softmax over V codes loses too much in 8 bits of mantissa.
+            total = cross_entropy = F.cross_entropy(step.logits_BNV.flatten(0, 1).float(), step.tokens_BN.flatten())
+            accuracy = (step.logits_BNV.detach().argmax(-1) == step.tokens_BN).float().mean()
         parts = {"cross_entropy": cross_entropy.detach(), "accuracy": accuracy}
         for name, regularizer in self.regularizers.items():
-            terms = regularizer_terms(regularizer, step)
-            _check_terms(name, terms)
+            with blaming(regularizer):
+                terms = regularizer_terms(regularizer, step)
+                _check_terms(name, regularizer, terms)
             added = [value for term, value in terms.items() if not term.startswith(LOGGED_ONLY)]
             # A regularizer may only log.
             if added:
@@ -150,13 +152,16 @@ def _takes_step(forward: Callable[..., Any]) -> bool:
     return True
 
 
-def _check_terms(regularizer: str, terms: Mapping[str, Tensor]) -> None:
+def _check_terms(name: str, regularizer: nn.Module, terms: Mapping[str, Tensor]) -> None:
+    who = f"regularizer {name!r}"
     if not isinstance(terms, Mapping):
-        raise PluginError(f"regularizer {regularizer!r}: terms must be a mapping; found {type(terms).__name__}")
-    for name, value in terms.items():
+        raise broken(regularizer, who, f"terms must be a mapping; found {type(terms).__name__}")
+    for term, value in terms.items():
+        if not isinstance(term, str):
+            raise broken(regularizer, who, f"terms must have names; found {term!r}")
         if not (isinstance(value, Tensor) and value.dim() == 0):
             found = f"one of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-            raise PluginError(f"regularizer {regularizer!r}: term {name!r} must be a scalar tensor; found {found}")
+            raise broken(regularizer, who, f"term {term!r} must be a scalar tensor; found {found}")
 
 
 def _check_shapes(step: TrainingStep, layers: Sequence[int]) -> None:

@@ -144,6 +144,9 @@ def test_a_regularizer_that_copies_the_backbone_gets_the_weights_that_the_recipe
             super().__init__()
             self.teacher = copy.deepcopy(context.backbone)
 
+        def forward(self, step: Any) -> dict[str, torch.Tensor]:
+            return {}
+
     trained = weights(build(tiny(train={"seed": 5})).backbone)
     write_state_dict(tmp_path / "backbone.safetensors", trained)
     recipe = tiny(backbone={"weights": str(tmp_path / "backbone.safetensors")})

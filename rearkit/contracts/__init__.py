@@ -20,16 +20,13 @@ regularizer    ``build(settings, context: RegularizerContext) -> Regularizer``
 
 Modules have four rules in common. In eval mode, their output depends only on the input, row by row. Their state dict
 contains, as tensors, everything that the output depends on, so that a second instance can load it. Every trained
-parameter contributes to the loss. Tensors that they create have their parameters' device and dtype, since bf16
-training casts parameters and buffers.
+parameter contributes to the loss, and has a dimension or more (``torch.ones(1)``). Tensors that they create have their
+parameters' device and dtype, since bf16 training casts parameters and buffers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from torch import nn
-
+from rearkit.contracts.breaches import MODULES
 from rearkit.contracts.datasets import SPLITS, Classes, Dataset, ImageSample
 from rearkit.contracts.image_sizes import ImageSize, height_width, is_square, size_argument, size_text
 from rearkit.contracts.methods import (
@@ -83,6 +80,3 @@ __all__ = [
     "size_text",
     "square_side",
 ]
-
-MODULES: Mapping[str, type[nn.Module]] = {"tokenizer": Tokenizer, "backbone": Backbone, "regularizer": Regularizer}
-"""The kinds of components that are modules, and the classes from which they inherit."""

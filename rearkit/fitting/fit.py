@@ -21,6 +21,7 @@ from rearkit.fitting.perceptual import Perceptual
 from rearkit.fitting.shared_steps import take_step
 from rearkit.fitting.varied import varied
 from rearkit.recipe.fit_table import FitTable
+from rearkit.registry.contract import blaming
 from rearkit.system import distributed
 from rearkit.system.checksums import append_checksum, read_checked
 from rearkit.system.console import progress_bar, say
@@ -126,7 +127,8 @@ class TokenizerFit:
         adversary = None if self.adversary is None or self.step < self.adversary.table.start else self.adversary
         with distributed.divided_batch():
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.fit.precision == "bf16"):
-                passed, parts = self._passed(own)
+                with blaming(self.tokenizer):
+                    passed, parts = self._passed(own)
                 loss = passed.loss
                 if self.perceptual is not None:
                     parts["perceptual"] = self.perceptual(passed.rebuilt_B3RR, own)
@@ -158,6 +160,12 @@ class TokenizerFit:
             passed = self.tokenizer.fit_pass(own)
         else:
             passed = FitPass(*self.tokenizer.fit_loss(own), own, self.parameters[-1])
+        for name, value in {"loss": passed.loss, **passed.parts}.items():
+            if not isinstance(value, Tensor) or value.numel() != 1:
+                found = f"one of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+                raise TypeError(f"{name} of a fit's pass must be a scalar tensor; found {found}")
+        if not passed.loss.requires_grad:
+            raise ValueError("the loss of a fit's pass has no gradient, so that nothing would be fitted")
         return passed, dict(passed.parts)
 
     def _check(self, loss: float, norm: float) -> None:

@@ -64,7 +64,7 @@ class Component:
     kind: str = attrs.field(validator=_known_kind)
     name: str = attrs.field(validator=_plain_name)
     settings: type = attrs.field(validator=_attrs_class)
-    build: Callable[..., Any]
+    build: Callable[..., Any] = attrs.field(validator=attrs.validators.is_callable())
     published: PublishedLayout | None = None
     provider: str = ""
     module: str = ""

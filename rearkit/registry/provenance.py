@@ -12,6 +12,7 @@ from types import FrameType
 
 import attrs
 
+from rearkit.contracts import MODULES
 from rearkit.registry.component import Component
 
 OURS = "rearkit"
@@ -107,6 +108,20 @@ def blame(error: BaseException, components: Iterable[Component]) -> Blame | None
         if owners:
             place = f"{frame.f_code.co_filename}, line {line}"
             return Blame(_in_words(_narrowed(owners, frame, module)), place)
+    return None
+
+
+def owner(built: object, components: Iterable[Component]) -> str | None:
+    """Return whose code a component's class is, in words as a `Blame` has them; None if it is no plugin's."""
+    classes = type(built).__mro__
+    theirs = [(component, packages(component)) for component in components if not is_built_in(component.provider)]
+    for cls in classes:
+        found = [component for component, names in theirs if any(_within(cls.__module__, name) for name in names)]
+        if found:
+            alike = [c for c in found if isinstance(built, MODULES[c.kind] if c.kind in MODULES else _classes(c))]
+            # The nearest of classes that inherit from one another.
+            exact = next((own for each in classes if (own := [c for c in alike if each in _classes(c)])), [])
+            return _in_words(exact or alike or found)
     return None
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rearkit.contracts import ImageSize, Tokenizer, height_width
 from rearkit.data.pixels import to_uint8
+from rearkit.registry.contract import blaming
 
 # Pixels that a GPU decodes at a time: 8 images of 256 × 256, for which `plan` counts 1.3 GiB with maskgit-vqgan. More
 # would take more memory for hardly more speed: on an H100 (docs/gpu.md) one image alone takes 6.2 ms, most of it
@@ -45,7 +46,8 @@ class PixelDecoder:
     @torch.no_grad()
     def __call__(self, tokens_BN: Tensor) -> np.ndarray:
         """Decode tokens (B, N), on the CPU, to images (B, H, W, 3) uint8."""
-        with torch.cuda.stream(self.stream) if self.stream else contextlib.nullcontext(), _tf32(not self.exact):
+        stream = torch.cuda.stream(self.stream) if self.stream else contextlib.nullcontext()
+        with stream, _tf32(not self.exact), blaming(self.tokenizer):
             images = [
                 to_uint8(self.tokenizer.decode(part.to(self.device))).permute(0, 2, 3, 1).cpu()
                 for part in tokens_BN.split(self.at_once)

@@ -24,6 +24,7 @@ from rearkit.layers.fusing import can_fuse
 from rearkit.layers.packed_linear import can_halve, half_weights
 from rearkit.model import Model
 from rearkit.recipe.tables import SampleTable
+from rearkit.registry.contract import blaming
 from rearkit.sampling.drawing import draw, guidance_scales
 from rearkit.sampling.finite_logits import check_logits
 from rearkit.sampling.graphs import GraphedBackbone
@@ -225,14 +226,15 @@ class Sampler:
         rows = rows.filled(self.table.batch) if self.device.type == "cuda" else rows
         decoder = Watched(self.decoder, watch)
         forced = None if rows.fixed_BN is None else Forced(decoder, rows.fixed_BN.to(self.device))
-        tokens_BN = sample_tokens(
-            forced or decoder,
-            rows.classes_B.to(self.device),
-            rows.uniform_BN.to(self.device),
-            self.model.space.num_classes,
-            table or self.table,
-            rows.scale_B,
-        )
+        with blaming(self.model.backbone):
+            tokens_BN = sample_tokens(
+                forced or decoder,
+                rows.classes_B.to(self.device),
+                rows.uniform_BN.to(self.device),
+                self.model.space.num_classes,
+                table or self.table,
+                rows.scale_B,
+            )
         if forced is not None:
             tokens_BN = forced.whole(tokens_BN)
         return tokens_BN[:count].cpu()

@@ -25,6 +25,7 @@ from rearkit.testing.clauses import (
     require_count,
     require_gradients,
     require_module,
+    require_parameters,
     require_tensor,
     seeded,
     stir,
@@ -51,6 +52,7 @@ def check_backbone(build: Callable[[TokenSpace], Backbone], space: TokenSpace = 
         )
         for attribute in ("prefix_length", "hidden_size", "num_layers"):
             require_count(backbone, attribute, "backbone")
+        require_parameters(module, "backbone")
         stir(module)
         module.eval()
         # Row 0 as drawn; row i + 1 is the same with token i changed. More rows than classes, since a backbone may then

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rearkit.contracts import TokenSpace
+from rearkit.contracts.breaches import parameter_breach
 
 # Wide enough for float32 sums in another order, far below the effect of a mistake.
 TOLERANCE = 1e-4
@@ -49,6 +50,12 @@ def require_count(component: object, attribute: str, what: str) -> None:
         isinstance(value, int) and not isinstance(value, bool) and value >= 1,
         f"{what}.{attribute} must be a whole number from 1; found {value!r}",
     )
+
+
+def require_parameters(module: nn.Module, what: str) -> None:
+    """Require parameters that DeepSpeed trains: each with a shape, of one dimension or more, and not empty."""
+    broken = parameter_breach(module)
+    require(broken is None, f"a {what} that can be trained: {broken}")
 
 
 def require_gradients(module: nn.Module, what: str) -> None:

@@ -20,6 +20,7 @@ from rearkit.testing.clauses import (
     require,
     require_gradients,
     require_module,
+    require_parameters,
     seeded,
     stir,
 )
@@ -63,6 +64,7 @@ def check_regularizer(
                 context = RegularizerContext(hidden_size, num_layers, codebook_VZ, space, backbone)
                 module = require_module(build(context), "regularizer")
                 _check_attributes(module, num_layers)
+                require_parameters(module, "regularizer")
                 stir(module)
                 inputs = _Inputs(context, prefix_length)
                 _check_reads(module, inputs)

@@ -20,6 +20,7 @@ from rearkit.data.training_data import TrainingSamples
 from rearkit.errors import DataError
 from rearkit.recipe.tables import TokensTable
 from rearkit.system.devices import derive_seed
+from rearkit.tokenization.quality import encode
 from rearkit.tokenization.views import draw_view, views
 
 # Unreadable samples in a row after which reading is given up; so many are several whole shards.
@@ -101,7 +102,7 @@ class OnTheFly:
             self.bad.skip(where, reason)
         self.tokenizer.to(device)
         parts = samples.content.to(device).split(self.table.batch)
-        return torch.cat([self.tokenizer.encode(to_float(part)) for part in parts]), samples.classes_B.to(device)
+        return torch.cat([encode(self.tokenizer, to_float(part)) for part in parts]), samples.classes_B.to(device)
 
     def _readable(
         self, index: int, reading: Callable[[int], None], skipped: list[tuple[str, str]]

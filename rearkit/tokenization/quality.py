@@ -19,10 +19,28 @@ from rearkit.data.pixels import psnr, save_grid, save_pairs, to_float, to_uint8
 from rearkit.data.subsets import drawn
 from rearkit.data.token_shards import TokenData
 from rearkit.errors import DataError
+from rearkit.registry.contract import blaming
 
 GRID_IMAGES = 16
 # Enough for each of 1024 codes to occur 12,500 times on average, at 256 tokens a sample.
 USAGE_SAMPLES = 50_000
+
+
+def encode(tokenizer: Tokenizer, images_B3RR: Tensor) -> Tensor:
+    """Return the tokens (B, N) of images (B, 3, R, R) float32 in [0, 1].
+
+    Raises:
+        ContractError: a plugin's tokenizer does not return such tokens.
+        ValueError: another does not.
+    """
+    with blaming(tokenizer):
+        tokens_BN = tokenizer.encode(images_B3RR)
+        if tokens_BN.dim() != 2 or len(tokens_BN) != len(images_B3RR):
+            raise ValueError(
+                f"encode must return tokens (B, N), ({len(images_B3RR)}, {tokenizer.num_tokens}); "
+                f"found {tuple(tokens_BN.shape)}"
+            )
+    return tokens_BN
 
 
 @torch.no_grad()
@@ -35,8 +53,10 @@ def rebuilt_psnr(tokenizer: Tokenizer, batches: Iterable[Tensor]) -> Tensor:
     found = [torch.empty(0)]
     for batch in batches:
         originals = to_float(batch.to(device))
-        rebuilt = to_float(to_uint8(tokenizer.decode(tokenizer.encode(originals))))
-        found.append(psnr(rebuilt, originals).cpu())
+        tokens_BN = encode(tokenizer, originals)
+        with blaming(tokenizer):
+            rebuilt = to_float(to_uint8(tokenizer.decode(tokens_BN)))
+            found.append(psnr(rebuilt, originals).cpu())
     return torch.cat(found)
 
 
@@ -44,7 +64,8 @@ def rebuilt_psnr(tokenizer: Tokenizer, batches: Iterable[Tensor]) -> Tensor:
 def decode(tokenizer: Tokenizer, tokens_BN: Tensor, batch: int) -> Tensor:
     """Decode tokens (B, N) to images (B, 3, R, R) float32 in [0, 1], on the CPU."""
     device = module_device(tokenizer)
-    return torch.cat([tokenizer.decode(part.to(device)) for part in tokens_BN.split(batch)]).cpu()
+    with blaming(tokenizer):
+        return torch.cat([tokenizer.decode(part.to(device)) for part in tokens_BN.split(batch)]).cpu()
 
 
 @torch.no_grad()

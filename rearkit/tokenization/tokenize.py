@@ -15,7 +15,7 @@ from rearkit.data.pixels import to_float
 from rearkit.data.token_shards import TokenData
 from rearkit.data.token_writing import write_token_shard
 from rearkit.system.checksums import note_checksum
-from rearkit.tokenization.quality import module_device
+from rearkit.tokenization.quality import encode, module_device
 from rearkit.tokenization.views import views
 
 
@@ -29,7 +29,7 @@ def tokenize(tokenizer: Tokenizer, images: ImageSet, batch: int = 64) -> TokenDa
         batch: images tokenized at once.
     """
     device = module_device(tokenizer)
-    tokens = [tokenizer.encode(to_float(part.to(device))).cpu() for part in images.images.split(batch)]
+    tokens = [encode(tokenizer, to_float(part.to(device))).cpu() for part in images.images.split(batch)]
     return TokenData.from_arrays(torch.cat(tokens), images.labels)
 
 
@@ -53,7 +53,7 @@ def tokenize_shard(tokenizer: Tokenizer, images: Split, augment: str, batch: int
     def flush() -> None:
         if held:
             # As bytes, which are a quarter of the floats that the device makes of them.
-            tokens.append(tokenizer.encode(to_float(torch.stack(held).to(device))).cpu().numpy())
+            tokens.append(encode(tokenizer, to_float(torch.stack(held).to(device))).cpu().numpy())
             held.clear()
 
     # The counter goes on over all shards of a split, so this shard's part is the difference.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rearkit.data.pixels import save_grid
-from rearkit.errors import RearkitError, first_line
+from rearkit.errors import first_line
 from rearkit.model import Model, build_backbone
 from rearkit.recipe.settings import with_changes
 from rearkit.sampling.sampler import Sampler
@@ -53,8 +53,9 @@ class Pictures:
             samples = next(Sampler(copied, table, recipe.sample_seed).stream(self.classes))
             path.parent.mkdir(exist_ok=True)
             save_grid(path, samples.images, len(self.classes))
-        # A model that has just begun may have no numbers to draw by; a GPU may be full. Neither may stop a training.
-        except (RearkitError, RuntimeError) as error:
+        # A model that has just begun may have no numbers to draw by, a GPU be full, a plugin's decoding not be written.
+        # None of it may stop a training.
+        except Exception as error:
             self.works = False
             say(f"train: step {step}: no more pictures of samples: {first_line(error)}")
 

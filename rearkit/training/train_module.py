@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rearkit.context_noise import predictions, replaced
+from rearkit.context_noise import check_replacements, predictions, replaced
 from rearkit.contracts import TrainingStep
 from rearkit.data.pixels import to_float
 from rearkit.model import Model
+from rearkit.registry.contract import blaming
 from rearkit.training.batches import Batch
 
 
@@ -21,11 +22,20 @@ class TrainModule(nn.Module):
         self.objective = model.objective
         self.noise = model.noise
         self.prefix_length = model.backbone.prefix_length
+        self.codebook_size = model.space.codebook_size
+        self._checked = False
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss to minimise and its named parts."""
         context_BN = self._context(batch)
-        logits, hidden = self.backbone(context_BN, batch.classes_B, self.objective.layers)
+        # Else the backbone's tables fail, on a GPU without a word about where. There, only the first step is looked at,
+        # since that waits for the GPU.
+        if context_BN.device.type == "cpu" or not self._checked:
+            check_replacements(context_BN, batch.replaced_BN, self.noise, self.codebook_size)
+            self._checked = True
+        with blaming(self.backbone):
+            logits, hidden = self.backbone(context_BN, batch.classes_B, self.objective.layers)
+            logits_BNV = predictions(logits, batch.tokens_BN)
         step = TrainingStep(
             tokens_BN=batch.tokens_BN,
             replaced_BN=batch.replaced_BN,
@@ -34,7 +44,7 @@ class TrainModule(nn.Module):
             context_BN=context_BN,
             classes_B=batch.classes_B,
             progress=batch.progress,
-            logits_BNV=predictions(logits, batch.tokens_BN),
+            logits_BNV=logits_BNV,
             images=None if batch.images is None else to_float(batch.images),
             backbone=self.backbone,
         )
@@ -47,6 +57,7 @@ class TrainModule(nn.Module):
         if batch.draw is None:
             return batch.context_BN
         # Here, in the module's forward pass, since ZeRO stage 3 gathers weights only there.
-        logits, _ = self.backbone(batch.tokens_BN, batch.classes_B)
-        logits_BNV = predictions(logits, batch.tokens_BN)
+        with blaming(self.backbone):
+            logits, _ = self.backbone(batch.tokens_BN, batch.classes_B)
+            logits_BNV = predictions(logits, batch.tokens_BN)
         return replaced(batch.tokens_BN, batch.draw, self.noise, batch.progress, logits_BNV)

@@ -251,11 +251,14 @@ class Trainer:
         averaged = self.table.ema_decay > 0
         backbone = self.model.backbone
         pictures = self.pictures if self.pictures is not None and self.pictures.works else None
-        weights = dict(backbone.named_buffers())
-        for name, parameter in backbone.named_parameters():
+        weights = {}
+        for parameter in backbone.parameters():
             value = self.engine.trained_value(parameter, averaged)
             # One at a time, so that a full GPU has room for them.
             if pictures is not None:
-                weights[name] = value.cpu()
+                weights[id(parameter)] = value.cpu()
         if pictures is not None:
-            pictures.draw(self.done, {name: weights[name] for name in backbone.state_dict()})
+            # By all names that a parameter has: two, if a head is tied to an embedding.
+            names = {name: id(p) for name, p in backbone.named_parameters(remove_duplicate=False)}
+            state = {**backbone.state_dict(), **{name: weights[place] for name, place in names.items()}}
+            pictures.draw(self.done, state)

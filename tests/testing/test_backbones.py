@@ -165,7 +165,7 @@ class UnusedParameter(Running):
 class InfiniteGradient(Running):
     def __init__(self, space: TokenSpace) -> None:
         super().__init__(space)
-        self.scale = nn.Parameter(torch.ones(()))
+        self.scale = nn.Parameter(torch.ones(1))
 
     def block(self, x_BTD: Tensor) -> Tensor:
         zero = (self.scale - self.scale.detach()).abs()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from toy_plugin import Plain, Small, Sums
 
 from rearkit import Component, setting, settings
 from rearkit.components.backbones.dit_ar_blocks import DiTARSettings
@@ -24,7 +25,7 @@ from rearkit.components.noise.schedules import FixedNoise, LinearNoise, NoNoise,
 from rearkit.components.regularizers.codebook_embedding import CodebookEmbeddingSettings
 from rearkit.components.tokenizers.maskgit_vqgan import MaskGITVQGANSettings
 from rearkit.contracts import TokenSpace
-from rearkit.testing import check_backbone, check_component, check_settings
+from rearkit.testing import check_backbone, check_component, check_regularizer, check_settings
 
 VQGAN = MaskGITVQGANSettings(
     image_size=8, hidden_channels=4, channel_mult=(1, 2), norm_groups=2, codebook_size=12, embedding_dim=6
@@ -134,3 +135,15 @@ def test_checks_leave_the_global_random_state_alone() -> None:
 def test_checks_need_no_test_framework() -> None:
     program = "import sys, rearkit.testing; sys.exit('pytest' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("shape", [(), (0, 2)])
+def test_parameters_that_deepspeed_cannot_train_are_refused(shape: tuple[int, ...]) -> None:
+    def odd(module: torch.nn.Module) -> Any:
+        module.register_parameter("odd", torch.nn.Parameter(torch.ones(shape)))
+        return module
+
+    with pytest.raises(AssertionError, match="a backbone that can be trained: parameter odd must"):
+        check_backbone(lambda space: odd(Sums(Plain(), space)))
+    with pytest.raises(AssertionError, match="a regularizer that can be trained: parameter odd must"):
+        check_regularizer(lambda context: odd(Small(Plain(), context)))

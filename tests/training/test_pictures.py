@@ -68,3 +68,14 @@ def test_what_cannot_be_drawn_is_said_once(
     train(build(tiny(train={"steps": 4, "checkpoint_every": 1})), tokens(), folder=tmp_path)
     said = [line for line in capsys.readouterr().out.splitlines() if "pictures" in line]
     assert said == [f"train: step 1: no more pictures of samples: {text}"]
+
+
+def test_decoding_that_fails_in_any_way_stops_no_training(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*given: object) -> None:
+        raise AttributeError
+
+    monkeypatch.setattr("rearkit.training.pictures.Sampler", broken)
+    train(build(tiny(train={"steps": 1, "checkpoint_every": 1})), tokens(), folder=tmp_path)
+    assert "train: step 1: no more pictures of samples: AttributeError" in capsys.readouterr().out
