@@ -10,6 +10,7 @@ import click
 from rich.markup import escape
 
 from rearkit.cli.examples import Command
+from rearkit.cli.options import Output
 from rearkit.registry.component import KINDS
 from rearkit.registry.setting_types import in_words, is_enum, is_literal, members, plain
 
@@ -23,7 +24,7 @@ def plugins() -> None:
 @click.command("new-plugin", cls=Command, example="new-plugin mine\nnew-plugin my-tokens --kind tokenizer")
 @click.argument("name")
 @click.option("--kind", type=click.Choice(KINDS), default="noise", show_default=True, help="What the package adds.")
-@click.option("--into", type=click.Path(path_type=Path), default=Path(), help="Folder to create the package in.")
+@click.option("--into", type=Output(folder=True), default=Path(), help="Folder to create the package in.")
 def new_plugin(name: str, kind: str, into: Path) -> None:
     """Write a working pip package, rearkit-NAME, with one component to change into your own."""
     from rearkit.cli.new_plugin import write_plugin

@@ -10,7 +10,7 @@ from click.core import ParameterSource
 
 from rearkit.cli.examples import Command
 from rearkit.cli.given import Given, check_modules, open_model
-from rearkit.cli.options import optional_recipe_options
+from rearkit.cli.options import Output, optional_recipe_options
 from rearkit.system.console import printable
 
 if TYPE_CHECKING:
@@ -53,11 +53,13 @@ evaluate --images photos/ --image-size 256 --make-reference reference.npz"""
     "--shuffle", type=click.IntRange(0), metavar="SEED", help="Inception Score on a permutation of the samples."
 )
 @click.option("--images", type=FILE, help="Folder, tar or shards of images to make a reference of.")
-@click.option("--make-reference", type=FILE, metavar="OUT", help="Reference .npz to write, of --images or RECIPE's.")
+@click.option(
+    "--make-reference", type=Output(), metavar="OUT", help="Reference .npz to write, of --images or RECIPE's."
+)
 @click.option("--image-size", type=click.IntRange(2), help="Make --images squares of this side; left out: they are.")
 @click.option("--crop", type=click.Choice(["center", "adm"]), default="center", show_default=True, help="How they are.")
 @click.option("--cache", type=FILE, help="Folder for features; left out: rearkit/features in the user's cache folder.")
-@click.option("--to", type=FILE, help="JSON file to write the scores to.")
+@click.option("--to", type=Output(), help="JSON file to write the scores to.")
 @click.option("--compare", type=FILE, nargs=2, metavar="A B", help="List what differs: .npz, runs, scores.json.")
 def evaluate(
     given: Given | None,

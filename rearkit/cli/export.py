@@ -7,13 +7,12 @@ from pathlib import Path
 import click
 
 from rearkit.cli.examples import Command
-
-FOLDER = click.Path(path_type=Path)
+from rearkit.cli.options import Output
 
 
 @click.command(cls=Command, example="export runs/mnist my-model")
-@click.argument("run", metavar="RUN", type=FOLDER)
-@click.argument("folder", metavar="FOLDER", type=FOLDER)
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="FOLDER", type=Output(folder=True))
 @click.option("--license", "licence", metavar="ID", help="Licence for the model card, such as mit or apache-2.0.")
 def export(run: Path, folder: Path, licence: str | None) -> None:
     """Write RUN's trained model to FOLDER: weights, tokenizer, recipe, classes, scores, a picture and a model card.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,6 +85,42 @@ class Size(click.ParamType):
             self.fail("expected a side in pixels such as 64, or HEIGHTxWIDTH such as 64x32", param, ctx)
         height, width = int(parts[0]), int(parts[-1])
         return height if height == width else (height, width)
+
+
+class FiniteRange(click.FloatRange):
+    """A number in a range, and neither NaN, which click lets pass every range, nor infinity."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number", param, ctx)
+        return number
+
+
+class Output(click.Path):
+    """A file, or a folder, that a command writes: refused before the work begins where it cannot be written.
+
+    Args:
+        folder: whether it is a folder.
+    """
+
+    def __init__(self, folder: bool = False) -> None:
+        super().__init__(path_type=Path)
+        self.folder = folder
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the path; nothing is made of it yet."""
+        path = Path(value)
+        if os.path.lexists(path) and path.is_dir() != self.folder:
+            self.fail(f"{path} is {'no folder' if self.folder else 'a folder'}; choose another name", param, ctx)
+        # Through `os.path`, which takes names that are too long, too, for ones that do not exist.
+        place = path if path.is_dir() else next(above for above in path.parents if os.path.lexists(above))
+        if not place.is_dir():
+            self.fail(f"{path} cannot be written, as {place} is no folder; choose another place", param, ctx)
+        if not os.access(place, os.W_OK | os.X_OK):
+            self.fail(f"{path} cannot be written, without permission to write into {place}", param, ctx)
+        return path
 
 
 def size_option(told: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

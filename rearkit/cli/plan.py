@@ -8,10 +8,10 @@ import click
 
 from rearkit.cli.examples import Command
 from rearkit.cli.given import Given
-from rearkit.cli.options import recipe_options, size_option
+from rearkit.cli.options import FiniteRange, recipe_options, size_option
 
 # The defaults below are a usual node for training: eight A100s with 80 GB each.
-POSITIVE = click.FloatRange(0, min_open=True)
+POSITIVE = FiniteRange(0, min_open=True)
 
 
 @click.command(cls=Command, example="plan rear_b_maskgit --gpus 8")
@@ -27,14 +27,14 @@ POSITIVE = click.FloatRange(0, min_open=True)
 )
 @click.option(
     "--utilisation",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=FiniteRange(0, 1, min_open=True),
     default=0.4,
     show_default=True,
     help="Share of the peak that training reaches.",
 )
 @click.option(
     "--reserve",
-    type=click.FloatRange(0, 1, max_open=True),
+    type=FiniteRange(0, 1, max_open=True),
     default=0.1,
     show_default=True,
     help="Share of the memory to keep free for driver, libraries and fragmentation.",

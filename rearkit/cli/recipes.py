@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rearkit.cli.examples import Command
-from rearkit.cli.options import complete_recipes
+from rearkit.cli.options import Output, complete_recipes
 
 if TYPE_CHECKING:
     from rearkit.recipe.recipe_files import OwnRecipe
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option(
     "--copy", "name", metavar="NAME", shell_complete=complete_recipes, help="Write this one to a file to edit."
 )
-@click.option("--to", type=click.Path(path_type=Path), help="The file; left out: NAME.toml in this folder.")
+@click.option("--to", type=Output(), help="The file; left out: NAME.toml in this folder.")
 def recipes(name: str | None, to: Path | None) -> None:
     """List the recipes that come with rearkit: what each is, what it needs, how long it takes and on what."""
     if name is not None:
@@ -61,23 +61,30 @@ def copy_recipe(name: str, to: Path | None = None) -> Path:
 
     Raises:
         RecipeError: there is no such recipe.
-        RearkitError: the file exists already.
+        RearkitError: the file exists already, or is called as no run may be.
     """
+    import tomli_w
+
     from rearkit.errors import RearkitError
     from rearkit.recipe.recipe_files import find_file, own_files
-    from rearkit.system.files import storage_errors, write_text
+    from rearkit.recipe.table_checks import folder_name
+    from rearkit.system.files import write_text
 
     original = own_files().get(name) or find_file(name)
     target = Path(f"{name}.toml") if to is None else to
     if target.exists():
         raise RearkitError(f"{target}: exists already; choose another file with --to")
+    try:
+        folder_name(None, None, target.stem)
+    except ValueError as error:
+        raise RearkitError(f"{target}: the copy is named after it: {error}; choose another file with --to") from None
     text = original.read_text(encoding="utf-8")
     # What lay beside the original, or a folder above, is found by its name from anywhere.
     text = re.sub(r'^(extends|recipe) = "(?:.*/)?(\w+)\.toml"', r'\1 = "\2"', text, flags=re.MULTILINE)
-    text = re.sub(r'^name = ".*"', f'name = "{target.stem}"', text, count=1, flags=re.MULTILINE)
-    with storage_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_text(target, text)
+    name_line = tomli_w.dumps({"name": target.stem}).strip()
+    # By a function, since the name may have what stands for something else in a replacement.
+    text = re.sub(r'^name = ".*"', lambda _: name_line, text, count=1, flags=re.MULTILINE)
+    write_text(target, text)
     command = "sweep" if re.search(r"^recipe = ", text, re.MULTILINE) else "run"
     click.echo(f"{target}: a copy of {name}; edit it, then: python -m rearkit {command} {target}")
     return target

@@ -10,7 +10,7 @@ import click
 
 from rearkit.cli.examples import Command
 from rearkit.cli.given import Given, check_modules, refuse_out, refuse_size
-from rearkit.cli.options import OUT, recipe_options, size_option
+from rearkit.cli.options import OUT, Output, recipe_options, size_option
 
 if TYPE_CHECKING:
     from rearkit.contracts import ImageSize
@@ -24,8 +24,8 @@ GRID = Path("reconstructions.png")
 @click.argument("photos", metavar="PHOTO...", nargs=-1, required=True, type=FILE)
 @OUT
 @size_option("other than the recipe's, of an exported model or published weights")
-@click.option("--grid", type=FILE, help=f"PNG to write, a row per photo; without --to-folder: {GRID}.")
-@click.option("--to-folder", type=FILE, help="New folder for each picture as a PNG, and the scores.")
+@click.option("--grid", type=Output(), help=f"PNG to write, a row per photo; without --to-folder: {GRID}.")
+@click.option("--to-folder", type=Output(folder=True), help="New folder for each picture as a PNG, and the scores.")
 def reconstruct(
     given: Given,
     photos: Sequence[Path],

@@ -8,11 +8,11 @@ from pathlib import Path
 import click
 
 from rearkit.cli.examples import Command
-from rearkit.cli.options import SET, complete_recipes
+from rearkit.cli.options import SET, Output, complete_recipes
 
 # Shared by `compare` and `diagnose`.
 RUNS = click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
-PAGE = click.option("--page", type=click.Path(path_type=Path), help="Page to write; left out: comparison.html.")
+PAGE = click.option("--page", type=Output(), help="Page to write; left out: comparison.html.")
 
 
 @click.command(cls=Command, example="sweep components")

@@ -10,7 +10,7 @@ import click
 
 from rearkit.cli.examples import Command
 from rearkit.cli.given import Given, open_model, refuse_size
-from rearkit.cli.options import NUM_GPUS, OUT, recipe_options, size_option
+from rearkit.cli.options import NUM_GPUS, OUT, FiniteRange, Output, recipe_options, size_option
 from rearkit.cli.stages import run_ranks
 
 if TYPE_CHECKING:
@@ -28,14 +28,14 @@ sample mnist --image seven.png --keep top --class 7,1 --grid edits.png"""
 @recipe_options
 @OUT
 @NUM_GPUS
-@click.option("--to-folder", type=FILE, help="Write the set as PNGs, too, into this folder.")
+@click.option("--to-folder", type=Output(folder=True), help="Write the set as PNGs, too, into this folder.")
 @click.option(
     "--classes",
     "--class",
     "classes",
     help="Sample only these classes, numbers or names with commas between, to --grid.",
 )
-@click.option("--grid", type=FILE, help="PNG for the images of --classes, a row per class.")
+@click.option("--grid", type=Output(), help="PNG for the images of --classes, a row per class.")
 @click.option(
     "--per-class", "-k", type=click.IntRange(1), default=8, show_default=True, help="Images of each of --classes."
 )
@@ -46,7 +46,7 @@ sample mnist --image seven.png --keep top --class 7,1 --grid edits.png"""
     show_default=True,
     help="Number of the first image of each of --classes.",
 )
-@click.option("--temperature", type=click.FloatRange(0), help="Temperature of --classes; left out: the recipe's.")
+@click.option("--temperature", type=FiniteRange(0), help="Temperature of --classes; left out: the recipe's.")
 @size_option("of an exported model at another size than trained")
 @click.option("--image", type=FILE, help="Photo of which a part is kept and the rest drawn, into --grid.")
 @click.option("--mask", type=FILE, help="Image as large as --image, white where it is to be drawn anew.")

@@ -9,7 +9,7 @@ import click
 
 from rearkit.cli.examples import Command
 from rearkit.cli.given import Given
-from rearkit.cli.options import NUM_GPUS, OUT, optional_recipe_options, recipe_options
+from rearkit.cli.options import NUM_GPUS, OUT, Output, optional_recipe_options, recipe_options
 
 if TYPE_CHECKING:
     from rearkit.stages.run_folder import RunFolder
@@ -91,7 +91,7 @@ def run_ranks(
 )
 @optional_recipe_options
 @click.option("--from-folder", type=click.Path(path_type=Path), help="Folder or tar of images to convert to shards.")
-@click.option("--to", type=click.Path(path_type=Path), help="Folder to write these shards to.")
+@click.option("--to", type=Output(folder=True), help="Folder to write these shards to.")
 @click.option("--shard-size", type=click.IntRange(1), default=1000, show_default=True, help="Images per shard.")
 @click.option("--workers", type=click.IntRange(1), help="Processes; left out: one per core.")
 @click.option(
@@ -133,7 +133,7 @@ def data(
 @click.command(cls=Command, example="tokens mnist")
 @optional_recipe_options
 @click.option("--from-jsonl", type=click.Path(path_type=Path), help="Published token file to convert to token shards.")
-@click.option("--to", type=click.Path(path_type=Path), help="Folder to write these shards to.")
+@click.option("--to", type=Output(folder=True), help="Folder to write these shards to.")
 @click.option("--workers", type=click.IntRange(1), help="Processes that convert; left out: one per core.")
 def tokens(
     given: Given | None, out: Path | None, from_jsonl: Path | None, to: Path | None, workers: int | None

@@ -7,11 +7,12 @@ from pathlib import Path
 import click
 
 from rearkit.cli.examples import Command
+from rearkit.cli.options import Output
 
 
 @click.command(cls=Command, example="convert runs/mnist/train/model.safetensors published.safetensors --to published")
 @click.argument("source", type=click.Path(path_type=Path))
-@click.argument("target", type=click.Path(path_type=Path))
+@click.argument("target", type=Output())
 @click.option("--to", type=click.Choice(["rearkit", "published"]), required=True, help="Layout to write.")
 @click.option("--weights-key", help="State dict to take where SOURCE has several, such as ema.")
 def convert(source: Path, target: Path, to: str, weights_key: str | None) -> None:

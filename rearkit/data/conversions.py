@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from rearkit.errors import DataError
+from rearkit.system.console import say
 from rearkit.system.files import read_json, remove_leftovers, storage_errors, write_json
 from rearkit.system.locks import claimed
 
 PLAN = "plan.json"
+SOURCES = "sources.json"
+"""Digest of what each shard was made of, by its name; earlier versions wrote none."""
 LOCK = ".lock"
 
 
@@ -38,3 +41,23 @@ def conversion(target: Path, plan: Mapping[str, Any]) -> Iterator[None]:
         remove_leftovers(target)
         write_json(target / PLAN, plan)
         yield
+
+
+def remove_outdated(target: Path, sources: Mapping[str, str]) -> None:
+    """Remove the shards that were made of something else than they would be now, and note what all are made of.
+
+    Args:
+        target: folder of the shards, claimed by `conversion`.
+        sources: digest of what each shard is made of, by its name.
+    """
+    before = read_json(target / SOURCES)
+    known = before if isinstance(before, dict) else {}
+    # Shards of which nothing is noted are an earlier version's, and stay.
+    changed = [name for name, digest in sources.items() if known.get(name, digest) != digest]
+    outdated = [target / name for name in changed if (target / name).is_file()]
+    for path in outdated:
+        path.unlink()
+    if outdated:
+        say(f"{target}: the source has changed; {len(outdated)} of {len(sources)} shards are made again")
+    # Last: a process that is killed before this finds the same shards outdated again.
+    write_json(target / SOURCES, sources)

@@ -1,13 +1,13 @@
 """Preparing images outside a run: folders or tars of images into shards.
 
 Each shard is written whole or not at all, and those that are there already are passed over, so that a conversion that
-was cut off goes on.
+was cut off goes on. Those of images that have changed since are made again.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -15,7 +15,7 @@ import numpy as np
 import webdataset
 
 from rearkit.data.class_folders import find_images, image_suffixes, sort_classes, suffix_of
-from rearkit.data.conversions import conversion
+from rearkit.data.conversions import conversion, remove_outdated
 from rearkit.data.image_files import COPY, ImageFile, files_of_folder, files_of_tar
 from rearkit.data.label_files import read_labels
 from rearkit.data.shard_lists import CLASSES
@@ -90,13 +90,14 @@ def images_to_shards(
     order = np.random.default_rng(derive_seed("shards")).permutation(len(sources))
     # Labels that folders tell are in the keys.
     told = [f"{s.key} {s.file.size}" + ("" if labelling == BY_FOLDER else f" {s.label}") for s in sources]
-    # Names of old archives may be in no known encoding.
-    digest = hashlib.sha256("\n".join(told).encode("utf-8", "surrogateescape")).hexdigest()
     jobs = [
         (target / f"{index:06d}.tar", [sources[i] for i in order[start : start + shard_size]])
         for index, start in enumerate(range(0, len(sources), shard_size))
     ]
-    with conversion(target, {"images": len(sources), "shard_size": shard_size, "listing": digest}):
+    with conversion(target, {"images": len(sources), "shard_size": shard_size, "listing": _digest(told)}):
+        # Images that were edited may have the size that they had, so that only the time tells.
+        times = {path.name: _digest(f"{s.key} {s.file.modified}" for s in members) for path, members in jobs}
+        remove_outdated(target, times)
         if names is not None:
             write_json(target / CLASSES, names)
         missing = [job for job in jobs if not job[0].is_file()]
@@ -133,6 +134,11 @@ def list_images(source: Path, labelling: Labelling = BY_FOLDER) -> tuple[list[So
         labels, names = {path: order[names[label]] for path, label in labels.items()}, list(order)
     sources = [Source(files[f.path], f.key, suffix_of(f.path), labels.get(f.path)) for f in found]
     return sorted(sources, key=lambda s: s.key), names
+
+
+def _digest(lines: Iterable[str]) -> str:
+    # Names of old archives may be in no known encoding.
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _order(file: Path) -> list[str]:

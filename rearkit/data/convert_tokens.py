@@ -7,6 +7,7 @@ another. Nothing here imports torch, which alone would take more memory than the
 from __future__ import annotations
 
 import functools
+import hashlib
 import struct
 from collections.abc import Iterator
 from json import JSONDecodeError
@@ -17,7 +18,7 @@ import attrs
 import numpy as np
 import orjson
 
-from rearkit.data.conversions import conversion
+from rearkit.data.conversions import conversion, remove_outdated
 from rearkit.data.token_writing import CLASSES, MAX_CODES, TOKENS, write_token_shard
 from rearkit.errors import DataError
 from rearkit.system.console import progress_bar
@@ -38,12 +39,14 @@ class Part:
         end: offset behind the last line.
         line: number of the first line, counted from 1.
         rows: lines that are not blank.
+        digest: SHA-256 of all its lines.
     """
 
     start: int
     end: int
     line: int
     rows: int
+    digest: str
 
 
 def jsonl_to_token_shards(
@@ -53,7 +56,7 @@ def jsonl_to_token_shards(
 
     Args:
         source: the file; blank lines and byte-order marks are skipped.
-        target: folder for ``train-000000.tar``, …; those that are there are kept.
+        target: folder for ``train-000000.tar``, …; those that are there are kept, if made of the same lines.
         shard_size: images in a shard.
         workers: processes; None for one per core.
 
@@ -71,6 +74,7 @@ def jsonl_to_token_shards(
         number, first = next(_lines(source, parts[0]))
         length = len(_checked(first, f"{source}, line {number}")[1])
         paths = [target / f"train-{index:06d}.tar" for index in range(len(parts))]
+        remove_outdated(target, {path.name: part.digest for part, path in zip(parts, paths, strict=True)})
         missing = [(part, path) for part, path in zip(parts, paths, strict=True) if not path.is_file()]
         done = size - sum(part.end - part.start for part, _ in missing)
         with progress_bar("tokens: MiB", size >> 20, done >> 20) as bar:
@@ -88,11 +92,12 @@ def find_parts(source: Path, shard_size: int) -> list[Part]:
         DataError: a line is longer than any that holds one image.
     """
     parts: list[Part] = []
-    start, end, line, first, rows = 0, 0, 0, 1, 0
+    start, end, line, first, rows, digest = 0, 0, 0, 1, 0, hashlib.sha256()
     with source.open("rb") as file, progress_bar("tokens: lines, MiB", source.stat().st_size >> 20) as bar:
         for text in iter(functools.partial(file.readline, LONGEST_LINE), b""):
             line += 1
             end += len(text)
+            digest.update(text)
             if len(text) == LONGEST_LINE:
                 raise DataError(
                     f"{source}, line {line}: longer than {LONGEST_LINE >> 20} MiB; expected one image a line"
@@ -101,10 +106,10 @@ def find_parts(source: Path, shard_size: int) -> list[Part]:
             if text[0] == 0x7B or not _is_blank(text):
                 rows += 1
             if rows == shard_size:
-                parts.append(Part(start, end, first, rows))
-                start, first, rows = end, line + 1, 0
+                parts.append(Part(start, end, first, rows, digest.hexdigest()))
+                start, first, rows, digest = end, line + 1, 0, hashlib.sha256()
                 bar.advance((end >> 20) - bar.done)
-    return [*parts, Part(start, end, first, rows)] if rows else parts
+    return [*parts, Part(start, end, first, rows, digest.hexdigest())] if rows else parts
 
 
 def _convert(source: Path, part: Part, path: Path, length: int) -> None:

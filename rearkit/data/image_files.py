@@ -32,12 +32,14 @@ class ImageFile:
         file: the file itself, or the tar that it is in.
         offset: of its first byte.
         size: bytes.
+        modified: when the file, or the tar, was last changed, in nanoseconds.
     """
 
     name: str
     file: str
     offset: int
     size: int
+    modified: int
 
     @property
     def told(self) -> str:
@@ -67,7 +69,8 @@ def files_of_folder(source: Path) -> list[ImageFile]:
     Raises:
         DataError: a folder cannot be read.
     """
-    return [ImageFile(name, entry.path, 0, entry.stat().st_size) for name, entry in files_below(source)]
+    found = ((name, entry.path, entry.stat()) for name, entry in files_below(source))
+    return [ImageFile(name, path, 0, status.st_size, status.st_mtime_ns) for name, path, status in found]
 
 
 def files_of_tar(source: Path, usual: str, nested: bool = False) -> list[ImageFile]:
@@ -82,10 +85,12 @@ def files_of_tar(source: Path, usual: str, nested: bool = False) -> list[ImageFi
         DataError: it is damaged, or one in it.
     """
     try:
-        found = {file.name: file for file in _in_tar(source, 0, source.stat().st_size, "", nested)}
+        status = source.stat()
+        found = {file.name: file for file in _in_tar(source, 0, status.st_size, "", nested)}
     except tarfile.TarError as error:
         raise DataError(f"{source}: not a readable tar ({error}); {remedy_of(error, usual)}") from None
-    return [attrs.evolve(file, name=name) for name, file in strip_roots(found).items()]
+    modified = status.st_mtime_ns
+    return [attrs.evolve(file, name=name, modified=modified) for name, file in strip_roots(found).items()]
 
 
 def list_image_files(source: Path) -> tuple[list[ImageFile], np.ndarray | None]:
@@ -165,7 +170,7 @@ def _in_tar(path: Path, start: int, size: int, owner: str, nested: bool) -> Iter
                     ) from None
             else:
                 # As `tar` unpacks them: below the folder, whatever is said.
-                yield ImageFile(f"{owner}{member.name.lstrip('/')}", str(path), member.offset_data, member.size)
+                yield ImageFile(f"{owner}{member.name.lstrip('/')}", str(path), member.offset_data, member.size, 0)
 
 
 def _natural(name: str) -> list[str | int]:

@@ -12,6 +12,7 @@ import attrs
 from rearkit.analysis.diagnose import read_diagnoses
 from rearkit.analysis.differences import ABSENT, differing
 from rearkit.analysis.table import Group, Table, make_table
+from rearkit.errors import shortened
 from rearkit.recipe.loading import recipe_to_dict
 from rearkit.reports.charts import Chart, Series, drawn
 from rearkit.reports.diagnosis import charts as diagnosis_charts
@@ -27,6 +28,9 @@ from rearkit.training.logs import read_log
 from rearkit.training.validation import HELD_OUT_ACCURACY, HELD_OUT_LOSS
 
 PAGE = "comparison.html"
+# What the runs of a group may differ in.
+OWN = ("name", "train.seed", "sample.seed")
+SHOWN = 3  # keys named in a note
 # Held-out values only: training's depend on each run's own noise and dropout, so they do not compare.
 CURVES = (
     (HELD_OUT_LOSS, "Held-out cross-entropy", "nats per token, clean context", False),
@@ -44,7 +48,7 @@ def write_page(groups: Sequence[Group], path: Path, title: str, published_as: st
         published_as: heading of the groups' published figures.
     """
     table = make_table(groups, published_as)
-    table = attrs.evolve(table, notes=(*table.notes, *outdated(groups)))
+    table = attrs.evolve(table, notes=(*table.notes, *mixed(groups), *outdated(groups)))
     write_text(path, page_template("comparison.html.j2").render(gather(groups, table, title)))
     return table
 
@@ -86,6 +90,23 @@ def outdated(groups: Sequence[Group]) -> list[str]:
     return told
 
 
+def mixed(groups: Sequence[Group]) -> list[str]:
+    """Return a note for each group with runs of different recipes, as an edited sweep that was cut off leaves them."""
+    notes = []
+    for group in groups:
+        found = differing([recipe_to_dict(run_recipe(folder)) for folder in group.folders])
+        told = []
+        for key, values in ((key, values) for key, values in found if key not in OWN):
+            named = zip(group.folders, values, strict=True)
+            told.append(
+                f"{key} is {', '.join(f'{shortened(str(value), 60)} ({one.path.name})' for one, value in named)}"
+            )
+        if told:
+            more = f"; and {len(told) - SHOWN} keys more" if len(told) > SHOWN else ""
+            notes.append(f"{group.name}: its mean is over runs of different recipes: {'; '.join(told[:SHOWN])}{more}")
+    return notes
+
+
 def differences(
     groups: Sequence[Group], shown: Callable[[dict[str, Any]], dict[str, Any]] = dict
 ) -> list[tuple[str, list[str]]]:
@@ -98,10 +119,9 @@ def differences(
     # Groups without a run have no recipe: they show dashes, but make no difference.
     firsts = [group.folders[0] if group.folders else None for group in groups]
     found = differing([shown(recipe_to_dict(run_recipe(one))) for one in firsts if one is not None])
-    own = ("name", "train.seed", "sample.seed")
     rows = []
     for key, values in found:
-        if key not in own:
+        if key not in OWN:
             told = iter(map(str, values))
             rows.append((key, [ABSENT if one is None else next(told) for one in firsts]))
     return rows

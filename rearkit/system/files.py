@@ -26,6 +26,8 @@ _CALLS = count()
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # EROFS: mounted read-only. ENOTDIR: a part of the path is a file.
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+# A name that is taken: a folder where a file is to be, or a file where a folder is.
+TAKEN = (errno.EEXIST, errno.EISDIR)
 # The disk or the file system fails: EIO, ESTALE. EINVAL: it cannot flush. EXDEV: a rename to another file system.
 FAILING = (errno.EIO, errno.EINVAL, errno.EXDEV, errno.ESTALE, errno.ENAMETOOLONG)
 
@@ -90,7 +92,7 @@ def _put_in_place(temporary: Path, path: Path) -> None:
             raise
         raise StorageError(
             f"{path}: {error.strerror}, while it was put in place; what was written before is kept. Check the disk, or "
-            "choose another folder with --out"
+            "choose another place"
         ) from error
 
 
@@ -112,19 +114,18 @@ def storage_errors(path: Path) -> Iterator[None]:
                 f"{path}: the disk is full, or a quota is used up ({free:.0f} MiB are free); what was written before "
                 "is kept. Free some space and run again: it goes on from there"
             ) from error
-        if number in FORBIDDEN:
-            assert isinstance(error, OSError)
-            # The error may be about a parent folder, which is then what the user has to fix.
-            place = path if error.filename is None else error.filename
+        # Of a rename, the name that it should have got. It may be a parent folder, which then is what has to be fixed.
+        place = getattr(error, "filename2", None) or getattr(error, "filename", None) or path
+        if number in FORBIDDEN or (number in TAKEN and Path(place) in (path, path.parent)):
             raise StorageError(
-                f"{place}: {error.strerror}, while writing {path}; fix that, or choose another folder with --out"
+                f"{place}: {os.strerror(number or 0)}, while writing {path}; fix that, or choose another place"
             ) from error
         # Of this file or its neighbours; one of another file is no failed write.
         about = None if number not in FAILING else getattr(error, "filename", None)
         if about is not None and Path(about).is_relative_to(path.parent):
             raise StorageError(
                 f"{about}: {os.strerror(number or 0)}, while writing {path}; what was written before is kept. Check "
-                "the disk, or choose another folder with --out"
+                "the disk, or choose another place"
             ) from error
         raise
 

@@ -54,6 +54,21 @@ def test_a_copy_is_written_here_and_never_over_a_file(
     assert capsys.readouterr().err == "error: smoke.toml: exists already; choose another file with --to\n"
 
 
+@pytest.mark.parametrize("stem", ['a"b', "a b", "ä'b", "a.b", "1"])
+def test_a_copy_is_named_after_any_file(stem: str, tmp_path: Path) -> None:
+    assert rearkit("recipes", "--copy", "smoke", "--to", str(tmp_path / f"{stem}.toml")) == 0
+    assert load_recipe(tmp_path / f"{stem}.toml") == attrs.evolve(load_recipe("smoke"), name=stem)
+
+
+@pytest.mark.parametrize("stem", ["a\\1b", "a\\g<0>b", "a\nb"])
+def test_a_file_whose_name_no_run_may_have_is_refused(
+    stem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert rearkit("recipes", "--copy", "smoke", "--to", str(tmp_path / f"{stem}.toml")) == 2
+    assert "expected the name of one folder in runs/" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_misspelt_name_and_a_lone_target_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert rearkit("recipes", "--copy", "smokee") == 2
     assert "did you mean 'smoke'?" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -17,7 +18,7 @@ from PIL import Image
 
 from rearkit.components.datasets.folder import Folder, FolderSettings
 from rearkit.data.bad_samples import BadSamples
-from rearkit.data.conversions import LOCK
+from rearkit.data.conversions import LOCK, SOURCES
 from rearkit.data.convert import CLASSES, images_to_shards, list_images
 from rearkit.data.image_shards import read_images, write_shards
 from rearkit.errors import DataError, RearkitError
@@ -174,6 +175,41 @@ def test_a_conversion_that_was_cut_off_goes_on(folder: Path, tmp_path: Path) -> 
     again = images_to_shards(folder, tmp_path / "out", 4, 1)
     assert shades(again) == EXPECTED
     assert [path for path in again if path.stat().st_mtime_ns != before[path]] == [first[1]]
+
+
+def repaint(path: Path, value: int) -> None:
+    """Write another picture of the same size, a second later."""
+    status = path.stat()
+    path.write_bytes(picture(value))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
+    assert path.stat().st_size == status.st_size
+
+
+def test_images_that_were_edited_are_converted_again_and_no_others(folder: Path, tmp_path: Path) -> None:
+    first = images_to_shards(folder, tmp_path / "out", 4, 1)
+    before = {path: path.stat().st_mtime_ns for path in first}
+    repaint(folder / "dog" / "n.2.PNG", 9)
+    again = images_to_shards(folder, tmp_path / "out", 4, 1)
+    assert shades(again) == EXPECTED - Counter([(shade(1, 2), 1)]) + Counter([(9, 1)])
+    assert len([path for path in again if path.stat().st_mtime_ns != before[path]]) == 1
+
+
+def test_a_tar_that_was_made_anew_is_converted_again(folder: Path, tar: Path, tmp_path: Path) -> None:
+    images_to_shards(tar, tmp_path / "out", 4, 1)
+    size, time = tar.stat().st_size, tar.stat().st_mtime_ns
+    repaint(folder / "dog" / "n.2.PNG", 9)
+    with tarfile.open(tar, "w") as archive:
+        archive.add(folder, "images")
+    os.utime(tar, ns=(time, time + 10**9))
+    assert tar.stat().st_size == size
+    assert (9, 1) in shades(images_to_shards(tar, tmp_path / "out", 4, 1))
+
+
+def test_shards_of_an_earlier_version_which_noted_no_times_stay(folder: Path, tmp_path: Path) -> None:
+    first = images_to_shards(folder, tmp_path / "out", 4, 1)
+    before = [path.stat().st_mtime_ns for path in first]
+    (tmp_path / "out" / SOURCES).unlink()
+    assert [path.stat().st_mtime_ns for path in images_to_shards(folder, tmp_path / "out", 4, 1)] == before
 
 
 def test_a_folder_with_another_conversion_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -130,6 +130,19 @@ def test_a_line_that_was_mended_lets_the_conversion_go_on(tmp_path: Path) -> Non
     assert [shard.read_bytes() for shard in shards] == straightforward(tmp_path / "plain", 10)
 
 
+def test_lines_that_were_edited_are_converted_again_and_no_others(tmp_path: Path) -> None:
+    source = write(tmp_path / "t.jsonl", [*GOOD[:40], GOOD[40].replace(b'"class_id": 5', b'"class_id": 6'), *GOOD[41:]])
+    status = source.stat()
+    before = {path: path.stat().st_mtime_ns for path in jsonl_to_token_shards(source, tmp_path / "out", 10, 1)}
+    write(source, GOOD)
+    # Neither size nor time tells.
+    os.utime(source, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert source.stat().st_size == status.st_size
+    shards = jsonl_to_token_shards(source, tmp_path / "out", 10, 1)
+    assert [shard.read_bytes() for shard in shards] == straightforward(tmp_path / "plain", 10)
+    assert [path for path in shards if path.stat().st_mtime_ns != before[path]] == [shards[4]]
+
+
 SCRIPT = """
 import pathlib, sys, time
 from rearkit.data import convert_tokens

@@ -290,3 +290,10 @@ def test_a_rename_inside_of_a_write_that_fails_is_told_too(tmp_path: Path) -> No
 def test_a_text_with_a_name_of_an_old_archive_is_written(tmp_path: Path) -> None:
     write_text(tmp_path / "page.md", "class caf\udce9, ü")
     assert (tmp_path / "page.md").read_text(encoding="utf-8") == "class caf\\udce9, ü"
+
+
+def test_a_name_that_is_taken_is_told_in_a_line(tmp_path: Path) -> None:
+    write_text(tmp_path / "file", "mine")
+    for path, taken in ((tmp_path, tmp_path), (tmp_path / "file" / "x", tmp_path / "file")):
+        with pytest.raises(StorageError, match=rf"{taken}: .*, while writing .*; fix that, or choose another place"):
+            write_text(path, "new")
