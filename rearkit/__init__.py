@@ -24,7 +24,7 @@ _HOME = {
     "load_recipe": "recipe.loading",
     "Model": "model",
     "build": "model",
-    "make": "model",
+    "make": "recipe.by_name",
     "TokenData": "data.token_shards",
     "ImageSet": "data.image_sets",
     "load_images": "stages.data",
@@ -65,9 +65,10 @@ if TYPE_CHECKING:
     from rearkit.layers.cached_attention import attend_to_cache, cache_length
     from rearkit.layers.fusing import fusable
     from rearkit.layers.packed_linear import PackedLinear, beside
-    from rearkit.model import Model, build, make
+    from rearkit.model import Model, build
     from rearkit.objective import Objective, capture
     from rearkit.pipeline import run
+    from rearkit.recipe.by_name import make
     from rearkit.recipe.loading import load_recipe
     from rearkit.recipe.settings import setting, settings
     from rearkit.recipe.tables import Recipe

@@ -266,24 +266,6 @@ def _num_classes(recipe: Recipe) -> int | None:
         return None
 
 
-def make(kind: str, name: str, *context: object, **settings: object) -> Any:
-    """Build one component by name, without a recipe.
-
-    Args:
-        kind: one of `rearkit.registry.component.KINDS`.
-        name: the component's name in recipes.
-        context: the further arguments of the kind's ``build``; see `rearkit.contracts`.
-        settings: the component's settings.
-
-    Raises:
-        PluginError: there is no such component.
-        TypeError: there is no such setting.
-        ValueError: a setting is out of range, or does not fit the context.
-    """
-    component = plugins.find(kind, name)
-    return component.build(component.settings(**settings), *context)
-
-
 def _build(table: ComponentTable, recipe_name: str, *context: object) -> Any:
     component = plugins.find(table.kind, table.name)
     try:

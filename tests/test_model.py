@@ -14,7 +14,7 @@ from torch import Tensor
 from rearkit.components.tokenizers.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANSettings
 from rearkit.contracts import Backbone, NoiseSchedule, Regularizer, RegularizerContext, Tokenizer, TokenSpace
 from rearkit.errors import PluginError, RearkitError, RecipeError, WeightsError
-from rearkit.model import Model, build, build_tokenizer, check_weights, make
+from rearkit.model import Model, build, build_tokenizer, check_weights
 from rearkit.recipe.tables import Recipe
 from rearkit.registry import plugins
 from rearkit.registry.component import Component
@@ -163,17 +163,6 @@ def vars_of(recipe: Recipe) -> dict[str, Any]:
     from rearkit.recipe.loading import recipe_to_dict
 
     return recipe_to_dict(recipe)
-
-
-def test_one_component_can_be_made_by_name() -> None:
-    backbone = make("backbone", "dit-ar", TokenSpace(4, 6, 3), hidden_size=8, num_layers=1, num_heads=2)
-    assert backbone.space.num_tokens == 4
-    with pytest.raises(PluginError, match="unknown backbone 'dit-at'"):
-        make("backbone", "dit-at", TokenSpace(4, 6, 3))
-    with pytest.raises(TypeError, match="layers"):
-        make("backbone", "dit-ar", TokenSpace(4, 6, 3), layers=3)
-    with pytest.raises(ValueError, match="expected ≥ 1, got 0"):
-        make("backbone", "dit-ar", TokenSpace(4, 6, 3), num_layers=0)
 
 
 def test_a_component_that_is_no_module_of_its_contract_is_refused_with_the_line_to_write(

@@ -19,7 +19,7 @@ from rearkit.data.bad_samples import BadSamples
 from rearkit.data.decoding import Decoding
 from rearkit.data.fetching import FetchError, is_remote, local_copy
 from rearkit.data.image_shards import DEFAULT_ACCESS, read_headers, read_images
-from rearkit.data.pixels import to_float
+from rearkit.data.pixels import check_pixels, to_float
 from rearkit.data.shard_members import is_packed
 from rearkit.data.streams import ReadImage
 from rearkit.data.subsets import drawn_of, far_apart
@@ -33,12 +33,25 @@ class ImageSet:
     """Images in memory, with their classes.
 
     Attributes:
-        images: (n, 3, R, R) uint8.
+        images: (n, 3, H, W) uint8.
         labels: (n,) int64.
+
+    Raises:
+        DataError: they are something else; the message says how to convert them.
     """
 
-    images: Tensor
-    labels: Tensor
+    images: Tensor = attrs.field(validator=lambda held, field, images: check_pixels(images))
+    labels: Tensor = attrs.field()
+
+    @labels.validator
+    def _one_for_each(self, field: attrs.Attribute[Tensor], labels: object) -> None:
+        fits = isinstance(labels, Tensor) and labels.dtype == torch.int64 and labels.shape == self.images.shape[:1]
+        if not fits:
+            found = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else repr(labels)
+            raise DataError(
+                f"labels must be a tensor of {len(self.images)} int64, one for each image; found {found}; numbers of "
+                "another type are converted by torch.as_tensor(labels, dtype=torch.int64)"
+            )
 
     @classmethod
     def from_arrays(cls, images: np.ndarray, labels: np.ndarray) -> ImageSet:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rearkit.data.image_bytes import save_png
+from rearkit.errors import DataError
 
 VISIBLE = 96  # smaller images are enlarged until their longer side is near this, in pixels
 
@@ -41,6 +42,22 @@ def enlarged(fields: Tensor, shape: Sequence[int]) -> Tensor:
     """Draw fields (…, rows, columns) as a picture (…, height, width), each field of one colour."""
     rows, columns = (torch.arange(side) * count // side for side, count in zip(shape, fields.shape[-2:], strict=True))
     return fields[..., rows, :][..., columns]
+
+
+def check_pixels(images: object) -> None:
+    """Check that images are a tensor (n, 3, H, W) uint8: others would be tokenized all the same, as something else.
+
+    Raises:
+        DataError: they are not; the message says how to convert them.
+    """
+    if not isinstance(images, Tensor):
+        raise DataError(f"images must be a tensor (n, 3, H, W) uint8; found {type(images).__name__}")
+    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
+        raise DataError(
+            f"images must be (n, 3, H, W) uint8, from 0 to 255; found {str(images.dtype).removeprefix('torch.')} of "
+            f"shape {tuple(images.shape)}; floats in [0, 1] are converted by (images * 255).round().to(torch.uint8), "
+            "channels that come last by images.permute(0, 3, 1, 2)"
+        )
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from torch import Tensor
 from rearkit.contracts import Tokenizer, grid_of, height_width
 from rearkit.data.decoding import Decoding
 from rearkit.data.photos import read_photo
-from rearkit.data.pixels import enlarged, psnr, to_float, to_uint8
+from rearkit.data.pixels import check_pixels, enlarged, psnr, to_float, to_uint8
+from rearkit.errors import RearkitError
 from rearkit.evaluation.reconstruction import ssim
 from rearkit.tokenization.quality import module_device
 
@@ -65,14 +66,19 @@ def reconstruct(
 
     Args:
         tokenizer: frozen, in eval mode, such as the ``tokenizer`` of a model.
-        photos: image files, or (n, 3, H, W) uint8.
+        photos: a list of image files, or (n, 3, H, W) uint8.
         how: how files are cut to the tokenizer's size; if None, they are resized to cover it, and the middle is cut.
 
     Raises:
         RearkitError: there is no such file.
-        DataError: a file cannot be used as an image.
+        DataError: a file cannot be used as an image, or a tensor is not uint8.
     """
-    if not isinstance(photos, Tensor):
+    if isinstance(photos, str | Path):
+        # A text is a sequence too, of letters.
+        raise RearkitError(f"reconstruct takes a list of photos; for one, give [{str(photos)!r}]")
+    if isinstance(photos, Tensor):
+        check_pixels(photos)
+    else:
         how = how or Decoding(tokenizer.image_size)
         photos = torch.stack([read_photo(Path(photo), how) for photo in photos])
     colours_V3 = code_colours(tokenizer.codebook().float().cpu())

@@ -48,6 +48,11 @@ def structure(content: Mapping[str, Any], cls: type[T], where: str, origins: Map
         raise RecipeError(_problems(error, where, origins, content)) from None
 
 
+def as_table(settings: Any) -> dict[str, Any]:
+    """Turn settings into the table that `structure` takes; None stands for what a recipe leaves out."""
+    return attrs.asdict(settings, filter=lambda field, value: value is not None)
+
+
 @functools.cache
 def _converter() -> cattrs.Converter:
     converter = cattrs.Converter(detailed_validation=True)

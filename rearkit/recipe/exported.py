@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from rearkit.errors import PluginError, RecipeError, first_line
+from rearkit.errors import PluginError, RearkitError, RecipeError, first_line, shortened
 from rearkit.recipe.recipe_files import check_depth
 from rearkit.recipe.settings import setting, settings
 from rearkit.recipe.tables import DatasetTable, Recipe
@@ -120,8 +120,17 @@ def left_out_classes(recipe: Recipe) -> Classes | None:
     # Not at the top: it would import torch, before anything needs it.
     from rearkit.contracts import Classes
 
+    _check_read(recipe)
     kept = recipe.data.source.settings
     return Classes(kept.num_classes) if isinstance(kept, LeftOutSource) and kept.num_classes else None
+
+
+def _check_read(recipe: object) -> None:
+    # From Python, a name or a mapping is easily given where a recipe is meant.
+    if not isinstance(recipe, Recipe):
+        raise RearkitError(
+            f"expected a recipe, as rearkit.load_recipe(…) returns it; got {shortened(repr(recipe), 80)}"
+        )
 
 
 def check_source(recipe: Recipe) -> None:
@@ -129,7 +138,9 @@ def check_source(recipe: Recipe) -> None:
 
     Raises:
         RecipeError: it was left out.
+        RearkitError: it is no recipe yet.
     """
+    _check_read(recipe)
     if recipe.data.source.name == LEFT_OUT:
         raise RecipeError(
             [

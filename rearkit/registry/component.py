@@ -27,10 +27,13 @@ RESERVED: dict[str, tuple[str, ...]] = {
 """Keys of each kind's table that are its own (see `rearkit.recipe.tables`), so that no setting can have these names."""
 
 
+def _unknown_kind(kind: object) -> str:
+    return f"unknown kind of component {kind!r}{did_you_mean(str(kind), KINDS)}; kinds: {', '.join(KINDS)}"
+
+
 def _known_kind(component: Component, field: attrs.Attribute[str], kind: str) -> None:
     if kind not in KINDS:
-        hint = did_you_mean(str(kind), KINDS)
-        raise ValueError(f"unknown kind of component {kind!r}{hint}; kinds: {', '.join(KINDS)}")
+        raise ValueError(_unknown_kind(kind))
 
 
 def _plain_name(component: Component, field: attrs.Attribute[str], name: str) -> None:
@@ -45,6 +48,13 @@ def _attrs_class(component: Component, field: attrs.Attribute[type], settings: t
         check_settings_class(settings, RESERVED[component.kind])
     except TypeError as error:
         raise TypeError(f"{component.kind} {component.name!r}: {error}") from None
+
+
+def _can_be_called(component: Component, field: attrs.Attribute[Any], build: object) -> None:
+    if not callable(build):
+        raise TypeError(
+            f"{component.kind} {component.name!r}: its build must be a class or a function; found {build!r}"
+        )
 
 
 @attrs.frozen
@@ -64,7 +74,7 @@ class Component:
     kind: str = attrs.field(validator=_known_kind)
     name: str = attrs.field(validator=_plain_name)
     settings: type = attrs.field(validator=_attrs_class)
-    build: Callable[..., Any] = attrs.field(validator=attrs.validators.is_callable())
+    build: Callable[..., Any] = attrs.field(validator=_can_be_called)
     published: PublishedLayout | None = None
     provider: str = ""
     module: str = ""
@@ -91,7 +101,10 @@ class Registry:
 
         Raises:
             PluginError: no component has this name; the message suggests the nearest and lists all. Or several have it.
+                Or there is no such kind.
         """
+        if kind not in KINDS:
+            raise PluginError(_unknown_kind(kind))
         found = self._components.get((kind, name), [])
         if not found:
             names = self.names(kind)

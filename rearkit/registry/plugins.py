@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 from rearkit.errors import PluginError, RearkitError
 from rearkit.registry import hookspecs
 from rearkit.registry.component import Component, Registry
-from rearkit.registry.provenance import Blame, blame
+from rearkit.registry.provenance import Blame, blame, code_of
 
 ENTRY_POINT_GROUP = "rearkit"
 
@@ -74,6 +74,10 @@ def load_plugins() -> Plugins:
         # After all of them were checked, so that a plugin is used as a whole or not at all.
         for component in components:
             registry.add(component, provider, modules[implementation.plugin_name])
+    # Now, since this is the code that was imported, whatever becomes of the files while the process goes on.
+    for component in registry.all():
+        with contextlib.suppress(OSError):
+            code_of(component)
     return Plugins(registry, tuple(broken))
 
 

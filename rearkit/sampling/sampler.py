@@ -7,6 +7,7 @@ image does not depend on the batch or the rank that makes it. Shapes: B samples,
 from __future__ import annotations
 
 import copy
+import operator
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -154,11 +155,11 @@ class Sampler:
             known: as many booleans: which of ``given`` are kept.
 
         Raises:
-            ValueError: a class is out of range, the lengths of numbers, scales and classes differ, or given tokens do
-                not fit.
+            ValueError: a class is out of range or no whole number, the lengths of numbers, scales and classes differ,
+                or given tokens do not fit.
         """
         space = self.model.space
-        count = len(classes)
+        count = len(classes := _whole_numbers(classes))
         if count and not 0 <= min(classes) <= max(classes) < space.num_classes:
             raise ValueError(f"classes must lie in 0 to {space.num_classes - 1}")
         numbers = range(first, first + count) if numbers is None else numbers
@@ -238,6 +239,14 @@ class Sampler:
         if forced is not None:
             tokens_BN = forced.whole(tokens_BN)
         return tokens_BN[:count].cpu()
+
+
+def _whole_numbers(classes: Any) -> list[int]:
+    # Tensors and arrays are lists, too; fractions are refused, since they would be cut off.
+    try:
+        return [operator.index(label) for label in classes]
+    except TypeError:
+        raise ValueError(f"classes must be a list of whole numbers; got {classes!r}") from None
 
 
 def sample_uniforms(seed: int, number: int, num_tokens: int) -> np.ndarray:

@@ -17,11 +17,13 @@ def model_file(source: str | Path) -> Path:
     """Return the file of an exported model, which may be given by its folder or its name on the hub.
 
     Raises:
-        WeightsError: the folder has no model.
+        WeightsError: there is no such file, or the folder has no model.
     """
     path = local_file(source)
-    if not path.is_dir():
+    if path.is_file():
         return path
+    if not path.exists():
+        raise WeightsError(f"{path}: no such model; give its file, such as RUN/train/{MODEL}, or an exported folder")
     if not (path / MODEL).is_file():
         raise WeightsError(f"{path}: no {MODEL} in it; give the folder that `export` wrote, or a model's file")
     return path / MODEL

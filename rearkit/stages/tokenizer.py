@@ -32,6 +32,7 @@ from rearkit.system.console import say
 from rearkit.system.devices import derive_seed, resolve_device
 from rearkit.system.hub import hub_records
 from rearkit.tokenization.quality import rebuilt_psnr
+from rearkit.tokenization.tokenize import check_size
 from rearkit.training.logs import TrainLog
 from rearkit.training.trackers import open_trackers
 from rearkit.weights import load_weights, write_state_dict
@@ -212,6 +213,7 @@ def fit_tokenizer(recipe: Recipe, images: ImageSet) -> Tokenizer:
 
     Raises:
         RearkitError: the tokenizer cannot be fitted as the recipe says, or the recipe has no ``[tokenizer.fit]``.
+        DataError: the images are not of the tokenizer's size.
     """
     if problems := check_fit(recipe):
         raise RecipeError([f"{recipe.name}: {problem}" for problem in problems])
@@ -220,6 +222,7 @@ def fit_tokenizer(recipe: Recipe, images: ImageSet) -> Tokenizer:
         raise RearkitError(
             f"[tokenizer] {recipe.tokenizer.name}: no [tokenizer.fit] in the recipe, or cannot be fitted"
         )
+    check_size(tokenizer, images)
     tokenizer.to(resolve_device(recipe.device))
 
     # Drawn with replacement, since the set may be smaller than a batch.

@@ -21,6 +21,8 @@ import torch
 
 from rearkit.context_noise import takes_context
 from rearkit.contracts import NoiseContext, TokenSpace
+from rearkit.errors import RecipeError
+from rearkit.recipe.checking import as_table, structure
 from rearkit.registry.component import Component
 from rearkit.testing.backbones import check_backbone
 from rearkit.testing.clauses import SPACE, require, seeded
@@ -55,7 +57,7 @@ def check_component(component: Component, settings: Any = None, space: TokenSpac
     Raises:
         AssertionError: a clause of the contract is broken.
     """
-    settings = component.settings() if settings is None else settings
+    settings = _defaults(component) if settings is None else settings
     require(
         type(settings) is component.settings,
         f"{component.kind} {component.name!r} is built from {component.settings.__name__}; "
@@ -79,7 +81,7 @@ def check_component(component: Component, settings: Any = None, space: TokenSpac
 
 
 def check_settings(settings: Any) -> None:
-    """Check that settings are frozen, and documented for ``rearkit plugins``.
+    """Check that settings are frozen, documented for ``rearkit plugins``, and what a recipe can give.
 
     Raises:
         AssertionError: a clause of the contract is broken.
@@ -98,3 +100,28 @@ def check_settings(settings: Any) -> None:
         except attrs.exceptions.FrozenInstanceError:
             continue
         raise AssertionError(f"settings must be frozen, as rearkit.settings makes them; {cls.__name__} is not")
+    _structured(as_table(settings), cls)
+
+
+def _defaults(component: Component) -> Any:
+    """Return a component's settings at their defaults, each checked as a recipe's value is."""
+    fields = attrs.fields(component.settings)
+    required = [field.name for field in fields if field.default is attrs.NOTHING]
+    require(
+        not required,
+        f"{component.kind} {component.name!r} has no default of {', '.join(required)}: give settings as the second "
+        "argument",
+    )
+    table: dict[str, Any] = {}
+    for field in fields:
+        # What a factory makes is checked with the settings as a whole; None stands for what a recipe leaves out.
+        if field.default is not None and not isinstance(field.default, attrs.Factory):  # type: ignore[arg-type]
+            table[field.name] = as_table(field.default) if attrs.has(type(field.default)) else field.default
+    return _structured(table, component.settings)
+
+
+def _structured(table: dict[str, Any], cls: type) -> Any:
+    try:
+        return structure(table, cls, cls.__name__, {})
+    except RecipeError as error:
+        raise AssertionError(f"settings, defaults too, must be values that a recipe can give: {error}") from error

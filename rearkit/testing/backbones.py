@@ -31,13 +31,14 @@ from rearkit.testing.clauses import (
     stir,
 )
 from rearkit.testing.grids import check_grids
+from rearkit.testing.placement import check_backbone_placed
 
 
 def check_backbone(build: Callable[[TokenSpace], Backbone], space: TokenSpace = SPACE) -> None:
     """Check a backbone: shapes, causality, cached decoding (for CUDA graphs too), gradients, and its state dict.
 
     Args:
-        build: makes the backbone for a token space; called twice.
+        build: makes the backbone for a token space; called several times.
         space: small sizes to check with. The default is not a square grid: a backbone that needs one must get another.
 
     Raises:
@@ -75,6 +76,7 @@ def check_backbone(build: Callable[[TokenSpace], Backbone], space: TokenSpace = 
         _check_blocks(backbone, module, tokens_BN, classes_B)
         _check_gradients(module, tokens_BN, classes_B)
         _check_bfloat16(module, tokens_BN, classes_B)
+        check_backbone_placed(build, space)
 
 
 @torch.no_grad()

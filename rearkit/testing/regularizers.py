@@ -24,6 +24,7 @@ from rearkit.testing.clauses import (
     seeded,
     stir,
 )
+from rearkit.testing.placement import check_regularizer_placed
 from rearkit.testing.toy import ToyBackbone
 
 # V and Z of two codebooks: Z smaller and larger than the hidden size, and than V.
@@ -74,6 +75,7 @@ def check_regularizer(
             _check_state(build, context, module, inputs)
             _check_after_step(module, inputs)
             _check_bfloat16(module, inputs)
+            check_regularizer_placed(build, context, inputs.step(inputs.replaced_BN))
 
 
 class _Inputs:

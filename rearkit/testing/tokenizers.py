@@ -21,6 +21,7 @@ from rearkit.testing.clauses import (
     require_tensor,
     seeded,
 )
+from rearkit.testing.placement import check_tokenizer_placed
 
 ROWS = 3
 # Share of tokens that may get another code when rounding differs: those almost as near to a second code.
@@ -77,11 +78,14 @@ def check_tokenizer(tokenizer: Tokenizer, rebuild: Callable[[], Tokenizer] | Non
                 "in eval mode, encode, decode and codebook must not change the tokenizer, which is frozen",
             )
             if rebuild is not None:
-                _check_state(tokenizer, module, rebuild, images, tokens_BN)
+                _check_state(tokenizer, rebuild, images, tokens_BN)
         if isinstance(tokenizer, FittableTokenizer):
-            _check_fit(module, images)
+            fitted = _check_fit(module, images)
+            if rebuild is not None:
+                _check_state(fitted, rebuild, images, tokens_BN, ", after a step of its fit,")
             if tokenizer.decoder_modules():
                 _check_decoder_fit(tokenizer, images)
+        check_tokenizer_placed(copy.deepcopy(tokenizer) if rebuild is None else rebuild(), images, tokens_BN)
 
 
 def _shape(tokenizer: Tokenizer) -> tuple[int, int]:
@@ -134,24 +138,25 @@ def _check_decode(tokenizer: Tokenizer, tokens_BN: Tensor) -> None:
     )
 
 
+@torch.no_grad()
 def _check_state(
-    tokenizer: Tokenizer, module: nn.Module, rebuild: Callable[[], Tokenizer], images: Tensor, tokens_BN: Tensor
+    tokenizer: Tokenizer, rebuild: Callable[[], Tokenizer], images: Tensor, tokens_BN: Tensor, when: str = ""
 ) -> None:
     # Another seed, so that the second tokenizer starts with other weights than the first.
     torch.manual_seed(1)
     second = rebuild()
-    copy_state(module, require_module(second, "tokenizer").eval(), "tokenizer")
+    copy_state(tokenizer, require_module(second, "tokenizer").eval(), "tokenizer")
     same = {
         "tokens": torch.equal(second.encode(images), tokenizer.encode(images)),
         "images": torch.equal(second.decode(tokens_BN), tokenizer.decode(tokens_BN)),
         "codebook": torch.equal(second.codebook(), tokenizer.codebook()),
     }
     for what, holds in same.items():
-        require(holds, f"a second tokenizer with the first's state dict must give the same {what}")
+        require(holds, f"a second tokenizer with the first's state dict{when} must give the same {what}")
 
 
-def _check_fit(module: nn.Module, images: Tensor) -> None:
-    """Check a fit's loss and gradients, on a copy, since a fit changes the tokenizer."""
+def _check_fit(module: nn.Module, images: Tensor) -> FittableTokenizer:
+    """Check a fit's loss and gradients, on a copy, since a fit changes the tokenizer; return the copy in eval mode."""
     fitted = copy.deepcopy(module).train().requires_grad_()
     assert isinstance(fitted, FittableTokenizer)
     loss, parts = fitted.fit_loss(images)
@@ -171,6 +176,7 @@ def _check_fit(module: nn.Module, images: Tensor) -> None:
         gradients and all(gradient.isfinite().all() for gradient in gradients),
         "the loss of fit_loss must give finite gradients to the tokenizer's parameters",
     )
+    return fitted.eval()
 
 
 def _check_decoder_fit(tokenizer: FittableTokenizer, images: Tensor) -> None:

@@ -7,11 +7,12 @@ them only with the tokenizer that made them.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rearkit.contracts import Tokenizer
 from rearkit.data.image_sets import ImageSet
@@ -125,6 +126,7 @@ def show_decoded(tokenizer: Tokenizer, data: TokenData, picture: Path) -> None:
     save_grid(picture, to_uint8(decode(tokenizer, tokens, GRID_IMAGES)), GRID_IMAGES)
 
 
-def module_device(tokenizer: Tokenizer) -> torch.device:
-    """Return the device that a tokenizer is on."""
-    return next(tokenizer.parameters()).device
+def module_device(module: nn.Module) -> torch.device:
+    """Return the device that a module is on: the CPU if it has neither parameters nor buffers."""
+    held = next(itertools.chain(module.parameters(), module.buffers()), None)
+    return torch.device("cpu") if held is None else held.device

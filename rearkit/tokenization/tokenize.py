@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rearkit.contracts import Tokenizer, square_side
+from rearkit.contracts import Tokenizer, height_width, size_text, square_side
 from rearkit.data.bad_samples import BadSamples
 from rearkit.data.image_sets import ImageSet, Split
 from rearkit.data.pixels import to_float
 from rearkit.data.token_shards import TokenData
 from rearkit.data.token_writing import write_token_shard
+from rearkit.errors import DataError
 from rearkit.system.checksums import note_checksum
 from rearkit.tokenization.quality import encode, module_device
 from rearkit.tokenization.views import views
@@ -27,10 +28,28 @@ def tokenize(tokenizer: Tokenizer, images: ImageSet, batch: int = 64) -> TokenDa
         tokenizer: a frozen tokenizer in eval mode.
         images: images of the tokenizer's size.
         batch: images tokenized at once.
+
+    Raises:
+        DataError: the images are of another size.
     """
+    check_size(tokenizer, images)
     device = module_device(tokenizer)
     tokens = [encode(tokenizer, to_float(part.to(device))).cpu() for part in images.images.split(batch)]
     return TokenData.from_arrays(torch.cat(tokens), images.labels)
+
+
+def check_size(tokenizer: Tokenizer, images: ImageSet) -> None:
+    """Check that images are of a tokenizer's size: convolutions take others, and give another number of tokens.
+
+    Raises:
+        DataError: they are not.
+    """
+    height, width = images.images.shape[2:]
+    if (height, width) != height_width(tokenizer.image_size):
+        raise DataError(
+            f"the tokenizer takes images of {size_text(tokenizer.image_size)} pixels; found {height} × {width}: resize "
+            "or crop them first, for instance by torchvision.transforms.v2.functional.resize"
+        )
 
 
 @torch.no_grad()

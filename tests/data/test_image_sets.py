@@ -13,6 +13,7 @@ import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torch import Tensor
 
 from rearkit.data.access import Access
 from rearkit.data.decoding import Decoding
@@ -303,3 +304,22 @@ def test_damage_of_a_shard_is_counted_once_however_it_is_cut(tmp_path: Path) -> 
         bad = split.budget()
         assert [image.key for stretch in split.stretches(length) for image in stretch.read(bad=bad)] == keys
         assert bad.reasons == whole.reasons and whole.count
+
+
+# Sets in memory
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (torch.rand(4, 3, 8, 8), torch.zeros(4).long(), r"uint8, .* found float32 .* by \(images \* 255\)\.round\(\)"),
+        (torch.zeros(4, 8, 8, 3).byte(), torch.zeros(4).long(), r"\(4, 8, 8, 3\); .* last by images\.permute"),
+        (np.zeros((4, 3, 8, 8), np.uint8), torch.zeros(4).long(), "found ndarray"),
+        (torch.zeros(4, 3, 8, 8).byte(), torch.zeros(3).long(), r"4 int64, one for each image; .* shape \(3,\)"),
+        (torch.zeros(4, 3, 8, 8).byte(), torch.zeros(4), r"found torch\.float32 .* torch\.as_tensor\(labels, dtype="),
+        (torch.zeros(4, 3, 8, 8).byte(), [0, 1, 2, 3], r"found \[0, 1, 2, 3\]"),
+    ],
+)
+def test_a_set_of_something_else_says_how_to_convert_it(images: Tensor, labels: Tensor, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        ImageSet(images, labels)

@@ -12,7 +12,7 @@ from torch import Tensor
 import rearkit
 from rearkit.contracts import Tokenizer
 from rearkit.data.pixels import to_float
-from rearkit.errors import RearkitError
+from rearkit.errors import DataError, RearkitError
 from rearkit.evaluation.rebuilt import code_colours
 from rearkit.model import build_tokenizer
 from rearkit.recipe.tables import Recipe
@@ -84,3 +84,10 @@ def test_files_become_squares(tokenizer: Tokenizer, photos: Tensor, tmp_path: Pa
     assert torch.equal(first.original, photos[0]) and second.original.max() == 0
     with pytest.raises(RearkitError, match=r"gone\.png: no such image"):
         rearkit.reconstruct(tokenizer, [tmp_path / "gone.png"])
+
+
+def test_one_path_and_floats_are_refused(tokenizer: Tokenizer, photos: Tensor) -> None:
+    with pytest.raises(RearkitError, match=r"a list of photos; for one, give \['one\.png'\]"):
+        rearkit.reconstruct(tokenizer, "one.png")
+    with pytest.raises(DataError, match=r"must be .* uint8, from 0 to 255; found float32"):
+        rearkit.reconstruct(tokenizer, to_float(photos))

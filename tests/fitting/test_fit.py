@@ -15,7 +15,7 @@ from torch import Tensor
 from rearkit.contracts import Tokenizer
 from rearkit.data.image_sets import ImageBatches, ImageSet
 from rearkit.data.pixels import psnr, to_float
-from rearkit.errors import DivergedError, RearkitError
+from rearkit.errors import DataError, DivergedError, RearkitError
 from rearkit.fitting.adversary import Adversary
 from rearkit.fitting.fit import TokenizerFit, learning_rate
 from rearkit.model import build_tokenizer
@@ -168,6 +168,12 @@ def test_images_in_memory_are_fitted_with_the_perceptual_distance(
 def test_a_recipe_without_a_fit_is_refused(tiny: Callable[..., Recipe]) -> None:
     with pytest.raises(RearkitError, match=r"no \[tokenizer\.fit\] in the recipe"):
         fit_tokenizer(tiny(), images())
+
+
+def test_images_of_another_size_are_refused(tiny: Callable[..., Recipe]) -> None:
+    large = ImageSet(torch.zeros(2, 3, 12, 12, dtype=torch.uint8), torch.arange(2))
+    with pytest.raises(DataError, match="takes images of 8 pixels; found 12 × 12: resize or crop"):
+        fit_tokenizer(tiny(tokenizer={"fit": {"steps": 2, "batch": 4, "warmup_steps": 1}}), large)
 
 
 def test_a_fit_that_diverges_stops_and_writes_no_checkpoint(tiny: Callable[..., Recipe], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import rearkit
 from rearkit.cli.main import cli
-from rearkit.errors import RecipeError, WeightsError
+from rearkit.errors import RearkitError, RecipeError, WeightsError
 from rearkit.model import build
 from rearkit.recipe.exported import LEFT_OUT
 from rearkit.recipe.loading import load_recipe, recipe_to_dict
@@ -143,3 +143,20 @@ def test_a_deeply_nested_recipe_is_one_line(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, path, {"rearkit": '{"recipe": ' + "[" * 100_000})
     with pytest.raises(RecipeError, match="has no recipe inside"):
         load_recipe(path)
+
+
+# What is no recipe, and no model
+
+
+@pytest.mark.parametrize("given", ["smoke", {"name": "smoke"}])
+def test_a_name_or_a_mapping_is_no_recipe_yet(given: Any) -> None:
+    for call in (rearkit.run, rearkit.build, rearkit.load_images):
+        with pytest.raises(
+            RearkitError, match=r"expected a recipe, as rearkit\.load_recipe\(…\) returns it; got .*smoke"
+        ):
+            call(given)
+
+
+def test_a_model_that_is_not_there_is_not_called_a_recipe() -> None:
+    with pytest.raises(WeightsError, match=r"nope: no such model; give its file, such as RUN/train/model\.safetensors"):
+        rearkit.load_model("nope")

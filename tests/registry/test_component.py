@@ -38,6 +38,12 @@ def test_a_component_is_found_by_kind_and_name() -> None:
     assert (found.provider, found.summary, found.settings) == ("rearkit-quiet 1.2", "Settings without any.", Nothing)
 
 
+@pytest.mark.parametrize("build", [None, Nothing()])
+def test_what_builds_a_component_can_be_called(build: Any) -> None:
+    with pytest.raises(TypeError, match="noise 'quiet': its build must be a class or a function; found "):
+        Component("noise", "quiet", Nothing, build)
+
+
 def test_a_name_may_be_used_once_in_each_kind() -> None:
     registry = Registry()
     for kind in KINDS:

@@ -103,6 +103,15 @@ def test_edited_code_of_a_plugin_is_noticed(path: str, write: Write) -> None:
     assert code_of(half) != before
 
 
+def test_the_code_that_was_imported_counts(write: Write) -> None:
+    folder, (half, _) = write(PACKAGE)
+    with (folder / "parts.py").open("a", encoding="utf-8") as file:
+        file.write("\n# edited before anything asked for the digest\n")
+    imported = code_of(half)
+    _digest.cache_clear()
+    assert code_of(half) != imported
+
+
 def test_another_version_is_noticed(write: Write) -> None:
     import attrs
 

@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 import threading
+from typing import Any
 
 import attrs
 import numpy as np
@@ -293,6 +294,19 @@ def test_the_recipes_own_table_and_seed_are_used_where_none_is_given(model: Mode
 def test_classes_out_of_range_are_refused(classes: list[int], model: Model) -> None:
     with pytest.raises(ValueError, match="classes must lie in 0 to 9"):
         sample(model, classes, table())
+
+
+@pytest.mark.parametrize("classes", [[0.5, 1.0], torch.tensor([0.5]), 3, "01"])
+def test_classes_are_whole_numbers(classes: Any, model: Model) -> None:
+    with pytest.raises(ValueError, match="classes must be a list of whole numbers; got"):
+        sample(model, classes)
+
+
+@pytest.mark.filterwarnings("error")
+def test_classes_may_be_a_tensor_or_an_array(model: Model) -> None:
+    expected = sample(model, [0, 1]).images
+    for classes in (torch.arange(2), np.arange(2)):
+        assert (sample(model, classes).images == expected).all()
 
 
 def test_no_classes_are_refused(model: Model) -> None:

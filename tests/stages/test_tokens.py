@@ -308,6 +308,12 @@ def test_images_in_memory_are_tokenized_alike_in_any_batch(tiny: Callable[..., R
         assert classes.tolist() == list(range(10))
 
 
+def test_images_in_memory_of_another_size_are_refused(tiny: Callable[..., Recipe]) -> None:
+    half = ImageSet(torch.zeros(2, 3, 8, 4, dtype=torch.uint8), torch.arange(2))
+    with pytest.raises(DataError, match="takes images of 8 pixels; found 8 × 4: resize or crop"):
+        tokenize(build_tokenizer(tiny()).eval(), half)
+
+
 # Tokens made while training, and what training opens
 
 

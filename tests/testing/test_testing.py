@@ -122,6 +122,36 @@ def test_settings_must_be_documented() -> None:
         check_settings(object())
 
 
+def test_defaults_must_be_values_of_a_recipe() -> None:
+    @settings
+    class Wrong:
+        """Settings."""
+
+        level: float = setting("a level", default="three")
+
+    @settings
+    class Outside:
+        """Settings."""
+
+        count: int = setting("how many", default=0, ge=1)
+
+    @settings
+    class Needy:
+        """Settings."""
+
+        count: int = setting("how many")
+
+    for cls, message in (
+        (Wrong, "must be values that a recipe can give: Wrong: level: expected a number, got 'three'"),
+        (Outside, "that a recipe can give: Outside: count: expected ≥ 1, got 0"),
+        (Needy, "noise 'odd' has no default of count: give settings as the second argument"),
+    ):
+        with pytest.raises(AssertionError, match=message):
+            check_component(Component("noise", "odd", cls, LinearNoise))
+    with pytest.raises(AssertionError, match="level: expected a number, got 'three'"):
+        check_settings(Wrong())
+
+
 def test_checks_leave_the_global_random_state_alone() -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)

@@ -198,6 +198,32 @@ class FitWithoutGradient(Fitted):
         return loss.detach(), parts
 
 
+class ForgetsItsShift(Fitted):
+    """Shifts by the mean of what it was fitted on, which the state dict lacks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.zeros(()), persistent=False)
+
+    def fit_loss(self, images_B3RR: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        self.shift = images_B3RR.mean() * 100
+        return super().fit_loss(images_B3RR)
+
+    def encode(self, images_B3RR: Tensor) -> Tensor:
+        return super().encode(images_B3RR - self.shift)
+
+
+class ForgetsItsGain(Fitted):
+    gain = 1.0
+
+    def fit_loss(self, images_B3RR: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        self.gain = 0.5
+        return super().fit_loss(images_B3RR)
+
+    def decode(self, tokens_BN: Tensor) -> Tensor:
+        return super().decode(tokens_BN) * self.gain
+
+
 @pytest.mark.parametrize("size", [(13, 4), (2, 1), (300, 500)])
 @pytest.mark.parametrize("kind", [Line, Fitted, DecoderFitted, Tall])
 def test_a_good_tokenizer_passes(kind: type[Line], size: tuple[int, int]) -> None:
@@ -227,6 +253,8 @@ def test_a_good_tokenizer_passes(kind: type[Line], size: tuple[int, int]) -> Non
         (NoCodes, "codebook_size must be a whole number from 1; found 0"),
         (BrokenFit, "fit_loss must return a finite scalar loss"),
         (FitPerImage, "fit_loss must return named scalar tensors second"),
+        (ForgetsItsShift, "state dict, after a step of its fit, must give the same tokens"),
+        (ForgetsItsGain, "state dict, after a step of its fit, must give the same images"),
         (AimsAnyway, "must leave tokens and codebook as they are"),
         (FitWithoutGradient, "must carry a gradient"),
         (object, "must be an nn.Module; found object"),

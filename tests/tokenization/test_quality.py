@@ -12,11 +12,20 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
+from rearkit.contracts import Tokenizer
 from rearkit.data.image_sets import ImageSet
 from rearkit.data.token_shards import TokenData
 from rearkit.errors import DataError
 from rearkit.tokenization import quality
-from rearkit.tokenization.quality import codebook_usage, compare, decode, rebuilt_psnr, show_decoded, survival
+from rearkit.tokenization.quality import (
+    codebook_usage,
+    compare,
+    decode,
+    module_device,
+    rebuilt_psnr,
+    show_decoded,
+    survival,
+)
 
 
 class Greys(nn.Module):
@@ -113,3 +122,13 @@ def test_a_token_that_is_no_code_is_an_error() -> None:
     assert codebook_usage(data, 17)[0] == pytest.approx(4 / 17)
     with pytest.raises(DataError, match="hold token 16, but the tokenizer has 16 codes"):
         codebook_usage(data, 16)
+
+
+def test_a_tokenizer_may_have_buffers_alone_or_nothing() -> None:
+    class Bare(Tokenizer):
+        pass
+
+    assert module_device(Bare()) == torch.device("cpu")
+    held = Bare()
+    held.register_buffer("codes", torch.zeros(2, device="meta"))
+    assert module_device(held) == torch.device("meta")
