@@ -75,7 +75,9 @@ def _weights_problems(recipe: Recipe) -> list[str]:
     """Return what is wrong with how a recipe gives, or fits, weights."""
     problems = check_fit(recipe)
     if recipe.tokenizer.weights is None and recipe.tokenizer.fit is None:
-        problems.append('[tokenizer]: give weights = "FILE", or a table [tokenizer.fit]')
+        problems.append(
+            '[tokenizer]: give weights = "FILE", or a table [tokenizer.fit]; another name takes over neither'
+        )
     if recipe.train.steps == 0 and recipe.backbone.weights is None:
         problems.append("[train] steps = 0 leaves the backbone untrained: give [backbone] weights")
     if recipe.train.steps == 0 and recipe.backbone.weights_fit != "strict":

@@ -31,9 +31,7 @@ from rearkit.testing.toy import ToyBackbone
 CODEBOOKS = ((11, 3), (40, 300))
 # Lengths of the prefix: a regularizer must not count on one backbone's.
 PREFIXES = (1, 2, 3)
-ROWS = 4
-CLASSES = 3
-SIDE = 16
+ROWS, CLASSES, SIDE = 4, 3, 16
 TRAINED = "the hidden states, the logits or the backbone"
 
 
