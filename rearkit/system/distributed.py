@@ -81,11 +81,22 @@ def rank() -> int:
 
 
 def local_device(device: torch.device) -> torch.device:
-    """Return this rank's device of the same type, and make it CUDA's current device."""
+    """Return this rank's device of the same type, and make it CUDA's current device.
+
+    Raises:
+        RearkitError: there are fewer devices than ranks on this machine.
+    """
     if device.type == "cuda":
-        local = int(os.environ.get("LOCAL_RANK", "0"))
-        # `srun --gpus-per-task=1` and `--gpu-bind` show each rank one device, its own.
-        device = torch.device("cuda", 0 if torch.cuda.device_count() == 1 else local)
+        seen = torch.cuda.device_count()
+        # `srun --gpus-per-task=1` and `--gpu-bind` show each rank one device, its own. A shell may keep LOCAL_RANK from
+        # another job.
+        local = 0 if seen == 1 or world_size() == 1 else int(os.environ.get("LOCAL_RANK", "0"))
+        if local >= seen:
+            raise RearkitError(
+                f"rank {rank()} is number {local} on its machine, counted from 0, and torch sees {seen} GPUs there; "
+                f'start at most {seen} ranks on a machine, or use device = "cpu"'
+            )
+        device = torch.device("cuda", local)
         # NCCL, and code that says just "cuda", use the current device.
         torch.cuda.set_device(device)
     return device
