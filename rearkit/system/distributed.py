@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -116,13 +116,34 @@ def start(device: torch.device) -> None:
         return
     store = meet(rank(), world_size(), PATIENCE)
     _stores.append((store, itertools.count(1)))
-    patience = PATIENCE if backend == "gloo" else STEP_PATIENCE
-    dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), timeout=patience)
+    dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), timeout=_patience(backend))
     if backend == "nccl":
         group = dist.new_group(backend="gloo", timeout=PATIENCE)
         # Every rank is a member of it, and so gets no mark of one that is not.
         assert isinstance(group, dist.ProcessGroup)
         _waiting.append(group)
+
+
+def _patience(backend: str) -> timedelta:
+    return STEP_PATIENCE if backend == "nccl" else PATIENCE
+
+
+@contextlib.contextmanager
+def patient_groups() -> Iterator[None]:
+    """Within this context, new groups that name no time-out have the default group's.
+
+    DeepSpeed makes groups of its own and names none; torch's is 10 minutes with NCCL, whatever the default group's is.
+    """
+    new_group = dist.new_group
+
+    def patient(*ranks: Any, **named: Any) -> Any:
+        return new_group(*ranks, **{"timeout": _patience(dist.get_backend()), **named})
+
+    dist.new_group = patient
+    try:
+        yield
+    finally:
+        dist.new_group = new_group
 
 
 def _patient() -> dist.ProcessGroup | None:
