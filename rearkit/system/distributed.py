@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -88,8 +88,7 @@ def local_device(device: torch.device) -> torch.device:
     """
     if device.type == "cuda":
         seen = torch.cuda.device_count()
-        # `srun --gpus-per-task=1` and `--gpu-bind` show each rank one device, its own. A shell may keep LOCAL_RANK from
-        # another job.
+        # `srun --gpus-per-task=1` and `--gpu-bind` show a rank only its own. A shell may keep another job's LOCAL_RANK.
         local = 0 if seen == 1 or world_size() == 1 else int(os.environ.get("LOCAL_RANK", "0"))
         if local >= seen:
             raise RearkitError(
@@ -125,7 +124,7 @@ def start(device: torch.device) -> None:
 
 
 def _patience(backend: str) -> timedelta:
-    return STEP_PATIENCE if backend == "nccl" else PATIENCE
+    return PATIENCE if backend == "gloo" else STEP_PATIENCE
 
 
 @contextlib.contextmanager
@@ -135,11 +134,7 @@ def patient_groups() -> Iterator[None]:
     DeepSpeed makes groups of its own and names none; torch's is 10 minutes with NCCL, whatever the default group's is.
     """
     new_group = dist.new_group
-
-    def patient(*ranks: Any, **named: Any) -> Any:
-        return new_group(*ranks, **{"timeout": _patience(dist.get_backend()), **named})
-
-    dist.new_group = patient
+    dist.new_group = lambda *ranks, **named: new_group(*ranks, **{"timeout": _patience(dist.get_backend()), **named})
     try:
         yield
     finally:
