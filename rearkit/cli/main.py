@@ -15,6 +15,7 @@ import click
 from rearkit import errors
 from rearkit.cli import COMMANDS
 from rearkit.cli.examples import Group, example_lines, program
+from rearkit.cli.full_gpu import told_of_full_gpu
 from rearkit.system.console import is_main_process, number_in_environment, stderr
 from rearkit.system.signals import GUARD, STOPPED, exit_code
 
@@ -119,6 +120,9 @@ def _report(error: Exception, debug: bool) -> int:
         return errors.EXIT_OK
     if isinstance(error, OSError) and error.filename is None and error.errno in (*FULL, errno.EIO):
         return _fail(f"output cannot be written: {error.strerror}", errors.EXIT_STORAGE, debug)
+    # Also in a plugin's code, whose authors cannot help it.
+    if message := told_of_full_gpu(error):
+        return _fail(message, errors.EXIT_USAGE, debug)
     if message := _tells_of_a_plugin(error):
         return _fail(message, errors.EXIT_PLUGIN, debug)
     if isinstance(error, OSError) and error.filename is not None and error.errno in UNREACHABLE:
