@@ -84,6 +84,9 @@ def _run(arguments: Sequence[str], ranks_arguments: Sequence[str], debug: bool) 
             from rearkit.system.launch import end_with_launcher
 
             end_with_launcher()
+        # Before torch is imported. Once the first rank has ended, NCCL's threads in the others warn of its lost store.
+        if not {"RANK", "SLURM_STEP_ID"}.isdisjoint(os.environ):
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         # Before anything asks for the rank: srun sets SLURM's variables, not those that torch reads.
         if "SLURM_STEP_ID" in os.environ:
             from rearkit.system.distributed import adopt_slurm
@@ -91,22 +94,31 @@ def _run(arguments: Sequence[str], ranks_arguments: Sequence[str], debug: bool) 
             adopt_slurm()
         # Without its standalone mode, click returns the code of an Exit.
         code = cli.main(arguments, prog_name=program(), standalone_mode=False, obj=ranks_arguments)
-        return code if isinstance(code, int) else errors.EXIT_OK
     except click.exceptions.Exit as error:
-        return error.exit_code
-    except Exception as error:
+        code = error.exit_code
+    except (Exception, SystemExit) as error:
         # Another exception may come of the interrupt; `main` tells of that. So does click's, for Ctrl-C.
         if GUARD.number is not None:
             raise
-        return _report(error, debug)
-    finally:
-        # Not imported here: that would import torch, for commands that need none of it.
-        if "rearkit.system.distributed" in sys.modules:
-            sys.modules["rearkit.system.distributed"].leave()
+        GUARD.code = _report(error, debug)
+        if _is_one_of_several():
+            # At once: at its end, NCCL's process group waits for other ranks, which may be waiting for this one.
+            GUARD.end()
+        return GUARD.code
+    # Not imported here: that would import torch, for commands that need none of it.
+    if "rearkit.system.distributed" in sys.modules:
+        sys.modules["rearkit.system.distributed"].leave()
+    return code if isinstance(code, int) else errors.EXIT_OK
 
 
-def _report(error: Exception, debug: bool) -> int:
-    """Print an error that is the user's, and return its exit code; raise any other."""
+def _is_one_of_several() -> bool:
+    return number_in_environment("WORLD_SIZE", 1) > 1
+
+
+def _report(error: Exception | SystemExit, debug: bool) -> int:
+    """Print an error that is the user's, and return its exit code; any other is raised, or printed by a rank."""
+    if isinstance(error, SystemExit):
+        return _code_of_first(error)
     if isinstance(error, click.Abort):
         return _fail(STOPPED, errors.EXIT_INTERRUPTED, debug)
     if isinstance(error, click.ClickException):
@@ -130,7 +142,19 @@ def _report(error: Exception, debug: bool) -> int:
         return _fail(message, errors.EXIT_STORAGE, debug)
     if _tells_of_a_lost_rank(error):
         return _fail("lost contact with another rank; see that rank's error message", errors.EXIT_INTERNAL, debug)
-    raise error
+    if not _is_one_of_several():
+        raise error
+    traceback.print_exception(error)
+    return errors.EXIT_INTERNAL
+
+
+def _code_of_first(error: SystemExit) -> int:
+    """Return what the first rank exits with, which `rearkit.system.distributed.from_main` raises on the others."""
+    if not (_is_one_of_several() and isinstance(error.code, int)):
+        raise error
+    # A launcher that saw this rank end would stop the first one, which has yet to tell why.
+    time.sleep(RANK_DELAY_S)
+    return error.code
 
 
 def _show_example(error: click.ClickException) -> None:
@@ -158,7 +182,7 @@ def _tells_of_a_lost_rank(error: Exception) -> bool:
     phrases = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "failed to recv")
     if not isinstance(error, RuntimeError):
         return False
-    return number_in_environment("WORLD_SIZE", 1) > 1 and any(phrase in str(error) for phrase in phrases)
+    return _is_one_of_several() and any(phrase in str(error) for phrase in phrases)
 
 
 def _fail(message: str, code: int, debug: bool) -> int:
