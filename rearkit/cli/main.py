@@ -15,6 +15,7 @@ import click
 from rearkit import errors
 from rearkit.cli import COMMANDS
 from rearkit.cli.examples import Group, example_lines, program
+from rearkit.cli.full_gpu import told_of_full_gpu
 from rearkit.system.console import stderr
 from rearkit.system.files import FULL
 from rearkit.system.ranks import is_main_process, world_size
@@ -84,6 +85,9 @@ def _run(arguments: Sequence[str], ranks_arguments: Sequence[str], debug: bool) 
             from rearkit.system.launch import end_with_launcher
 
             end_with_launcher()
+        # Before torch is imported. Once the first rank has ended, NCCL's threads in the others warn of its lost store.
+        if not {"RANK", "SLURM_STEP_ID"}.isdisjoint(os.environ):
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         # Before anything asks for the rank: srun sets SLURM's variables, not those that torch reads.
         if "SLURM_STEP_ID" in os.environ:
             from rearkit.system.distributed import adopt_slurm
@@ -91,22 +95,27 @@ def _run(arguments: Sequence[str], ranks_arguments: Sequence[str], debug: bool) 
             adopt_slurm()
         # Without its standalone mode, click returns the code of an Exit.
         code = cli.main(arguments, prog_name=program(), standalone_mode=False, obj=ranks_arguments)
-        return code if isinstance(code, int) else errors.EXIT_OK
     except click.exceptions.Exit as error:
-        return error.exit_code
-    except Exception as error:
+        code = error.exit_code
+    except (Exception, SystemExit) as error:
         # Another exception may come of the interrupt; `main` tells of that. So does click's, for Ctrl-C.
         if GUARD.number is not None:
             raise
-        return _report(error, debug)
-    finally:
-        # Not imported here: that would import torch, for commands that need none of it.
-        if "rearkit.system.distributed" in sys.modules:
-            sys.modules["rearkit.system.distributed"].leave()
+        GUARD.code = _report(error, debug)
+        if world_size() > 1:
+            # At once: at its end, NCCL's process group waits for other ranks, which may be waiting for this one.
+            GUARD.end()
+        return GUARD.code
+    # Not imported here: that would import torch, for commands that need none of it.
+    if "rearkit.system.distributed" in sys.modules:
+        sys.modules["rearkit.system.distributed"].leave()
+    return code if isinstance(code, int) else errors.EXIT_OK
 
 
-def _report(error: Exception, debug: bool) -> int:
-    """Print an error that is the user's, and return its exit code; raise any other."""
+def _report(error: Exception | SystemExit, debug: bool) -> int:
+    """Print an error that is the user's, and return its exit code; any other is raised, or printed by a rank."""
+    if isinstance(error, SystemExit):
+        return _code_of_first(error)
     if isinstance(error, click.Abort):
         return _fail(STOPPED, errors.EXIT_INTERRUPTED, debug)
     if isinstance(error, click.ClickException):
@@ -120,6 +129,9 @@ def _report(error: Exception, debug: bool) -> int:
         return errors.EXIT_OK
     if isinstance(error, OSError) and error.filename is None and error.errno in (*FULL, errno.EIO):
         return _fail(f"output cannot be written: {error.strerror}", errors.EXIT_STORAGE, debug)
+    # Also in a plugin's code, whose authors cannot help it.
+    if message := told_of_full_gpu(error):
+        return _fail(message, errors.EXIT_USAGE, debug)
     if message := _tells_of_a_plugin(error):
         return _fail(message, errors.EXIT_PLUGIN, debug)
     if isinstance(error, OSError) and error.filename is not None and error.errno in UNREACHABLE:
@@ -127,7 +139,19 @@ def _report(error: Exception, debug: bool) -> int:
         return _fail(message, errors.EXIT_STORAGE, debug)
     if _tells_of_a_lost_rank(error):
         return _fail("lost contact with another rank; see that rank's error message", errors.EXIT_INTERNAL, debug)
-    raise error
+    if world_size() == 1:
+        raise error
+    traceback.print_exception(error)
+    return errors.EXIT_INTERNAL
+
+
+def _code_of_first(error: SystemExit) -> int:
+    """Return what the first rank exits with, which `rearkit.system.distributed.from_main` raises on the others."""
+    if not (world_size() > 1 and isinstance(error.code, int)):
+        raise error
+    # A launcher that saw this rank end would stop the first one, which has yet to tell why.
+    time.sleep(RANK_DELAY_S)
+    return error.code
 
 
 def _show_example(error: click.ClickException) -> None:

@@ -71,7 +71,7 @@ def can_fuse() -> bool:
 def has_working_triton() -> bool:
     """Return whether Triton can launch kernels on the GPU here; if not, say once that sampling goes without."""
     # Triton comes with torch's builds for CUDA, but compiles its driver and its launchers where it runs.
-    works = importlib.util.find_spec("triton") is not None and _compiles_extensions()
+    works = has_what_triton_needs()
     if not works:
         say(
             "sampling: on this GPU it is slower than it could be, since Triton cannot compile its kernels: it needs a "
@@ -80,14 +80,19 @@ def has_working_triton() -> bool:
     return works
 
 
-def _compiles_extensions() -> bool:
-    """Return whether the compiler that Triton takes finds the headers of Python, and so those of the C library."""
+def has_what_triton_needs() -> bool:
+    """Return whether Triton is installed, and with it what it compiles its driver and its launchers with."""
     compiler = os.environ.get("CC", shutil.which("gcc") or shutil.which("clang"))
-    if not compiler:
+    if not compiler or importlib.util.find_spec("triton") is None:
         return False
+    return compiles_extensions([compiler], "c")
+
+
+def compiles_extensions(compiler: list[str], language: str) -> bool:
+    """Return whether a compiler of a language (c, c++) finds the headers of Python, and so those of the C library."""
     # By this scheme, since Debian's own has another folder for what is installed later.
     include = sysconfig.get_path("include", "posix_prefix")
-    command = [compiler, "-fsyntax-only", f"-I{include}", "-xc", "-"]
+    command = [*compiler, "-fsyntax-only", f"-I{include}", f"-x{language}", "-"]
     try:
         return subprocess.run(command, input=b"#include <Python.h>", capture_output=True).returncode == 0
     # There is no such program.

@@ -71,8 +71,9 @@ class GraphedBackbone:
         distinct_U, row_B = classes_B.unique(return_inverse=True)
         recording = self.recordings.get(len(classes_B))
         if recording is None or len(distinct_U) > len(recording.distinct_U):
-            # Released first, since a second cache may be more than fits.
+            # Released first, under both names, since a second cache may be more than fits.
             self.recordings.pop(len(classes_B), None)
+            recording = None
             recording = self._record(classes_B, len(distinct_U))
             self.recordings[len(classes_B)] = recording
         # A graph reads and writes at fixed addresses, so inputs are copied to where it was recorded.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,8 +33,8 @@ class PixelDecoder:
     Args:
         tokenizer: in eval mode, on the device.
         device: where it is.
-        exact: whether a GPU's convolutions round to float32, as on a CPU, instead of to 10 bits of mantissa (TF32),
-            which is four times as fast.
+        exact: whether a GPU's convolutions and products round to float32, as on a CPU, instead of to 10 bits of
+            mantissa (TF32), which is four times as fast. To be set where other threads multiply in float32.
     """
 
     def __init__(self, tokenizer: Tokenizer, device: torch.device, exact: bool) -> None:
@@ -57,10 +58,14 @@ class PixelDecoder:
 
 @contextlib.contextmanager
 def _tf32(on: bool) -> Iterator[None]:
-    """Within this context, convolutions on a GPU may take TF32; in any thread, but no other has convolutions."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = on
+    """Within this context, a GPU may take TF32; in any thread, but the one that draws tokens has bf16 meanwhile."""
+    # Decoders that are transformers consist of matrix products.
+    switches: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = on
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value

@@ -71,11 +71,21 @@ def adopt_slurm() -> None:
 
 
 def local_device(device: torch.device) -> torch.device:
-    """Return this rank's device of the same type, and make it CUDA's current device."""
+    """Return this rank's device of the same type, and make it CUDA's current device.
+
+    Raises:
+        RearkitError: there are fewer devices than ranks on this machine.
+    """
     if device.type == "cuda":
-        local = int(os.environ.get("LOCAL_RANK", "0"))
-        # `srun --gpus-per-task=1` and `--gpu-bind` show each rank one device, its own.
-        device = torch.device("cuda", 0 if torch.cuda.device_count() == 1 else local)
+        seen = torch.cuda.device_count()
+        # `srun --gpus-per-task=1` and `--gpu-bind` show a rank only its own. A shell may keep another job's LOCAL_RANK.
+        local = 0 if seen == 1 or world_size() == 1 else int(os.environ.get("LOCAL_RANK", "0"))
+        if local >= seen:
+            raise RearkitError(
+                f"rank {rank()} is number {local} on its machine, counted from 0, and torch sees {seen} GPUs there; "
+                f'start at most {seen} ranks on a machine, or use device = "cpu"'
+            )
+        device = torch.device("cuda", local)
         # NCCL, and code that says just "cuda", use the current device.
         torch.cuda.set_device(device)
     return device
@@ -95,13 +105,30 @@ def start(device: torch.device) -> None:
         return
     store = meet(rank(), world_size(), PATIENCE)
     _stores.append((store, itertools.count(1)))
-    patience = PATIENCE if backend == "gloo" else STEP_PATIENCE
-    dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), timeout=patience)
+    dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), timeout=_patience(backend))
     if backend == "nccl":
         group = dist.new_group(backend="gloo", timeout=PATIENCE)
         # Every rank is a member of it, and so gets no mark of one that is not.
         assert isinstance(group, dist.ProcessGroup)
         _waiting.append(group)
+
+
+def _patience(backend: str) -> timedelta:
+    return PATIENCE if backend == "gloo" else STEP_PATIENCE
+
+
+@contextlib.contextmanager
+def patient_groups() -> Iterator[None]:
+    """Within this context, new groups that name no time-out have the default group's.
+
+    DeepSpeed makes groups of its own and names none; torch's is 10 minutes with NCCL, whatever the default group's is.
+    """
+    new_group = dist.new_group
+    dist.new_group = lambda *ranks, **named: new_group(*ranks, **{"timeout": _patience(dist.get_backend()), **named})
+    try:
+        yield
+    finally:
+        dist.new_group = new_group
 
 
 def _patient() -> dist.ProcessGroup | None:

@@ -101,8 +101,9 @@ class OnTheFly:
         for where, reason in samples.skipped:
             self.bad.skip(where, reason)
         self.tokenizer.to(device)
-        parts = samples.content.to(device).split(self.table.batch)
-        return torch.cat([encode(self.tokenizer, to_float(part)) for part in parts]), samples.classes_B.to(device)
+        parts = samples.content.to(device, non_blocking=True).split(self.table.batch)
+        classes_B = samples.classes_B.to(device, non_blocking=True)
+        return torch.cat([encode(self.tokenizer, to_float(part)) for part in parts]), classes_B
 
     def _readable(
         self, index: int, reading: Callable[[int], None], skipped: list[tuple[str, str]]

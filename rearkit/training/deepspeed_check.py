@@ -1,8 +1,10 @@
-"""The check of ``[train.deepspeed]``, and of what DeepSpeed needs, before anything runs."""
+"""The check of ``[train.deepspeed]``, and of what DeepSpeed and torch.compile need, before anything runs."""
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -10,7 +12,9 @@ from typing import Any
 import torch
 
 from rearkit.errors import RecipeError, did_you_mean
+from rearkit.layers.fusing import compiles_extensions, has_what_triton_needs
 from rearkit.recipe.train_table import TrainTable
+from rearkit.system import distributed
 from rearkit.training.deepspeed_config import deepspeed_config, import_deepspeed, on_one_line
 
 # DeepSpeed's keys for which the recipe has keys of its own. They are refused, since either could silently win.
@@ -116,13 +120,19 @@ DATA_TYPES = frozenset({"grad_accum_dtype"})
 
 
 def check_deepspeed_table(train: TrainTable, device: torch.device) -> None:
-    """Check ``[train.deepspeed]`` before anything runs.
+    """Check ``[train.deepspeed]``, and what a training needs to be installed, before anything runs.
 
     Raises:
         RecipeError: some keys are unknown to DeepSpeed, have values that it refuses, or belong to keys of the recipe's
-            own; the message lists all of them.
+            own; the message lists all of them. Or a compiler is missing, or ranks would not wait for samples so long.
     """
     _check_offloading(train, device)
+    _check_compiler(train, device)
+    most = distributed.STEP_PATIENCE.total_seconds()
+    if device.type == "cuda" and distributed.world_size() > 1 and train.guards.data_timeout >= most:
+        raise RecipeError(
+            [f"[train.guards] data_timeout: other ranks wait {most:g} s for one without samples; give less than that"]
+        )
     if not train.deepspeed:
         return
     problems = [
@@ -160,6 +170,25 @@ def _check_offloading(train: TrainTable, device: torch.device) -> None:
             [
                 "[train] offload_optimizer: DeepSpeed compiles its optimizer for CPUs here, which needs "
                 f"{' and '.join(lacking)}; install them, or leave offload_optimizer out"
+            ]
+        )
+
+
+def _check_compiler(train: TrainTable, device: torch.device) -> None:
+    """Check that torch.compile has what it compiles with, which it looks for at the first step, hours into a run."""
+    if not train.compile or train.steps == 0:
+        return
+    if device.type == "cuda":
+        works, what = has_what_triton_needs(), "Triton, a C compiler (CC, gcc or clang)"
+    else:
+        # The variable may hold more than a name, such as "ccache g++".
+        compiler = shlex.split(os.environ.get("CXX") or "g++")
+        works, what = compiles_extensions(compiler, "c++"), "a C++ compiler (CXX or g++)"
+    if not works:
+        raise RecipeError(
+            [
+                f"[train] compile: torch.compile needs {what} and Python.h here; install them (apt-get install "
+                "g++ python3-dev), or set compile = false"
             ]
         )
 

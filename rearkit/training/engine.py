@@ -77,9 +77,10 @@ class Engine:
             optimizer = torch.optim.AdamW(groups, lr=train.lr, betas=train.betas, fused=True)
         refusals = (AssertionError, ValueError, TypeError, deepspeed.runtime.config.DeepSpeedConfigError)
         try:
-            self._engine, *_ = deepspeed.initialize(
-                model=module, optimizer=optimizer, config=deepspeed_config(train, world)
-            )
+            with distributed.patient_groups():
+                self._engine, *_ = deepspeed.initialize(
+                    model=module, optimizer=optimizer, config=deepspeed_config(train, world)
+                )
         except refusals as error:
             key = "[train.deepspeed]" if train.deepspeed else f'[train] precision = "{train.precision}"'
             # Then the user chose nothing that could be refused, so it is a bug of ours, which needs its traceback.

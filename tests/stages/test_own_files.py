@@ -121,11 +121,12 @@ def test_a_run_is_refused_before_anything_is_moved(tiny: Callable[..., Recipe], 
                 )
     source = {"name": "folder", "train": str(tmp_path / "train"), "held_out": str(tmp_path / "held")}
     fit = {"steps": 1, "warmup_steps": 0, "batch": 4, "min_psnr": 0}
-    recipe = tiny(data={"source": source}, tokenizer={"fit": fit})
+    recipe = tiny(data={"source": source}, tokenizer={"fit": fit}, sample={"num_images": 5})
     for stage in ("data", "tokenizer"):
         folder = pipeline.run(recipe, tmp_path / "run", only=stage)
     before = (folder.tokenizer.read_bytes(), folder.recipe.read_bytes())
-    further = tiny(data={"source": source}, tokenizer={"fit": fit, "weights": str(folder.tokenizer)})
+    named = {"fit": fit, "weights": str(folder.tokenizer)}
+    further = tiny(data={"source": source}, tokenizer=named, sample={"num_images": 5})
     for only in ("tokenizer", None):
         with pytest.raises(RearkitError, match=REFUSED):
             pipeline.run(further, folder.path, only=only)

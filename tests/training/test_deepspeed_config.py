@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rearkit.errors import RecipeError
-from rearkit.recipe.train_table import TrainTable
+from rearkit.recipe.train_table import GuardsTable, TrainTable
 from rearkit.training.deepspeed_check import OWNED, check_deepspeed_table
 from rearkit.training.deepspeed_config import batch_layout, deepspeed_config, import_deepspeed
 
@@ -217,3 +218,33 @@ def test_deepspeeds_muon_is_not_compiled() -> None:
     assert hasattr(torch.compile(lambda: None, backend="eager"), "_torchdynamo_orig_callable")
     matrix = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
     assert muon.zeropower_via_newtonschulz5(matrix, 5).shape == (4, 4)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_compiling_is_refused_before_a_run_where_there_is_no_compiler(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    train = TrainTable(steps=1, global_batch=4)
+    check_deepspeed_table(train, torch.device(device))
+    check_deepspeed_table(attrs.evolve(train, steps=0, compile=True), torch.device(device))
+    with pytest.raises(RecipeError, match=r"^\[train\] compile: .* compiler .* and Python.h here; .* compile = false$"):
+        check_deepspeed_table(attrs.evolve(train, compile=True), torch.device(device))
+    # More than a name, and the content that is looked at in its language.
+    compiler = tmp_path / "compiler"
+    compiler.write_text('#!/bin/sh\ncase "$*" in "-v -fsyntax-only "*"-xc++ -") exit 0;; esac\nexit 1\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", f"{compiler} -v")
+    check_deepspeed_table(attrs.evolve(train, compile=True), CPU)
+
+
+def test_ranks_on_gpus_wait_for_samples_for_less_time_than_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = TrainTable(steps=1, global_batch=4, guards=GuardsTable(data_timeout=1200.0))
+    check_deepspeed_table(train, torch.device("cuda"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check_deepspeed_table(train, CPU)
+    check_deepspeed_table(attrs.evolve(train, guards=GuardsTable(data_timeout=1199.0)), torch.device("cuda"))
+    with pytest.raises(RecipeError, match=r"data_timeout: other ranks wait 1200 s .* give less than that"):
+        check_deepspeed_table(train, torch.device("cuda"))

@@ -85,3 +85,14 @@ def test_deepspeed_takes_the_one_device_that_srun_shows_a_rank(
     with pytest.raises(KeyboardInterrupt):
         Engine(TrainModule(build(recipe)), recipe.train, torch.device("cuda", 0))
     assert taken == ["0"]
+
+
+def test_deepspeeds_own_groups_wait_as_long_as_ours(tiny: Callable[..., Recipe]) -> None:
+    """torch gives a group that names no time-out 10 minutes with NCCL and 30 with gloo, not the default group's."""
+    recipe = tiny()
+    new_group = torch.distributed.new_group
+    engine = Engine(TrainModule(build(recipe)), recipe.train, torch.device("cpu"))
+    group = engine._engine.data_parallel_group
+    engine.close()
+    timeout = group._get_backend(torch.device("cpu")).options._timeout
+    assert timeout == distributed.PATIENCE and torch.distributed.new_group is new_group

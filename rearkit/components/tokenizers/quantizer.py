@@ -49,7 +49,8 @@ class VectorQuantizer(nn.Module):
     def nearest(self, x_BNZ: Tensor) -> Tensor:
         """Return the codes at the least Euclidean distance from (B, N, Z) vectors, (B, N) int64."""
         codebook_VZ = self.codebook()
-        x_MZ = self.scaled(x_BNZ).reshape(-1, x_BNZ.shape[-1])
+        # Features are narrower than the codes under a caller's autocast.
+        x_MZ = self.scaled(x_BNZ.to(codebook_VZ.dtype)).reshape(-1, x_BNZ.shape[-1])
         return self._distances(x_MZ, codebook_VZ).argmin(1).view(x_BNZ.shape[:-1])
 
     def entropy_penalty(self, x_BNZ: Tensor, temperature: float) -> Tensor:

@@ -128,3 +128,11 @@ def test_the_entropy_penalty_is_that_of_its_formula_and_least_where_codes_are_ev
     assert quantizer.entropy_penalty(x, 0.5).item() == pytest.approx(expected.item(), rel=1e-4)
     evenly = quantizer.embedding.weight.detach()[None] * 2
     assert quantizer.entropy_penalty(evenly, 0.1) < quantizer.entropy_penalty(evenly[:, :1].expand(1, 4, 2), 0.1) - 1
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_features_that_a_callers_autocast_narrowed_find_their_codes(normalised: bool) -> None:
+    quantizer = VectorQuantizer(8, 4, normalised=normalised).eval()
+    x = quantizer.embedding.weight.detach()[None].bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(quantizer.nearest(x), torch.arange(8)[None])
