@@ -37,6 +37,7 @@ def move_aside(folder: RunFolder, name: str, why: str = "the recipe, an input or
     """
     place = folder.stage(name)
     target = folder.previous(name)
+    drop_copies(folder, name)
     if target not in emptied(folder, name):
         say(f"{name}: {why}; the unfinished result is removed, {target} is kept")
         remove(place)
@@ -45,6 +46,12 @@ def move_aside(folder: RunFolder, name: str, why: str = "the recipe, an input or
     target.parent.mkdir(parents=True, exist_ok=True)
     place.rename(target)
     say(f"{name}: {why}; the earlier result is kept in {target}")
+
+
+def drop_copies(folder: RunFolder, name: str) -> None:
+    """Remove the copies at the top of a run's folder that follow from a stage's result, before that is another."""
+    for source in (folder.scores,) if name == "evaluate" else (folder.scores, folder.sample_grid):
+        remove(folder.path / source.name)
 
 
 def emptied(folder: RunFolder, name: str) -> list[Path]:
