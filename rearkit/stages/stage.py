@@ -3,8 +3,9 @@
 A stage reads the recipe's tables that concern it and the outputs of earlier stages, and writes files to ``RUN/STAGE/``.
 Its key is a hash of both inputs, and of the code of the plugins that it uses. If ``stage.json`` has the same key and
 the files are there, the stage is skipped. If only the file ``key`` has the same key, the stage was cut off and is
-resumed; that key is without floors, which only refuse results. Otherwise its folder is moved aside. A finished stage
-that has lost some of its files is resumed too, from the files that are left.
+resumed; that key is without floors, which only refuse results. Otherwise its folder is moved aside, or swapped with
+the one that was moved aside before, if that has the same key. A finished stage that has lost some of its files is
+resumed too, from the files that are left.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from rearkit.errors import RearkitError
 from rearkit.recipe.tables import Recipe, component_tables
 from rearkit.registry import plugins
 from rearkit.registry.provenance import code_of, is_built_in
-from rearkit.stages.aside import move_aside
+from rearkit.stages.aside import bring_back, move_aside
 from rearkit.stages.intact import damaged_inputs, damaged_outputs, drop_damaged_parts, keys_of, write_key
 from rearkit.stages.relevant import result_relevant
 from rearkit.stages.run_folder import RunFolder
@@ -188,6 +189,8 @@ def _begin(stage: Stage, recipe: Recipe, folder: RunFolder, alone: bool, known: 
             say(f"{stage.name}: going on from where it stopped")
             drop_damaged_parts(folder, stage.name)
         elif place.exists():
+            if bring_back(folder, stage.name, key):
+                return None
             move_aside(folder, stage.name)
         # Of a killed process. No other process can be writing now, since the run's folder is locked.
         remove_leftovers(place)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -290,6 +291,33 @@ def test_a_finished_result_of_an_earlier_recipe_is_kept_aside(
     works.bring_up_to_date(third, folder)
     assert (aside / "out").read_text() == "0.2"
     assert (folder.stage("a") / "out").read_text() == "0.3"
+
+
+@pytest.mark.parametrize("cut_off", [False, True], ids=["finished", "cut off"])
+def test_a_result_that_was_moved_aside_is_taken_again(
+    cut_off: bool, tiny: Callable[..., Recipe], works: Works, folder: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tiny(train={"lr": 0.1}), tiny(train={"lr": 0.2})
+    works.bring_up_to_date(first, folder)
+    works.fail_in = "a" if cut_off else None
+    with pytest.raises(KeyboardInterrupt) if cut_off else contextlib.nullcontext():
+        works.bring_up_to_date(second, folder)
+    works.fail_in = None
+    assert works.bring_up_to_date(first, folder) == []
+    aside = folder.path / PREVIOUS / "a"
+    assert f"a: up to date with the result that was kept in {aside}" in capsys.readouterr().out
+    assert (folder.stage("a") / "out").read_text() == "0.1" and (aside / "out").exists() != cut_off
+    # And back, where that was finished.
+    assert works.bring_up_to_date(second, folder) == (["a", "b"] if cut_off else [])
+
+
+def test_a_damaged_result_is_not_taken_again(tiny: Callable[..., Recipe], works: Works, folder: RunFolder) -> None:
+    works.bring_up_to_date(tiny(train={"lr": 0.1}), folder)
+    works.bring_up_to_date(tiny(train={"lr": 0.2}), folder)
+    (folder.path / PREVIOUS / "a" / "out").write_text("0.7")
+    works.runs.clear()
+    assert run_stage(works.a, tiny(train={"lr": 0.1}), folder)
+    assert (folder.stage("a") / "out").read_text() == "0.1"
 
 
 def test_an_unfinished_result_does_not_push_a_finished_one_out(
