@@ -80,3 +80,30 @@ def test_a_stage_that_is_refused_leaves_the_recipe_as_it_was(recipe: Recipe, run
     with pytest.raises(RearkitError, match="sample: needs stage 'train', which was last run with another recipe"):
         pipeline.run(trained_by(recipe, 2e-2), run.path, only="sample")
     assert (run.recipe.read_bytes(), run.owner.read_bytes()) == before
+
+
+def test_other_floors_judge_what_is_finished(
+    recipe: Recipe, run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def under(fitted: float, written: float, least: float) -> Recipe:
+        fit, classifier = recipe.tokenizer.fit, recipe.evaluate.classifier
+        return with_changes(
+            recipe,
+            tokenizer=with_changes(recipe.tokenizer, fit=with_changes(fit, min_psnr=fitted)),
+            tokens=with_changes(recipe.tokens, min_psnr=written),
+            evaluate=with_changes(recipe.evaluate, classifier=with_changes(classifier, min_accuracy=least)),
+        )
+
+    before = {path: path.stat().st_mtime_ns for path in run.path.glob("*/*.*") if path.name != "stage.json"}
+    pipeline.run(under(1.0, 2.0, 0.01), run.path)
+    assert capsys.readouterr().out.count("up to date, since its result reaches the recipe's floors") == 3
+    for floors, message in (
+        ((99.0, 0.0, 0.0), r"\[tokenizer\.fit\] min_psnr = 99\.0, but held-out images come back at"),
+        ((1.0, 99.0, 0.0), r"\[tokens\] min_psnr = 99\.0, but the written tokens reach"),
+        ((1.0, 0.0, 1.0), r"\[evaluate\.classifier\] min_accuracy = 1\.0, but the classifier reaches"),
+    ):
+        with pytest.raises(DataError, match=message):
+            pipeline.run(under(*floors), run.path)
+    pipeline.run(recipe, run.path)
+    assert shown(run) == [*COPIES] and not run.previous("train").parent.exists()
+    assert before == {path: path.stat().st_mtime_ns for path in before}

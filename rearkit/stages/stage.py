@@ -61,6 +61,7 @@ class Stage:
         uses: the kinds of components whose code it runs.
         hashes: a pattern of names of inputs that it compares with their SHA-256 itself.
         owns: tells whether what lies in its folder was begun with a key, where the file ``key`` no longer says it.
+        judge: raises DataError if a result of it does not reach the recipe's floors.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Stage:
     uses: tuple[str, ...] = ()
     hashes: str | None = None
     owns: Callable[[RunFolder, str], bool] = lambda folder, key: False
+    judge: Callable[[Recipe, RunFolder, Mapping[str, Any]], None] = lambda recipe, folder, result: None
 
 
 def stage_key(stage: Stage, recipe: Recipe, folder: RunFolder) -> str:
@@ -178,6 +180,12 @@ def _begin(stage: Stage, recipe: Recipe, folder: RunFolder, alone: bool, known: 
     if done is not None and same and not (damaged := [*known, *damaged_outputs(done, place, alone)]):
         say(f"{stage.name}: up to date")
         return None
+    if done is not None and not same and done.get("begun") == begun and not damaged_outputs(done, place, alone):
+        stage.judge(recipe, folder, done["result"])
+        say(f"{stage.name}: up to date, since its result reaches the recipe's floors")
+        write_key(folder, stage.name, key)
+        write_sealed(folder.record(stage.name), {**done, "key": key})
+        return None
     with storage_errors(place):
         if done is not None and same:
             _check_source(stage, recipe, damaged[0])
@@ -222,7 +230,8 @@ def _was_begun(stage: Stage, folder: RunFolder, *keys: str) -> bool:
 def _finish(folder: RunFolder, name: str, key: str, outcome: Outcome, seconds: float) -> None:
     """Record that a stage is done: its result, and the sizes and hashes of its files."""
     place = folder.stage(name)
-    # From here on, another floor is another result.
+    # Under other floors the result is looked at again, and what is left of it without its record is another.
+    begun = keys_of(folder, name)
     write_key(folder, name, key)
     hashes = {name: sha256(place / name) for name in outcome.outputs}
     # Later stages have this in their keys, so they run again if any output changes.
@@ -232,6 +241,8 @@ def _finish(folder: RunFolder, name: str, key: str, outcome: Outcome, seconds: f
         folder.record(name),
         {
             "key": key,
+            # Without floors; nothing where the file was damaged meanwhile.
+            "begun": begun[0] if len(begun) == 1 else None,
             "digest": digest,
             "seconds": round(seconds, 1),
             "outputs": {name: {"bytes": sizes[name], "sha256": hashes[name]} for name in outcome.outputs},

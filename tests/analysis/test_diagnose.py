@@ -143,7 +143,7 @@ def test_weights_are_not_measured_with_another_tokenizer(
     run(load_recipe(copied.path / "recipe.toml", ["tokenizer.fit.lr=5e-3"]), copied.path, only="tokenizer")
     assert whole is not None and read_diagnosis(copied) is None
     monkeypatch.setattr("rearkit.analysis.diagnose.measure", None)
-    with pytest.raises(RearkitError, match="diagnose: needs stage 'tokens', which was last run with .* run: python"):
+    with pytest.raises(RearkitError, match=r"diagnose: needs stage 'tokens', which was last run with .* run: python"):
         diagnose(copied, 50)
     # Back at the same tokenizer, its diagnosis is one again.
     run(load_recipe(finished.path / "recipe.toml"), copied.path, only="tokenizer")

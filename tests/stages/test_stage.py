@@ -3,14 +3,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
 
-from rearkit.errors import RearkitError, StorageError
+from rearkit.errors import DataError, RearkitError, StorageError
 from rearkit.recipe.loading import load_recipe
 from rearkit.recipe.settings import setting, settings
 from rearkit.recipe.tables import ComponentTable, Recipe, component_tables
@@ -25,7 +25,9 @@ from rearkit.stages.stage import (
     expected_keys,
     run_stage,
     stage_key,
+    up_to_date,
 )
+from rearkit.system.files import write_json
 
 DONE = "stage.json"
 KEY = "key"
@@ -318,6 +320,49 @@ def test_a_damaged_result_is_not_taken_again(tiny: Callable[..., Recipe], works:
     works.runs.clear()
     assert run_stage(works.a, tiny(train={"lr": 0.1}), folder)
     assert (folder.stage("a") / "out").read_text() == "0.1"
+
+
+def floored(runs: list[str]) -> Stage:
+    """A stage that reaches a share of codes in use of 0.5."""
+
+    def judge(recipe: Recipe, folder: RunFolder, result: Mapping[str, Any]) -> None:
+        if result["use"] < recipe.tokens.min_codebook_use:
+            raise DataError("too few")
+
+    def work(recipe: Recipe, folder: RunFolder) -> Outcome:
+        runs.append("d")
+        (folder.stage("d") / "out").write_text("made")
+        judge(recipe, folder, {"use": 0.5})
+        return Outcome({"use": 0.5}, ("out",))
+
+    return Stage("d", (), lambda recipe, _: {"tokens": recipe.tokens}, work, judge=judge)
+
+
+def test_a_finished_result_is_judged_by_new_floors_and_kept(tiny: Callable[..., Recipe], folder: RunFolder) -> None:
+    runs: list[str] = []
+    stage, (low, high, other) = floored(runs), (tiny(tokens={"min_codebook_use": share}) for share in (0.1, 0.6, 0.2))
+    assert run_stage(stage, low, folder) and run_stage(stage, other, folder) is False
+    for _ in range(2):
+        with pytest.raises(DataError, match="too few"):
+            run_stage(stage, high, folder)
+    assert folder.result("d") == {"use": 0.5} and up_to_date([stage], other, folder)
+    assert run_stage(stage, low, folder) is False
+    # Another setting is another result.
+    assert run_stage(stage, tiny(tokens={"min_codebook_use": 0.1, "augment": "flip"}), folder)
+    assert runs == ["d", "d"]
+
+
+def test_a_record_without_the_key_without_floors_is_of_its_floors(
+    tiny: Callable[..., Recipe], folder: RunFolder
+) -> None:
+    runs: list[str] = []
+    stage, recipes = floored(runs), [tiny(tokens={"min_codebook_use": share}) for share in (0.1, 0.2)]
+    run_stage(stage, recipes[0], folder)
+    record = json.loads(folder.record("d").read_text())
+    # As earlier versions wrote it.
+    write_json(folder.record("d"), {name: record[name] for name in ("key", "digest", "seconds", "outputs", "result")})
+    assert run_stage(stage, recipes[0], folder) is False
+    assert run_stage(stage, recipes[1], folder)
 
 
 def test_an_unfinished_result_does_not_push_a_finished_one_out(
