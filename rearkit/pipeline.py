@@ -67,9 +67,8 @@ def run(
     with contextlib.ExitStack() as claim:
         stages = STAGES if only is None else tuple(stage for stage in STAGES if stage.name == only)
         distributed.from_main(lambda: _claim(recipe, folder, claim))
-        distributed.from_main(lambda: _prepare(recipe, folder, stages, again, go_on))
-        if only is not None:
-            distributed.from_main(lambda: check_stages_before(stages[0], STAGES, recipe, folder, _command(out)))
+        alone = None if only is None else _command(out)
+        distributed.from_main(lambda: _prepare(recipe, folder, stages, again, go_on, alone))
         say(f"{recipe.name}: files go to {folder.path.resolve()}")
         if again is not None:
             distributed.from_main(lambda: _force(folder, again))
@@ -176,16 +175,21 @@ def _claim(recipe: Recipe, folder: RunFolder, claim: contextlib.ExitStack) -> No
     remove_leftovers(folder.path)
 
 
-def _prepare(recipe: Recipe, folder: RunFolder, stages: Sequence[Stage], again: str | None, go_on: bool) -> None:
+def _prepare(
+    recipe: Recipe, folder: RunFolder, stages: Sequence[Stage], again: str | None, go_on: bool, alone: str | None
+) -> None:
+    """Check what can be before anything is moved; ``alone`` says how to run the stages before a single one."""
     check_own_files(stages, recipe, folder, again)
     # Before the recipe that the training was begun with is written over.
     if go_on:
         change_course(recipe, folder)
+    if alone is not None:
+        check_stages_before(stages[0], STAGES, recipe, folder, alone)
     save_resolved_recipe(recipe, folder)
 
 
 def _report(recipe: Recipe, folder: RunFolder, worked: bool, seconds: float) -> None:
-    show_results(folder)
+    show_results(recipe, folder)
     if worked or _is_older(folder):
         # Here, since its charts take seconds to import.
         from rearkit.reports.run_page import write_report
@@ -200,7 +204,7 @@ def _show_so_far(recipe: Recipe, folder: RunFolder) -> None:
     with contextlib.suppress(Exception):
         from rearkit.reports.run_page import write_report
 
-        show_results(folder)
+        show_results(recipe, folder)
         write_report(recipe, folder, STAGES)
         say(f"what there is so far: {folder.report}")
 
@@ -211,10 +215,17 @@ def _is_older(folder: RunFolder) -> bool:
     return not folder.report.is_file() or folder.report.stat().st_mtime_ns < max(finished, default=0)
 
 
-def show_results(folder: RunFolder) -> None:
-    """Copy the picture of samples and the scores to the top of the run's folder, where people look first."""
-    for source in (folder.sample_grid, folder.scores):
+def show_results(recipe: Recipe, folder: RunFolder) -> None:
+    """Copy the picture of samples and the scores to the top of the run's folder, where people look first.
+
+    Copies of results that are not the recipe's, which lies beside them, are removed.
+    """
+    for stage, source in (("sample", folder.sample_grid), ("evaluate", folder.scores)):
         target = folder.path / source.name
-        if source.is_file() and not (target.is_file() and filecmp.cmp(source, target, shallow=False)):
+        # Without the data, whose digest is in the tokenizer's key: looking through a source may take minutes.
+        stages = STAGES[1 : NAMES.index(stage) + 1]
+        if not source.is_file() or not up_to_date(stages, recipe, folder):
+            remove(target)
+        elif not (target.is_file() and filecmp.cmp(source, target, shallow=False)):
             with replacing(target) as temporary:
                 shutil.copyfile(source, temporary)

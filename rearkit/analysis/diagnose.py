@@ -19,11 +19,12 @@ from rearkit.data.token_shards import TokenData
 from rearkit.errors import RearkitError
 from rearkit.model import Model
 from rearkit.recipe.tables import Recipe
+from rearkit.stages.flow import STAGES
 from rearkit.stages.intact import check_written
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.run_recipe import run_recipe
 from rearkit.stages.sample import STAGE as SAMPLE
-from rearkit.stages.stage import up_to_date
+from rearkit.stages.stage import check_stages_before, up_to_date
 from rearkit.stages.tokens import token_data, training_data
 from rearkit.stages.train import trained_model
 from rearkit.system.checksums import read_sealed, write_sealed
@@ -86,7 +87,8 @@ def diagnose(folder: RunFolder, max_images: int = 1000) -> Diagnosis:
         max_images: number of held-out images to measure on, and of training images to fit probes on.
 
     Raises:
-        RearkitError: there is no trained run, or it has no held-out images.
+        RearkitError: there is no trained run, it has no held-out images, or its weights are of other tokens, another
+            tokenizer or another recipe.
         DataError: training images that are tokenized on the fly can't be read.
     """
     if folder.done("train") is None:
@@ -98,6 +100,9 @@ def diagnose(folder: RunFolder, max_images: int = 1000) -> Diagnosis:
     check_written(("tokenizer", "tokens", "train", "sample"), folder)
     say(f"{folder.path.name}: diagnosing")
     recipe = run_recipe(folder)
+    # Weights that were trained on what another tokenizer made would be measured on what they have never seen.
+    reading = attrs.evolve(SAMPLE, name="diagnose", inputs=("tokens", "train"))
+    check_stages_before(reading, STAGES, recipe, folder, f"run: python -m rearkit {{}} RECIPE --out {folder.path}")
     held_out = token_data(folder, "held-out")
     if held_out is None:
         raise RearkitError(
@@ -170,7 +175,7 @@ def from_plain(values: dict[str, Any]) -> Diagnosis:
 def _of(folder: RunFolder) -> dict[str, Any]:
     """Return what a diagnosis depends on: what it measures, and the digest of each stage, None for one not run."""
     return {"measures": MEASURES} | {
-        name: (folder.done(name) or {}).get("digest") for name in ("tokens", "train", "sample")
+        name: (folder.done(name) or {}).get("digest") for name in ("tokenizer", "tokens", "train", "sample")
     }
 
 

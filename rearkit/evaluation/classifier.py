@@ -114,6 +114,20 @@ def classify(classifier: Classifier, images: Tensor, batch: int) -> Tensor:
     return torch.cat([classifier(to_float(part).to(device))[1].argmax(-1) for part in images.split(batch)]).cpu()
 
 
+def check_accuracy(accuracy: float, least: float) -> None:
+    """Compare a classifier's accuracy on held-out images with ``min_accuracy``.
+
+    Raises:
+        DataError: it is below.
+    """
+    # Scores by a classifier that does not know the classes would mean nothing.
+    if not accuracy >= least:
+        raise DataError(
+            f"[evaluate.classifier] min_accuracy = {least}, but the classifier reaches {accuracy:.3f} on held-out "
+            "images; train it for more steps"
+        )
+
+
 def find_classifier(
     folder: Path, images: Tensor, labels: Tensor, table: ClassifierTable, seed: int, device: torch.device
 ) -> Classifier:
@@ -137,13 +151,18 @@ def find_classifier(
             '[evaluate] features: all images are of one class, and a classifier needs several; use "inception"'
         )
     path = folder / FILE
+
     # The images themselves are hashed, not their source: a changed shard then changes the digest too.
-    settings = json.dumps([attrs.asdict(table), seed]).encode()  # type: ignore[arg-type]
-    digest = hashlib.sha256(settings + images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
+    def digest_under(floor: float) -> str:
+        settings = json.dumps([attrs.asdict(table) | {"min_accuracy": floor}, seed]).encode()  # type: ignore[arg-type]
+        return hashlib.sha256(settings + images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
+
+    # The floor changes no weights; earlier versions counted it.
+    digest = digest_under(0.0)
     try:
         with safetensors.safe_open(path, "pt") as file:
-            same = (_about(file.metadata()) or {"trained_on": digest})["trained_on"] == digest
-        if same:
+            trained_on = (_about(file.metadata()) or {"trained_on": digest})["trained_on"]
+        if trained_on == digest or trained_on == digest_under(table.min_accuracy):
             return load_classifier(path).to(device)
     except FileNotFoundError:
         pass

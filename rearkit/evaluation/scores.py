@@ -12,10 +12,9 @@ import torch
 
 from rearkit.contracts import Tokenizer
 from rearkit.data.image_sets import ImageSet
-from rearkit.errors import DataError
 from rearkit.evaluation.batch_rows import looking
 from rearkit.evaluation.class_predictions import PERMUTATION_SEED
-from rearkit.evaluation.classifier import FILE, Classifier, classify, find_classifier
+from rearkit.evaluation.classifier import FILE, Classifier, check_accuracy, classify, find_classifier
 from rearkit.evaluation.feature_spaces import FeatureSpace, classifier_space, inception_space
 from rearkit.evaluation.features import FeatureCache, Features, collect, extract
 from rearkit.evaluation.fidelity import Fidelity, Reference, ReferenceFile, read_reference, score
@@ -270,12 +269,7 @@ def judge(
     if held_out is not None and len(held_out):
         predicted = classify(classifier, held_out.images, table.batch)
         accuracy = (predicted == held_out.labels).double().mean().item()
-        # Scores by a classifier that does not know the classes would mean nothing.
-        if not accuracy >= table.classifier.min_accuracy:
-            raise DataError(
-                f"[evaluate.classifier] min_accuracy = {table.classifier.min_accuracy}, but the classifier reaches "
-                f"{accuracy:.3f} on held-out images; train it for more steps"
-            )
+        check_accuracy(accuracy, table.classifier.min_accuracy)
     description = (
         f"{table.classifier.features} features of a classifier trained on this run's {len(train)} training images; "
         "not Inception, so not comparable with published scores"

@@ -199,7 +199,7 @@ class ClassifierTable:
     lr: float = setting("peak learning rate", default=2e-3, gt=0)
     channels: int = setting("channels of the first convolution", default=32, ge=1)
     features: int = setting("width of the features for FID, precision, recall", default=64, ge=2)
-    min_accuracy: float = setting("stop below this held-out accuracy", default=0.0, ge=0, le=1)
+    min_accuracy: float = setting("stop below this held-out accuracy", default=0.0, ge=0, le=1, floor=True)
 
 
 @settings

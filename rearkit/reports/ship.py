@@ -28,7 +28,7 @@ from rearkit.reports.model_card import Card
 from rearkit.sampling.manifest import MEMBER, Manifest, read_manifest
 from rearkit.sampling.sampler import Sampler, balanced_classes
 from rearkit.stages.intact import check_written
-from rearkit.stages.model_files import TOKENIZER
+from rearkit.stages.model_files import TOKENIZER, tokenizer_file
 from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.run_recipe import run_recipe
 from rearkit.stages.sample import sample_manifest
@@ -60,7 +60,7 @@ def export_run(run: Path, target: Path, licence: str | None = None) -> None:
         licence: identifier of a licence for the model card.
 
     Raises:
-        RearkitError: the run is not trained, or the folder holds something.
+        RearkitError: the run is not trained, its tokenizer has changed since, or the folder holds something.
     """
     folder = RunFolder(run)
     _check(folder, target)
@@ -69,11 +69,13 @@ def export_run(run: Path, target: Path, licence: str | None = None) -> None:
     sampled = sampled if _is_of(folder, sampled) else None
     recipe = _clean_recipe(load_recipe(folder.model, trust=True), _sample_table(folder, sampled))  # our own file
     about = json.loads(read_metadata(folder.model)[EXPORTED])
+    tokenizer = tokenizer_file(folder.model, recipe) or folder.tokenizer
     with storage_errors(target), replacing(target) as place:
         place.mkdir()
         about["recipe"] = recipe_to_dict(recipe)
+        write_state_dict(place / TOKENIZER, read_state_dict(tokenizer))
+        about["tokenizer"] = sha256(place / TOKENIZER)
         write_state_dict(place / MODEL, read_state_dict(folder.model), {EXPORTED: json.dumps(about)})
-        write_state_dict(place / TOKENIZER, read_state_dict(folder.tokenizer))
         write_text(place / "recipe.toml", tomli_w.dumps(recipe_to_dict(recipe)))
         model = load_model(place / MODEL, trust=True)  # our own, cleaned above
         write_json(place / "classes.json", list(model.classes.titles))
@@ -156,7 +158,9 @@ def _scores(folder: RunFolder, recipe: Recipe) -> Scores | None:
 
 def _is_of(folder: RunFolder, manifest: Mapping[str, Any] | None) -> bool:
     """Return whether samples with this manifest are of the weights that the run has now."""
-    return (manifest or {}).get("weights", {}).get("backbone") == sha256(folder.model)
+    told = (manifest or {}).get("weights", {})
+    found = {"backbone": folder.model, "tokenizer": folder.tokenizer}
+    return "backbone" in told and all(told.get(name) in (None, sha256(file)) for name, file in found.items())
 
 
 def _picture(model: Model, folder: RunFolder, path: Path, sampled: Manifest | None) -> None:

@@ -17,6 +17,7 @@ from rearkit.errors import RearkitError
 from rearkit.recipe.settings import with_changes
 from rearkit.recipe.tables import Recipe
 from rearkit.recipe.train_table import TrainTable
+from rearkit.stages.aside import drop_copies
 from rearkit.stages.flow import NAMES, STAGES
 from rearkit.stages.intact import keys_of, write_key
 from rearkit.stages.run_folder import RunFolder
@@ -60,6 +61,7 @@ def change_course(recipe: Recipe, folder: RunFolder) -> None:
     step = _step(recipe, folder, checkpoints)
     place = folder.stage(STAGE.name)
     with storage_errors(place):
+        drop_copies(folder, STAGE.name)
         if folder.record(STAGE.name).is_file():
             _keep(folder)
         # Of a join that was cut off before the key below was written.

@@ -14,7 +14,7 @@ from torch import Tensor
 from rearkit.contracts import SPLITS, height_width, square_side
 from rearkit.data.bad_samples import BadSamples
 from rearkit.data.image_sets import ImageSet, Split
-from rearkit.evaluation.classifier import LEAST_SIDE
+from rearkit.evaluation.classifier import LEAST_SIDE, check_accuracy
 from rearkit.evaluation.inception_weights import check_inception_weights
 from rearkit.layers.shapes_only import cheaply
 from rearkit.model import build_tokenizer
@@ -235,10 +235,17 @@ def check_features(recipe: Recipe) -> list[str]:
     return [f'[evaluate] features = "classifier" {told}'] if side < LEAST_SIDE else []
 
 
+def judge(recipe: Recipe, folder: RunFolder, result: Mapping[str, Any]) -> None:
+    """Compare the accuracy of the classifier that scored with the recipe's floor; see `check_accuracy`."""
+    if (accuracy := result.get("classifier_accuracy")) is not None:
+        check_accuracy(accuracy, recipe.evaluate.classifier.min_accuracy)
+
+
 def tables(recipe: Recipe, folder: RunFolder | None) -> Mapping[str, Any]:
     """Return the tables and files that scores depend on."""
     files = (recipe.evaluate.feature_weights, recipe.evaluate.reference)
     return {"evaluate": recipe.evaluate, "files": [hash_of(file) for file in files], "seed": recipe.seed}
 
 
-STAGE = Stage("evaluate", ("data", "tokenizer", "sample"), tables, run, all_ranks=True, uses=("tokenizer",))
+INPUTS = ("data", "tokenizer", "sample")
+STAGE = Stage("evaluate", INPUTS, tables, run, all_ranks=True, uses=("tokenizer",), judge=judge)

@@ -44,8 +44,10 @@ def check_own_files(stages: Sequence[Stage], recipe: Recipe, folder: RunFolder, 
     # Keys cost time where files are large, and most recipes name none of the run's own.
     for stage in stages if own else ():
         keys, done = stage_keys(stage, recipe, folder), folder.done(stage.name)
-        kept = not anew and stage.name != again and not set(keys).isdisjoint(keys_of(folder, stage.name))
-        anew = anew or stage.name == again or done is None or done["key"] != keys[0]
+        # A finished result of other floors is judged by the recipe's, and stays where it is.
+        same = done is not None and (done["key"] == keys[0] or done.get("begun") == keys[1])
+        kept = not anew and stage.name != again and (same or not set(keys).isdisjoint(keys_of(folder, stage.name)))
+        anew = anew or stage.name == again or not same
         places = [] if kept else emptied(folder, stage.name)
         problems += [
             f"{name}: {path} is of this run, which would move it aside and make its own anew; "

@@ -17,6 +17,7 @@ from rearkit.system.files import read_json
 
 # Holds the name of the recipe to which the folder belongs.
 OWNER = "run.json"
+PREVIOUS = "previous"
 DEFAULT_ROOT = Path("runs")
 OWN_NAME = re.compile(r'name = "([\w.+-]+)"\n')
 
@@ -50,7 +51,7 @@ class RunFolder:
 
     def previous(self, stage: str) -> Path:
         """Return the folder that keeps a stage's result for an earlier recipe."""
-        return self.path / "previous" / stage
+        return self.path / PREVIOUS / stage
 
     # At the top.
 

@@ -3,8 +3,9 @@
 A stage reads the recipe's tables that concern it and the outputs of earlier stages, and writes files to ``RUN/STAGE/``.
 Its key is a hash of both inputs, and of the code of the plugins that it uses. If ``stage.json`` has the same key and
 the files are there, the stage is skipped. If only the file ``key`` has the same key, the stage was cut off and is
-resumed; that key is without floors, which only refuse results. Otherwise its folder is moved aside. A finished stage
-that has lost some of its files is resumed too, from the files that are left.
+resumed; that key is without floors, which only refuse results. Otherwise its folder is moved aside, or swapped with
+the one that was moved aside before, if that has the same key. A finished stage that has lost some of its files is
+resumed too, from the files that are left.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from rearkit.errors import RearkitError
 from rearkit.recipe.tables import Recipe, component_tables
 from rearkit.registry import plugins
 from rearkit.registry.provenance import code_of, is_built_in
-from rearkit.stages.aside import move_aside
+from rearkit.stages.aside import bring_back, move_aside
 from rearkit.stages.intact import damaged_inputs, damaged_outputs, drop_damaged_parts, keys_of, write_key
 from rearkit.stages.relevant import result_relevant
 from rearkit.stages.run_folder import RunFolder
@@ -60,6 +61,7 @@ class Stage:
         uses: the kinds of components whose code it runs.
         hashes: a pattern of names of inputs that it compares with their SHA-256 itself.
         owns: tells whether what lies in its folder was begun with a key, where the file ``key`` no longer says it.
+        judge: raises DataError if a result of it does not reach the recipe's floors.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Stage:
     uses: tuple[str, ...] = ()
     hashes: str | None = None
     owns: Callable[[RunFolder, str], bool] = lambda folder, key: False
+    judge: Callable[[Recipe, RunFolder, Mapping[str, Any]], None] = lambda recipe, folder, result: None
 
 
 def stage_key(stage: Stage, recipe: Recipe, folder: RunFolder) -> str:
@@ -177,6 +180,12 @@ def _begin(stage: Stage, recipe: Recipe, folder: RunFolder, alone: bool, known: 
     if done is not None and same and not (damaged := [*known, *damaged_outputs(done, place, alone)]):
         say(f"{stage.name}: up to date")
         return None
+    if done is not None and not same and done.get("begun") == begun and not damaged_outputs(done, place, alone):
+        stage.judge(recipe, folder, done["result"])
+        say(f"{stage.name}: up to date, since its result reaches the recipe's floors")
+        write_key(folder, stage.name, key)
+        write_sealed(folder.record(stage.name), {**done, "key": key})
+        return None
     with storage_errors(place):
         if done is not None and same:
             _check_source(stage, recipe, damaged[0])
@@ -188,6 +197,8 @@ def _begin(stage: Stage, recipe: Recipe, folder: RunFolder, alone: bool, known: 
             say(f"{stage.name}: going on from where it stopped")
             drop_damaged_parts(folder, stage.name)
         elif place.exists():
+            if bring_back(folder, stage.name, key):
+                return None
             move_aside(folder, stage.name)
         # Of a killed process. No other process can be writing now, since the run's folder is locked.
         remove_leftovers(place)
@@ -219,7 +230,8 @@ def _was_begun(stage: Stage, folder: RunFolder, *keys: str) -> bool:
 def _finish(folder: RunFolder, name: str, key: str, outcome: Outcome, seconds: float) -> None:
     """Record that a stage is done: its result, and the sizes and hashes of its files."""
     place = folder.stage(name)
-    # From here on, another floor is another result.
+    # Under other floors the result is looked at again, and what is left of it without its record is another.
+    begun = keys_of(folder, name)
     write_key(folder, name, key)
     hashes = {name: sha256(place / name) for name in outcome.outputs}
     # Later stages have this in their keys, so they run again if any output changes.
@@ -229,6 +241,8 @@ def _finish(folder: RunFolder, name: str, key: str, outcome: Outcome, seconds: f
         folder.record(name),
         {
             "key": key,
+            # Without floors; nothing where the file was damaged meanwhile.
+            "begun": begun[0] if len(begun) == 1 else None,
             "digest": digest,
             "seconds": round(seconds, 1),
             "outputs": {name: {"bytes": sizes[name], "sha256": hashes[name]} for name in outcome.outputs},

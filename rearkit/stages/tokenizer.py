@@ -54,7 +54,9 @@ def _save(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, fit: Tokenize
         write_state_dict(folder.tokenizer, tokenizer.state_dict())
         return Outcome(result, tuple(outputs))
     outputs.append(folder.fit_log.name)
-    result |= _judge(recipe, folder, tokenizer, fit.fit)
+    result |= _measured(recipe, folder, tokenizer)
+    # Checked at once, since a poor tokenizer would cost a whole training before the scores show it.
+    judge(recipe, folder, result)
     write_state_dict(folder.tokenizer, tokenizer.state_dict())
     # Only now, so that the fit can be resumed if its result could not be written.
     fit.finish()
@@ -182,12 +184,8 @@ def _too_small(table: FitTable, side: int) -> list[str]:
     return problems
 
 
-def _judge(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, table: FitTable) -> dict[str, Any]:
-    """Measure a fitted tokenizer; raise DataError if it is below the recipe's ``min_psnr``.
-
-    It is measured on held-out images, or, if there are none, on some training images.
-    """
-    # Checked at once, since a poor tokenizer would cost a whole training before the scores show it.
+def _measured(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer) -> dict[str, float]:
+    """Measure a fitted tokenizer's PSNR on held-out images, or, if there are none, on some training images."""
     for name, limit in (("held-out", None), ("train", recipe.tokens.check_images)):
         images = open_split(recipe, folder, name, square_side(tokenizer), "tokenizer").part(limit)
         ratios = rebuilt_psnr(tokenizer, in_batches((read.image for read in images.read()), recipe.tokens.batch))
@@ -195,8 +193,20 @@ def _judge(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, table: FitTa
             break
     ratio, kind = ratios.mean().item(), "held-out" if name == "held-out" else "training"
     say(f"tokenizer: {ratio:.2f} dB PSNR on {len(ratios)} {kind} images")
+    return {f"{name.replace('-', '_')}_psnr": ratio}
+
+
+def judge(recipe: Recipe, folder: RunFolder, result: Mapping[str, Any]) -> None:
+    """Compare a fitted tokenizer's PSNR with the recipe's ``min_psnr``.
+
+    Raises:
+        DataError: it is below.
+    """
+    table = recipe.tokenizer.fit
+    kind = "held-out" if "held_out_psnr" in result else "training"
+    ratio = result.get("held_out_psnr", result.get("train_psnr"))
     # Not `<`, which no NaN is.
-    if not ratio >= table.min_psnr:
+    if table is not None and ratio is not None and not ratio >= table.min_psnr:
         remedy = "fit for more steps, make the codebook larger"
         if table.part == "decoder":
             # Which sharpens images at the price of this figure.
@@ -205,7 +215,6 @@ def _judge(recipe: Recipe, folder: RunFolder, tokenizer: Tokenizer, table: FitTa
             f"[tokenizer.fit] min_psnr = {table.min_psnr}, but {kind} images come back at {ratio:.2f} dB; "
             f"{remedy}, or lower min_psnr to take it as it is"
         )
-    return {f"{name.replace('-', '_')}_psnr": ratio}
 
 
 def fit_tokenizer(recipe: Recipe, images: ImageSet) -> Tokenizer:
@@ -255,4 +264,4 @@ def vgg_weights(recipe: Recipe) -> str | None:
     return None if perceptual is None else perceptual.vgg_weights
 
 
-STAGE = Stage("tokenizer", ("data",), tables, run, all_ranks=True, uses=("tokenizer",))
+STAGE = Stage("tokenizer", ("data",), tables, run, all_ranks=True, uses=("tokenizer",), judge=judge)

@@ -33,7 +33,7 @@ from rearkit.stages.tokens import token_data, training_data
 from rearkit.system import distributed
 from rearkit.system.console import say
 from rearkit.system.devices import resolve_device
-from rearkit.system.files import remove
+from rearkit.system.files import remove, sha256
 from rearkit.system.hub import hub_records
 from rearkit.training.checkpoints import CHECKPOINTS, Checkpoints
 from rearkit.training.deepspeed_config import batch_layout
@@ -102,9 +102,12 @@ def _estimated(recipe: Recipe, machine: Machine) -> tuple[int, str]:
 def export(model: Model, steps: int, folder: RunFolder) -> tuple[str, ...]:
     """Write a trained model's weights and its regularizers' heads to two files of a run; return the files' names.
 
-    The files also hold what loading and sampling need: the recipe, and the number and names of the classes.
+    The files also hold what loading and sampling need: the recipe, the number and names of the classes, and which
+    tokenizer it was trained with, if the run has one.
     """
     about = {"recipe": recipe_to_dict(model.recipe), "steps": steps, "classes": attrs.asdict(model.classes)}
+    if folder.tokenizer.is_file():
+        about["tokenizer"] = sha256(folder.tokenizer)
     # A single key, since safetensors writes several keys in an order that differs from run to run.
     metadata = {EXPORTED: json.dumps(about)}
     weights: dict[Path, nn.Module] = {folder.model: model.backbone}
@@ -136,19 +139,18 @@ def load_model(
 
     Raises:
         RecipeError: the file contains no recipe, or one that does not fit what is installed now.
-        WeightsError: the tokenizer cannot be found, weights are damaged, or cannot be changed to the size.
+        WeightsError: the tokenizer cannot be found or is another, weights are damaged, or cannot be changed to the
+            size.
     """
     file = model_file(path)
     run = run_of(file)
     if file.absolute() == run.model:
-        check_written(("train",), run)
+        check_written(("train",) if tokenizer is not None else ("train", "tokenizer"), run)
     recipe = load_recipe(file, trust=trust)
     trained = getattr(recipe.tokenizer.settings, "image_size", 0)
     if image_size is not None:
         recipe = resized(recipe, image_size)
     if tokenizer is None and (saved := tokenizer_file(path, recipe)) is not None:
-        if saved == run.tokenizer:
-            check_written(("tokenizer",), run)
         tokenizer = load_tokenizer(recipe, saved)
     classes = _exported_classes(file, run)
     if image_size is None:

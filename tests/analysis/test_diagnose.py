@@ -24,7 +24,9 @@ from rearkit.reports.compare import compare, diagnose_and_compare
 from rearkit.reports.comparison_page import gather, outdated
 from rearkit.reports.diagnosis import charts, screen_tables, summary
 from rearkit.stages.run_folder import RunFolder
+from rearkit.stages.stage import stage_key
 from rearkit.stages.tokens import token_data
+from rearkit.stages.train import STAGE as TRAIN
 from rearkit.system.files import write_json
 from rearkit.tokenization.quality import survival
 
@@ -132,6 +134,22 @@ def test_what_is_of_earlier_weights_is_marked_or_left_out(
     assert diagnose(copied, 50).survival_generated is None
 
 
+def test_weights_are_not_measured_with_another_tokenizer(
+    finished: RunFolder, copied: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diagnose(finished, 50)
+    shutil.copyfile(finished.path / FILE, copied.path / FILE)
+    whole = read_diagnosis(copied)
+    run(load_recipe(copied.path / "recipe.toml", ["tokenizer.fit.lr=5e-3"]), copied.path, only="tokenizer")
+    assert whole is not None and read_diagnosis(copied) is None
+    monkeypatch.setattr("rearkit.analysis.diagnose.measure", None)
+    with pytest.raises(RearkitError, match=r"diagnose: needs stage 'tokens', which was last run with .* run: python"):
+        diagnose(copied, 50)
+    # Back at the same tokenizer, its diagnosis is one again.
+    run(load_recipe(finished.path / "recipe.toml"), copied.path, only="tokenizer")
+    assert diagnose(copied, 50) == whole
+
+
 def test_colours_and_legend_are_those_of_the_groups(finished: RunFolder, copied: RunFolder, tmp_path: Path) -> None:
     diagnose(finished, 50)
     (copied.path / FILE).unlink(missing_ok=True)
@@ -151,6 +169,10 @@ def test_tokens_made_while_training_are_made_for_a_diagnosis_too(finished: RunFo
     recipe = load_recipe(copied.path / "recipe.toml", ["tokens.on_the_fly=true"])
     run(recipe, copied.path, only="tokens")
     assert token_data(copied, "train") is None
+    # As if it had been trained on them.
+    trained = copied.done("train")
+    assert trained is not None
+    write_json(copied.stage("train") / DONE, {**trained, "key": stage_key(TRAIN, recipe, copied)})
     before, after = diagnose(finished, 50), diagnose(copied, 50)
     assert after.probes == before.probes  # fitted on the same tokens
 

@@ -119,7 +119,9 @@ def runs(tiny: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory) 
     recipe = small_recipe(tiny, place)
     with pytest.MonkeyPatch.context() as patch:
         # The page is read by nobody but people, and its charts take most of the time.
-        patch.setattr(pipeline, "_report", lambda recipe, folder, worked, seconds: pipeline.show_results(folder))
+        patch.setattr(
+            pipeline, "_report", lambda recipe, folder, worked, seconds: pipeline.show_results(recipe, folder)
+        )
         yield Runs(recipe, place)
 
 

@@ -150,7 +150,9 @@ def test_what_cannot_be_written_is_told_and_nothing_is_lost(tiny: Callable[..., 
     recipe, ledger = small_recipe(tiny, tmp_path), Ledger()
     with pytest.MonkeyPatch.context() as patch:
         # The page takes most of the time, and is written as everything else is.
-        patch.setattr(pipeline, "_report", lambda recipe, folder, worked, seconds: pipeline.show_results(folder))
+        patch.setattr(
+            pipeline, "_report", lambda recipe, folder, worked, seconds: pipeline.show_results(recipe, folder)
+        )
         pipeline.run(recipe, tmp_path / "whole")
         file = tmp_path / "tiny.toml"
         file.write_text(tomli_w.dumps(recipe_to_dict(recipe)), encoding="utf-8")
@@ -176,7 +178,9 @@ def test_a_command_tells_of_each_call_that_fails_and_then_comes_to_the_same_byte
     code: int, tiny: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, ledger = small_recipe(tiny, tmp_path), Ledger()
-    monkeypatch.setattr(pipeline, "_report", lambda recipe, folder, worked, seconds: pipeline.show_results(folder))
+    monkeypatch.setattr(
+        pipeline, "_report", lambda recipe, folder, worked, seconds: pipeline.show_results(recipe, folder)
+    )
     for module in (convert, convert_tokens):
         monkeypatch.setattr(module, "in_processes", inline)
     run = pipeline.run(recipe, tmp_path / "run").path

@@ -27,6 +27,7 @@ from rearkit.stages.run_folder import RunFolder
 from rearkit.stages.run_recipe import save_resolved_recipe
 from rearkit.stages.train import export
 from rearkit.system.files import sha256, write_json
+from rearkit.system.weight_files import read_state_dict
 from rearkit.weights import write_state_dict
 
 NAMES = ("cat", "dog", "a third thing")
@@ -162,6 +163,25 @@ def test_scores_of_other_weights_are_left_out(
     assert "of other weights than the run's, and left out" in capsys.readouterr().out
     assert not (tmp_path / "x" / "scores.json").exists()
     assert "None yet." in (tmp_path / "x" / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_model_is_not_exported_with_another_tokenizer(run: RunFolder, tmp_path: Path) -> None:
+    whole, scores = run.tokenizer.read_bytes(), run.scores.read_text()
+    changed = {name: value + 1 for name, value in read_state_dict(run.tokenizer).items()}
+    try:
+        write_state_dict(run.tokenizer, changed)
+        with pytest.raises(WeightsError, match="not the tokenizer that"):
+            export_run(run.path, tmp_path / "x")
+        assert not (tmp_path / "x").exists()
+        run.tokenizer.write_bytes(whole)
+        content = json.loads(scores)
+        content["manifest"]["weights"]["tokenizer"] = "0" * 64
+        write_json(run.scores, content)
+        export_run(run.path, tmp_path / "y")
+    finally:
+        run.tokenizer.write_bytes(whole)
+        run.scores.write_text(scores)
+    assert not (tmp_path / "y" / "scores.json").exists()
 
 
 def test_the_settings_of_sampling_are_those_of_the_samples_and_scores(

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
 
-from rearkit.errors import RearkitError, StorageError
+from rearkit.errors import DataError, RearkitError, StorageError
 from rearkit.recipe.loading import load_recipe
 from rearkit.recipe.settings import setting, settings
 from rearkit.recipe.tables import ComponentTable, Recipe, component_tables
@@ -24,7 +25,9 @@ from rearkit.stages.stage import (
     expected_keys,
     run_stage,
     stage_key,
+    up_to_date,
 )
+from rearkit.system.files import write_json
 
 DONE = "stage.json"
 KEY = "key"
@@ -290,6 +293,76 @@ def test_a_finished_result_of_an_earlier_recipe_is_kept_aside(
     works.bring_up_to_date(third, folder)
     assert (aside / "out").read_text() == "0.2"
     assert (folder.stage("a") / "out").read_text() == "0.3"
+
+
+@pytest.mark.parametrize("cut_off", [False, True], ids=["finished", "cut off"])
+def test_a_result_that_was_moved_aside_is_taken_again(
+    cut_off: bool, tiny: Callable[..., Recipe], works: Works, folder: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tiny(train={"lr": 0.1}), tiny(train={"lr": 0.2})
+    works.bring_up_to_date(first, folder)
+    works.fail_in = "a" if cut_off else None
+    with pytest.raises(KeyboardInterrupt) if cut_off else contextlib.nullcontext():
+        works.bring_up_to_date(second, folder)
+    works.fail_in = None
+    assert works.bring_up_to_date(first, folder) == []
+    aside = folder.path / PREVIOUS / "a"
+    assert f"a: up to date with the result that was kept in {aside}" in capsys.readouterr().out
+    assert (folder.stage("a") / "out").read_text() == "0.1" and (aside / "out").exists() != cut_off
+    # And back, where that was finished.
+    assert works.bring_up_to_date(second, folder) == (["a", "b"] if cut_off else [])
+
+
+def test_a_damaged_result_is_not_taken_again(tiny: Callable[..., Recipe], works: Works, folder: RunFolder) -> None:
+    works.bring_up_to_date(tiny(train={"lr": 0.1}), folder)
+    works.bring_up_to_date(tiny(train={"lr": 0.2}), folder)
+    (folder.path / PREVIOUS / "a" / "out").write_text("0.7")
+    works.runs.clear()
+    assert run_stage(works.a, tiny(train={"lr": 0.1}), folder)
+    assert (folder.stage("a") / "out").read_text() == "0.1"
+
+
+def floored(runs: list[str]) -> Stage:
+    """A stage that reaches a share of codes in use of 0.5."""
+
+    def judge(recipe: Recipe, folder: RunFolder, result: Mapping[str, Any]) -> None:
+        if result["use"] < recipe.tokens.min_codebook_use:
+            raise DataError("too few")
+
+    def work(recipe: Recipe, folder: RunFolder) -> Outcome:
+        runs.append("d")
+        (folder.stage("d") / "out").write_text("made")
+        judge(recipe, folder, {"use": 0.5})
+        return Outcome({"use": 0.5}, ("out",))
+
+    return Stage("d", (), lambda recipe, _: {"tokens": recipe.tokens}, work, judge=judge)
+
+
+def test_a_finished_result_is_judged_by_new_floors_and_kept(tiny: Callable[..., Recipe], folder: RunFolder) -> None:
+    runs: list[str] = []
+    stage, (low, high, other) = floored(runs), (tiny(tokens={"min_codebook_use": share}) for share in (0.1, 0.6, 0.2))
+    assert run_stage(stage, low, folder) and run_stage(stage, other, folder) is False
+    for _ in range(2):
+        with pytest.raises(DataError, match="too few"):
+            run_stage(stage, high, folder)
+    assert folder.result("d") == {"use": 0.5} and up_to_date([stage], other, folder)
+    assert run_stage(stage, low, folder) is False
+    # Another setting is another result.
+    assert run_stage(stage, tiny(tokens={"min_codebook_use": 0.1, "augment": "flip"}), folder)
+    assert runs == ["d", "d"]
+
+
+def test_a_record_without_the_key_without_floors_is_of_its_floors(
+    tiny: Callable[..., Recipe], folder: RunFolder
+) -> None:
+    runs: list[str] = []
+    stage, recipes = floored(runs), [tiny(tokens={"min_codebook_use": share}) for share in (0.1, 0.2)]
+    run_stage(stage, recipes[0], folder)
+    record = json.loads(folder.record("d").read_text())
+    # As earlier versions wrote it.
+    write_json(folder.record("d"), {name: record[name] for name in ("key", "digest", "seconds", "outputs", "result")})
+    assert run_stage(stage, recipes[0], folder) is False
+    assert run_stage(stage, recipes[1], folder)
 
 
 def test_an_unfinished_result_does_not_push_a_finished_one_out(

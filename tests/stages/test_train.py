@@ -85,6 +85,48 @@ def test_weights_that_were_fitted_further_do_not_stand_for_the_fitted_ones(
         tokenizer_file(model, fitted)
 
 
+def other_tokenizer(model: Model) -> dict[str, torch.Tensor]:
+    return {name: value + 1 for name, value in model.tokenizer.state_dict().items()}
+
+
+def test_a_model_takes_no_other_tokenizer_than_its_own(run: tuple[Model, Path], tmp_path: Path) -> None:
+    model, folder = run[0], RunFolder(tmp_path)
+    write_state_dict(folder.tokenizer, model.tokenizer.state_dict())
+    export(model, 4, folder)
+    assert tokenizer_file(folder.model, model.recipe) == folder.tokenizer
+    mine, beside = folder.tokenizer.read_bytes(), folder.model.parent / WEIGHTS
+    write_state_dict(folder.tokenizer, other_tokenizer(model))
+    with pytest.raises(WeightsError, match=r"not the tokenizer that .*model\.safetensors was trained with; run"):
+        rearkit.load_model(folder.model)
+    assert torch.equal(logits(rearkit.load_model(folder.model, model.tokenizer)), logits(model))
+    beside.write_bytes(mine)
+    assert tokenizer_file(folder.model, model.recipe) == beside
+    assert torch.equal(rearkit.load_model(folder.model).tokenizer.codebook(), model.tokenizer.codebook())
+
+
+def test_a_model_elsewhere_in_a_run_takes_the_tokenizer_beside_it(run: tuple[Model, Path], tmp_path: Path) -> None:
+    model, folder = run
+    copied = RunFolder(tmp_path)
+    # Of an earlier version, without the tokenizer's SHA-256.
+    place = tmp_path / "exported"
+    place.mkdir()
+    (place / MODEL).write_bytes((folder / "train" / MODEL).read_bytes())
+    for path in (copied.tokenizer, place / WEIGHTS):
+        write_state_dict(path, model.tokenizer.state_dict())
+    assert tokenizer_file(place / MODEL, model.recipe) == place / WEIGHTS
+
+
+def test_a_model_that_was_moved_aside_takes_its_own_tokenizer(run: tuple[Model, Path], tmp_path: Path) -> None:
+    model, folder = run[0], RunFolder(tmp_path)
+    write_state_dict(folder.tokenizer, model.tokenizer.state_dict())
+    export(model, 4, folder)
+    folder.previous("train").parent.mkdir()
+    folder.model.parent.rename(folder.previous("train"))
+    aside = folder.previous("train") / MODEL
+    write_state_dict(folder.previous("tokenizer") / WEIGHTS, other_tokenizer(model))
+    assert tokenizer_file(aside, model.recipe) == folder.tokenizer
+
+
 def test_the_recipe_in_an_exported_model_is_a_recipe(run: tuple[Model, Path]) -> None:
     model, folder = run
     assert load_recipe(folder / "train" / MODEL) == model.recipe
