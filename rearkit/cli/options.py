@@ -112,10 +112,16 @@ class Output(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Return the path; nothing is made of it yet."""
         path = Path(value)
-        if os.path.lexists(path) and path.is_dir() != self.folder:
-            self.fail(f"{path} is {'no folder' if self.folder else 'a folder'}; choose another name", param, ctx)
-        # Through `os.path`, which takes names that are too long, too, for ones that do not exist.
-        place = path if path.is_dir() else next(above for above in path.parents if os.path.lexists(above))
+        try:
+            path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            place = next(above for above in path.parents if os.path.lexists(above))
+        except OSError as error:  # a name that is too long, or below a folder that cannot be read
+            self.fail(f"{path}: {error.strerror}; choose another name", param, ctx)
+        else:
+            if path.is_dir() != self.folder:
+                self.fail(f"{path} is {'no folder' if self.folder else 'a folder'}; choose another name", param, ctx)
+            place = path if self.folder else path.parent
         if not place.is_dir():
             self.fail(f"{path} cannot be written, as {place} is no folder; choose another place", param, ctx)
         if not os.access(place, os.W_OK | os.X_OK):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from rearkit.cli.main import cli
-from rearkit.cli.options import FiniteRange
+from rearkit.cli.options import FiniteRange, Output
 
 FILES = [
     "sample smoke --classes 3 --grid",
@@ -58,6 +59,21 @@ def test_a_place_below_a_file_is_refused(command: str, tmp_path: Path) -> None:
     for below in ("x", "deeper/x"):
         assert f"as {tmp_path / 'file'} is no folder" in refused(command, tmp_path / "file" / below)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    for command in (FILES[0], FOLDERS[0]):
+        assert os.strerror(errno.ENAMETOOLONG) in refused(command, tmp_path / ("x" * 300))
+
+
+def test_paths_that_can_be_made_pass(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    for path in (tmp_path / "file", tmp_path / "link", tmp_path / "a" / "b", Path("new")):
+        assert Output().convert(str(path), None, None) == path
+    for path in (tmp_path, tmp_path / "a" / "b", Path(), Path("new")):
+        assert Output(folder=True).convert(str(path), None, None) == path
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
 
 
 def test_a_folder_that_nobody_may_write_into_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
