@@ -12,7 +12,6 @@ from types import FrameType
 
 import attrs
 
-from rearkit.contracts import MODULES
 from rearkit.registry.component import Component
 
 OURS = "rearkit"
@@ -113,6 +112,9 @@ def blame(error: BaseException, components: Iterable[Component]) -> Blame | None
 
 def owner(built: object, components: Iterable[Component]) -> str | None:
     """Return whose code a component's class is, in words as a `Blame` has them; None if it is no plugin's."""
+    # Not above, since it imports torch, which conversions do without.
+    from rearkit.contracts import MODULES
+
     classes = type(built).__mro__
     theirs = [(component, packages(component)) for component in components if not is_built_in(component.provider)]
     for cls in classes:
