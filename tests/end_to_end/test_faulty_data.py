@@ -56,7 +56,7 @@ steps = 2
 global_batch = 4
 
 [sample]
-num_images = 4
+num_images = 6
 """
 
 

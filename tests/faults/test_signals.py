@@ -68,7 +68,8 @@ def test_a_signal_to_a_short_command_gives_a_line_and_a_code() -> None:
 def test_little_is_imported_before_signals_are_handled() -> None:
     script = "import sys; before = set(sys.modules); import rearkit.system.signals; print(*set(sys.modules) - before)"
     done = subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True, check=True)
-    assert set(done.stdout.split()) <= {"rearkit", "rearkit.system", "rearkit.system.signals", "signal", "importlib",
+    assert set(done.stdout.split()) <= {"rearkit", "rearkit.system", "rearkit.system.signals", "signal",
+                                        "rearkit.system.ranks", "importlib",
                                         "importlib._bootstrap", "importlib._bootstrap_external", "warnings",
                                         "_signal", "enum", "types", "operator", "_operator", "functools",
                                         "collections", "keyword", "itertools", "reprlib"}  # fmt: skip

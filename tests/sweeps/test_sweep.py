@@ -140,4 +140,4 @@ def test_the_ablations_can_be_read(path: Path) -> None:
         return
     sweep = load_sweep(path)
     assert sweep.name == path.stem
-    assert len(sweep.runs) / len(sweep.variants) in (2, 3, 5)  # seeds
+    assert len(sweep.runs) / len(sweep.variants) in (1, 2, 3, 5)  # seeds
