@@ -75,10 +75,12 @@ def test_results_of_earlier_weights_go_when_new_ones_are_trained(
     assert shown(run) == [*COPIES]
 
 
-def test_a_stage_that_is_refused_leaves_the_recipe_as_it_was(recipe: Recipe, run: RunFolder) -> None:
+@pytest.mark.parametrize("stage", ["sample", "evaluate"])
+def test_a_stage_that_is_refused_leaves_the_recipe_as_it_was(stage: str, recipe: Recipe, run: RunFolder) -> None:
     before = run.recipe.read_bytes(), run.owner.read_bytes()
-    with pytest.raises(RearkitError, match="sample: needs stage 'train', which was last run with another recipe"):
-        pipeline.run(trained_by(recipe, 2e-2), run.path, only="sample")
+    # The second reads nothing of the training itself, but samples that are of it.
+    with pytest.raises(RearkitError, match=f"{stage}: needs stage 'train', which was last run with another recipe"):
+        pipeline.run(trained_by(recipe, 2e-2), run.path, only=stage)
     assert (run.recipe.read_bytes(), run.owner.read_bytes()) == before
 
 

@@ -257,7 +257,7 @@ def _finish(folder: RunFolder, name: str, key: str, outcome: Outcome, seconds: f
 def check_stages_before(
     stage: Stage, stages: Iterable[Stage], recipe: Recipe, folder: RunFolder, command: str, thorough: bool = False
 ) -> None:
-    """Check, for a stage that is run alone, that the stages whose outputs it reads are up to date.
+    """Check, for a stage that is run alone, that what it reads is there, and all before it was made by this recipe.
 
     Args:
         stage: the stage to run.
@@ -268,12 +268,15 @@ def check_stages_before(
         thorough: whether to hash all outputs, not only the smallest.
 
     Raises:
-        RearkitError: an input is missing, damaged or of another recipe; the message has the command that makes it.
+        RearkitError: an input is missing or damaged, or a stage is of another recipe; the message has the remedy.
     """
-    for source in stages:
-        if source.name not in stage.inputs:
+    stages = list(stages)
+    last = max((index for index, source in enumerate(stages) if source.name in stage.inputs), default=-1)
+    for source in stages[: last + 1]:
+        done, read = folder.done(source.name), source.name in stage.inputs
+        # What no longer is there, such as images that are tokens now, is not missed where it is not read.
+        if not read and (done is None or done["key"] == stage_key(source, recipe, folder)):
             continue
-        done = folder.done(source.name)
         if done is None:
             trouble = "has not run to its end"
         elif done["key"] != stage_key(source, recipe, folder):
