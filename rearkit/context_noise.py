@@ -185,6 +185,8 @@ def replaced(
 def check_replacements(context_BN: Tensor, replaced_BN: Tensor, noise: NoiseSchedule, codebook_size: int) -> None:
     """Check that a schedule's replacements are ids that the backbone knows; on a GPU, this waits for it.
 
+    On the meta device, as in planning, there is nothing to look at.
+
     Args:
         context_BN: (B, N) int64, from `replaced`.
         replaced_BN: (B, N) bool, where a token was replaced.
@@ -194,7 +196,7 @@ def check_replacements(context_BN: Tensor, replaced_BN: Tensor, noise: NoiseSche
     Raises:
         PluginError: a replacement is out of range.
     """
-    if not hasattr(noise, "replacements"):
+    if context_BN.is_meta or not hasattr(noise, "replacements"):
         return
     last = codebook_size + extra_tokens(noise) - 1
     wrong_BN = replaced_BN & ((context_BN < 0) | (context_BN > last))
