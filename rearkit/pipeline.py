@@ -220,11 +220,16 @@ def show_results(recipe: Recipe, folder: RunFolder) -> None:
 
     Copies of results that are not the recipe's, which lies beside them, are removed.
     """
-    for stage, source in (("sample", folder.sample_grid), ("evaluate", folder.scores)):
+    sources = {"sample": folder.sample_grid, "evaluate": folder.scores}
+    current = True
+    # Without the data, whose digest is in the tokenizer's key: looking through a source may take minutes. Each stage
+    # once, since keys hash the weights that a recipe names.
+    for stage in STAGES[1:]:
+        current = current and up_to_date([stage], recipe, folder)
+        if (source := sources.get(stage.name)) is None:
+            continue
         target = folder.path / source.name
-        # Without the data, whose digest is in the tokenizer's key: looking through a source may take minutes.
-        stages = STAGES[1 : NAMES.index(stage) + 1]
-        if not source.is_file() or not up_to_date(stages, recipe, folder):
+        if not source.is_file() or not current:
             remove(target)
         elif not (target.is_file() and filecmp.cmp(source, target, shallow=False)):
             with replacing(target) as temporary:
