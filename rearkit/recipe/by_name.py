@@ -11,6 +11,7 @@ from rearkit.contracts import NoiseContext, RegularizerContext, TokenSpace
 from rearkit.errors import PluginError
 from rearkit.recipe.checking import as_table, structure
 from rearkit.registry import plugins
+from rearkit.registry.contract import build_checked
 
 CONTEXTS: dict[str, type] = {"backbone": TokenSpace, "noise": NoiseContext, "regularizer": RegularizerContext}
 """What components are built from besides their settings; noise schedules may do without."""
@@ -26,7 +27,7 @@ def make(kind: str, name: str, *context: object, **settings: object) -> Any:
         settings: the component's settings, as in a recipe.
 
     Raises:
-        PluginError: there is no such kind or component, or its context is missing or another.
+        PluginError: there is no such kind or component, its context is missing or another, or it breaks its contract.
         RecipeError: all errors in the settings.
         ValueError: the settings do not fit the context.
     """
@@ -39,4 +40,4 @@ def make(kind: str, name: str, *context: object, **settings: object) -> Any:
         needed = f"a {wanted[0].__name__} of rearkit.contracts after its name" if wanted else "its settings alone"
         found = ", ".join(type(each).__name__ for each in context) or "nothing"
         raise PluginError(f"{kind} {name!r}: needs {needed}; found {found}")
-    return component.build(checked, *context)
+    return build_checked(component, checked, *context)
